@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import "time"
+
+// Family is a network-layer protocol family. It indexes [Counts.Cells].
+type Family int
+
+// The families that are told apart. A frame that is neither IPv4 nor IPv6 (ARP,
+// LLDP, MPLS, …) is FamilyOther.
+const (
+	FamilyIPv4 Family = iota
+	FamilyIPv6
+	FamilyOther
+	Families
+)
+
+func (f Family) String() string { return [Families]string{"ipv4", "ipv6", "other"}[f] }
+
+// Protocol is a transport protocol. It indexes [Counts.Cells].
+type Protocol int
+
+// The protocols that are told apart. Everything else, and all of FamilyOther, is
+// ProtocolOther.
+const (
+	ProtocolTCP Protocol = iota
+	ProtocolUDP
+	ProtocolICMP
+	ProtocolOther
+	Protocols
+)
+
+func (p Protocol) String() string {
+	return [Protocols]string{"tcp", "udp", "icmp", "other"}[p]
+}
+
+// Volume is an amount of traffic.
+type Volume struct {
+	Bytes   uint64 // layer 2, without preamble, FCS and inter-frame gap
+	Packets uint64
+}
+
+func (v Volume) plus(w Volume) Volume {
+	return Volume{Bytes: v.Bytes + w.Bytes, Packets: v.Packets + w.Packets}
+}
+
+// Counts is what was counted in one direction.
+type Counts struct {
+	// Interface counts one packet per socket buffer and its length, which is what
+	// the kernel's own interface counters say while segmentation offload is on.
+	Interface Volume
+
+	// Cells holds the wire numbers: a super-packet of segmentation offload counts
+	// as the segments it stands for, each with its own headers.
+	Cells [Families][Protocols]Volume
+
+	SYN    uint64 // SYN without ACK: requests, retransmitted ones too
+	SYNACK uint64
+	RST    uint64
+	FIN    uint64
+}
+
+// Wire returns the wire numbers over all families and protocols: the primary
+// numbers.
+func (c Counts) Wire() Volume {
+	var sum Volume
+	for family := range c.Cells {
+		sum = sum.plus(c.Family(Family(family)))
+	}
+	return sum
+}
+
+// Family returns the wire numbers of one family.
+func (c Counts) Family(f Family) Volume {
+	var sum Volume
+	for _, v := range c.Cells[f] {
+		sum = sum.plus(v)
+	}
+	return sum
+}
+
+// Protocol returns the wire numbers of one protocol.
+func (c Counts) Protocol(p Protocol) Volume {
+	var sum Volume
+	for _, cells := range c.Cells {
+		sum = sum.plus(cells[p])
+	}
+	return sum
+}
+
+// Plus returns the sum of two counts.
+func (c Counts) Plus(d Counts) Counts {
+	sum := Counts{
+		Interface: c.Interface.plus(d.Interface),
+		SYN:       c.SYN + d.SYN,
+		SYNACK:    c.SYNACK + d.SYNACK,
+		RST:       c.RST + d.RST,
+		FIN:       c.FIN + d.FIN,
+	}
+	for f := range c.Cells {
+		for p := range c.Cells[f] {
+			sum.Cells[f][p] = c.Cells[f][p].plus(d.Cells[f][p])
+		}
+	}
+	return sum
+}
+
+// Traffic is what was counted in both directions, as the container sees them.
+type Traffic struct {
+	Receive  Counts
+	Transmit Counts
+}
+
+// Plus returns the sum of two traffics.
+func (t Traffic) Plus(u Traffic) Traffic {
+	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit)}
+}
+
+// State says whether a container runs.
+type State string
+
+// The states of a container.
+const (
+	Running State = "running"
+	Stopped State = "stopped"
+)
+
+// Reason says why a container's traffic is not counted.
+type Reason string
+
+// The reasons for a container not to be accounted.
+const (
+	Accounted     Reason = ""
+	Starting      Reason = "starting"       // its namespace is not there yet
+	HostNetwork   Reason = "host_network"   // shares the host's namespace
+	SharedNetwork Reason = "shared_network" // counted with the container that owns the namespace
+	NoHostVeth    Reason = "no_host_veth"   // no interface, or one without an end in the host
+	AttachFailed  Reason = "attach_failed"  // see the log
+)
+
+// Interface is one interface of a container, or an attachment nobody owns.
+type Interface struct {
+	Name          string // as the container calls it, "" when nobody owns it
+	HostInterface string // the host veth's name, the last one where there were several
+	Hook          string // how it is counted: "clsact"
+	AttachedAt    time.Time
+	Attached      bool // false: the numbers are final until a new veth takes over
+	Traffic
+}
+
+// Container is the usage of one container.
+type Container struct {
+	ID        string // full, as in the cgroup path
+	ParentID  string // the container around a nested one, or ""
+	Name      string // the runtime's name, or the id while none is known
+	Runtime   string // "docker", "containerd", "crio", "podman", … or ""
+	Image     string
+	Namespace string // Kubernetes namespace
+	Pod       string // Kubernetes pod name, or its uid while none is known
+	Labels    map[string]string
+	Cgroup    string // path within the hierarchy, "/docker/<id>"
+
+	State       State
+	StartedAt   time.Time
+	StoppedAt   time.Time // zero while running
+	NetworkMode string    // "bridge", "host", "none", "container", … or ""
+	Reason      Reason    // Accounted, or why not
+
+	Interfaces []Interface // by name
+	Traffic                // the sum over Interfaces
+}
+
+// Accounted says whether the container's traffic is counted.
+func (c Container) Accounted() bool { return c.Reason == Accounted }
+
+// Snapshot is the usage of the whole host at one moment. It belongs to the
+// caller.
+type Snapshot struct {
+	TakenAt    time.Time
+	Containers []Container // by start time, then id
+	Unowned    []Interface // attachments without a container, by host interface
+
+	// Uncounted counts packets that no slot took, by cause.
+	Uncounted map[string]uint64
+	// Unclassified counts packets whose bytes were counted and whose headers
+	// could not be read, by cause.
+	Unclassified map[string]uint64
+}
