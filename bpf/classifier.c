@@ -1,0 +1,448 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+/* Counts the packets of container interfaces at the clsact hooks of their host
+ * veths. Every path returns TC_ACT_UNSPEC: nothing here decides about a packet.
+ *
+ * Only __sk_buff and uapi headers are used, so no kernel BTF is needed. Floor:
+ * Linux 5.10.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* Direction as the container sees it. */
+enum direction { RECEIVE, TRANSMIT, DIRECTIONS };
+
+/* Where a packet's wire bytes go: cell = family * PROTOCOLS + protocol. A frame
+ * that is neither IPv4 nor IPv6 has the one cell NON_IP.
+ */
+enum family { IPV4, IPV6 };
+enum protocol { TCP, UDP, ICMP, OTHER, PROTOCOLS };
+enum { NON_IP = 2 * PROTOCOLS, CELLS };
+
+enum trouble {
+	FINE,
+	NO_ROW,		  /* not counted: user space made no row for the slot */
+	TRUNCATED,	  /* counted, but the packet ends within its headers */
+	MALFORMED,	  /* counted, but a header contradicts itself */
+	TOO_MANY_HEADERS, /* counted, but an IPv6 header chain is too long */
+	TROUBLES
+};
+
+struct volume {
+	__u64 bytes;
+	__u64 packets;
+};
+
+/* The counters of one slot, direction and CPU: three cache lines, of which TCP
+ * and UDP over IPv4 touch one.
+ */
+struct row {
+	struct volume interface; /* one packet per skb, skb->len */
+	struct volume cells[CELLS]; /* on the wire */
+	__u64 tcp_syn;
+	__u64 tcp_synack;
+	__u64 tcp_rst;
+	__u64 tcp_fin;
+};
+_Static_assert(sizeof(struct row) == 3 * 64, "a row fills its cache lines");
+
+/* One CPU's troubles, a cache line. */
+struct cpu_troubles {
+	__u64 count[8];
+};
+_Static_assert(sizeof(struct cpu_troubles) == 64 && TROUBLES <= 8, "troubles fit a cache line");
+
+/* What the headers of a packet say. */
+struct packet {
+	__u32 cell;
+	__u32 headers; /* bytes that each segment of a super-packet repeats */
+	__u32 tcp_flags;
+};
+
+/* Slots share a chunk of rows, so that memory follows the attachments. */
+#define SLOTS_PER_CHUNK 64
+
+/* How many rows a slot has per direction: the highest possible CPU + 1. */
+volatile const __u32 cpus = 1;
+
+struct chunk {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLOTS_PER_CHUNK *DIRECTIONS); /* times cpus, set at load */
+	__type(key, __u32);
+	__type(value, struct row);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 65536 / SLOTS_PER_CHUNK);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct chunk);
+} chunks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* cpus, set at load */
+	__type(key, __u32);
+	__type(value, struct cpu_troubles);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} troubles SEC(".maps");
+
+/* Who has a slot: kept by user space alone, read back after a restart. */
+struct slot {
+	__u64 generation; /* boot time in ns when it was taken: never twice the same */
+	__u32 ifindex;
+	__u32 flags;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct slot);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} slots SEC(".maps");
+
+static __always_inline void count_trouble(__u32 trouble)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct cpu_troubles *mine = bpf_map_lookup_elem(&troubles, &cpu);
+
+	if (mine && trouble < TROUBLES)
+		mine->count[trouble]++;
+}
+
+static __always_inline struct row *row_of(__u32 slot, enum direction direction)
+{
+	__u32 index = slot / SLOTS_PER_CHUNK;
+	void *chunk = bpf_map_lookup_elem(&chunks, &index);
+
+	if (!chunk)
+		return NULL;
+	index = (slot % SLOTS_PER_CHUNK * DIRECTIONS + direction) * cpus + bpf_get_smp_processor_id();
+	return bpf_map_lookup_elem(chunk, &index);
+}
+
+static __always_inline __u32 protocol_of(__u8 number, __u8 icmp)
+{
+	switch (number) {
+	case IPPROTO_TCP:
+		return TCP;
+	case IPPROTO_UDP:
+		return UDP;
+	}
+	return number == icmp ? ICMP : OTHER;
+}
+
+/* plain reads the headers of the packets that are nearly all: IPv4 without
+ * options or IPv6 without extension headers, directly after the Ethernet header,
+ * whole and in the linear part. It returns false, having promised nothing, for
+ * anything else.
+ */
+static __always_inline bool plain(struct __sk_buff *skb, struct packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 offset, room;
+	__u8 next;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end || *(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x1fff))
+			return false;
+		room = bpf_ntohs(ip->tot_len);
+		if (room > skb->len - ETH_HLEN || room < sizeof(*ip))
+			return false;
+		room -= sizeof(*ip);
+		next = ip->protocol;
+		offset = ETH_HLEN + sizeof(*ip);
+		p->cell = IPV4 * PROTOCOLS + protocol_of(next, IPPROTO_ICMP);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end || *(__u8 *)ip >> 4 != 6)
+			return false;
+		room = bpf_ntohs(ip->payload_len);
+		if (room > skb->len - ETH_HLEN - sizeof(*ip))
+			return false;
+		next = ip->nexthdr;
+		if (next != IPPROTO_TCP && next != IPPROTO_UDP && next != IPPROTO_ICMPV6)
+			return false;
+		offset = ETH_HLEN + sizeof(*ip);
+		p->cell = IPV6 * PROTOCOLS + protocol_of(next, IPPROTO_ICMPV6);
+	} else {
+		return false;
+	}
+
+	p->headers = offset;
+	if (next == IPPROTO_TCP) {
+		struct tcphdr *tcp = data + offset;
+
+		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4 > room)
+			return false;
+		p->headers += tcp->doff * 4;
+		p->tcp_flags = ((__u8 *)tcp)[13];
+	} else if (next == IPPROTO_UDP) {
+		p->headers += 8;
+	}
+	return true;
+}
+
+/* read_transport reads the header behind the IP headers, of whose packet `room`
+ * bytes are left.
+ */
+static __always_inline __u32 read_transport(struct __sk_buff *skb, __u8 next, __u32 offset,
+					    __u32 room, struct packet *p)
+{
+	struct tcphdr tcp;
+
+	p->headers = offset;
+	if (next == IPPROTO_UDP)
+		p->headers += 8;
+	if (next != IPPROTO_TCP)
+		return FINE;
+	if (room < sizeof(tcp) || bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
+		return TRUNCATED;
+	if (tcp.doff < 5)
+		return MALFORMED;
+	if (tcp.doff * 4 > room)
+		return TRUNCATED;
+	p->headers += tcp.doff * 4;
+	p->tcp_flags = ((__u8 *)&tcp)[13];
+	return FINE;
+}
+
+/* The bytes of an IP packet, from its first header on: what it says, or what
+ * there is where it says nothing (0: larger than 64 KB, "BIG TCP") or too much.
+ */
+static __always_inline __u32 real_length(__u32 said, __u32 there)
+{
+	return said && said < there ? said : there;
+}
+
+static __always_inline __u32 read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *p)
+{
+	struct iphdr ip;
+	__u32 length, header;
+
+	p->cell = IPV4 * PROTOCOLS + OTHER;
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return TRUNCATED;
+	if (ip.version != 4 || ip.ihl < 5)
+		return MALFORMED;
+	p->cell = IPV4 * PROTOCOLS + protocol_of(ip.protocol, IPPROTO_ICMP);
+
+	header = ip.ihl * 4;
+	if (ip.tot_len && bpf_ntohs(ip.tot_len) < header)
+		return MALFORMED;
+	length = real_length(bpf_ntohs(ip.tot_len), skb->len - offset);
+	if (length < header)
+		return TRUNCATED;
+	if (ip.frag_off & bpf_htons(0x1fff)) /* a later fragment: no transport header */
+		return FINE;
+	return read_transport(skb, ip.protocol, offset + header, length - header, p);
+}
+
+/* As in the kernel's own walk, net/ipv6/exthdrs_core.c. */
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT ||
+	       next == IPPROTO_AH || next == IPPROTO_DSTOPTS;
+}
+
+/* Real packets have one or two; RFC 8200 section 4.1 knows five kinds. */
+#define MAX_EXTENSIONS 8
+
+static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *p)
+{
+	struct ipv6hdr ip;
+	__u32 room, size;
+	__u8 next;
+
+	p->cell = IPV6 * PROTOCOLS + OTHER;
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return TRUNCATED;
+	if (ip.version != 6)
+		return MALFORMED;
+	offset += sizeof(ip);
+	room = real_length(bpf_ntohs(ip.payload_len), skb->len - offset);
+	next = ip.nexthdr;
+
+	for (int i = 0; i < MAX_EXTENSIONS && is_extension(next); i++) {
+		struct {
+			__u8 next;
+			__u8 length;
+			__be16 fragment;
+		} ext;
+
+		if (room < 8 || bpf_skb_load_bytes(skb, offset, &ext, sizeof(ext)))
+			return TRUNCATED;
+		if (next == IPPROTO_FRAGMENT && ext.fragment & bpf_htons(0xfff8)) {
+			p->cell = IPV6 * PROTOCOLS + protocol_of(ext.next, IPPROTO_ICMPV6);
+			return FINE; /* a later fragment: no transport header */
+		}
+		if (next == IPPROTO_FRAGMENT)
+			size = 8;
+		else if (next == IPPROTO_AH) /* RFC 4302 section 2.2 */
+			size = (ext.length + 2) * 4;
+		else
+			size = (ext.length + 1) * 8;
+		if (size > room)
+			return TRUNCATED;
+		next = ext.next;
+		offset += size;
+		room -= size;
+	}
+	if (is_extension(next))
+		return TOO_MANY_HEADERS;
+	p->cell = IPV6 * PROTOCOLS + protocol_of(next, IPPROTO_ICMPV6);
+	return read_transport(skb, next, offset, room, p);
+}
+
+static __always_inline bool is_vlan(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* read_headers reads any packet, non-linear ones too. The kernel has taken the
+ * outermost VLAN tag out of most frames already (skb->vlan_present); up to two
+ * more are stepped over. Returns a trouble.
+ */
+static __noinline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 offset = ETH_HLEN;
+	__be16 type = skb->protocol;
+
+	p->cell = NON_IP;
+	for (int tags = 0; tags < 2 && is_vlan(type); tags++) {
+		struct {
+			__be16 tci;
+			__be16 type;
+		} tag;
+
+		if (bpf_skb_load_bytes(skb, offset, &tag, sizeof(tag)))
+			return TRUNCATED;
+		type = tag.type;
+		offset += sizeof(tag);
+	}
+	if (type == bpf_htons(ETH_P_IP))
+		return read_ipv4(skb, offset, p);
+	if (type == bpf_htons(ETH_P_IPV6))
+		return read_ipv6(skb, offset, p);
+	return FINE;
+}
+
+/* wire says what the packet is on a wire: a super-packet is the segments it
+ * stands for, each with headers of its own, and a VLAN tag is 4 bytes wherever
+ * the kernel keeps it. skb->wire_len is no help: on ingress it leaves the headers
+ * out (net/core/dev.c, qdisc_pkt_len_init).
+ */
+static __always_inline struct volume wire(struct __sk_buff *skb, __u32 headers)
+{
+	__u32 tag = skb->vlan_present ? 4 : 0;
+	struct volume v = { .bytes = skb->len + tag, .packets = 1 };
+
+	if (skb->gso_size) {
+		__u32 segments = skb->gso_segs;
+
+		/* Packets from outside the kernel (tap, packet sockets) may not say. */
+		if (!segments && skb->len > headers)
+			segments = (skb->len - headers + skb->gso_size - 1) / skb->gso_size;
+		if (segments > 1) {
+			v.packets = segments;
+			v.bytes += (__u64)(segments - 1) * (headers + tag);
+		}
+	}
+	return v;
+}
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+static __noinline void count_flags(struct row *row, __u32 flags)
+{
+	if (flags & TCP_SYN) {
+		if (flags & TCP_ACK)
+			row->tcp_synack++;
+		else
+			row->tcp_syn++;
+	}
+	if (flags & TCP_RST)
+		row->tcp_rst++;
+	if (flags & TCP_FIN)
+		row->tcp_fin++;
+}
+
+/* account adds a packet to its slot. The row is this CPU's own and classifiers
+ * run with bottom halves off, so plain adds do.
+ */
+static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direction direction)
+{
+	struct row *row = row_of(slot, direction);
+	struct packet p = {};
+	struct volume v;
+
+	if (!row) {
+		/* User space makes the row before it attaches us, so this is a bug
+		 * there. An undercount nobody can see would be worse.
+		 */
+		count_trouble(NO_ROW);
+		return TC_ACT_UNSPEC;
+	}
+	row->interface.bytes += skb->len;
+	row->interface.packets++;
+
+	if (!plain(skb, &p)) {
+		struct packet odd = {};
+		__u32 trouble = read_headers(skb, &odd);
+
+		if (trouble != FINE)
+			count_trouble(trouble);
+		p = odd;
+	}
+	v = wire(skb, p.headers);
+	if (p.cell < CELLS) {
+		row->cells[p.cell].bytes += v.bytes;
+		row->cells[p.cell].packets += v.packets;
+	}
+	if (p.tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN))
+		count_flags(row, p.tcp_flags);
+	return TC_ACT_UNSPEC;
+}
+
+/* What enters the host veth is what the container transmitted. cls_bpf has put
+ * the minor number of the filter's classid into tc_classid (net/sched/cls_bpf.c):
+ * our slot.
+ */
+SEC("tc")
+int nettally_ingress(struct __sk_buff *skb)
+{
+	return account(skb, skb->tc_classid, TRANSMIT);
+}
+
+/* What leaves the host veth is what the container receives. */
+SEC("tc")
+int nettally_egress(struct __sk_buff *skb)
+{
+	return account(skb, skb->tc_classid, RECEIVE);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

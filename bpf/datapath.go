@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the classifiers and their counters: it loads them into the
+// kernel and reads what they counted.
+//
+// One pair of programs serves every interface. A filter's classid names its slot
+// (16 bits, the minor number), and a slot is a row of counters per direction and
+// CPU. Rows live in chunks of 64 slots, so that memory follows the attachments,
+// and are mapped into the process, so that reading takes no system call.
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// Layout is the version of the pinned maps. A change of any of their types or
+// sizes is a new version in a new folder.
+const Layout = "v1"
+
+// MaxSlots is how many interfaces can be counted at once: slot 0 is what a filter
+// without a classid would count on, and belongs to nobody.
+const MaxSlots = 65535
+
+const slotsPerChunk = 64
+
+// Directions index the two results of [Datapath.Read], and the rows in a chunk.
+const (
+	receive = iota
+	transmit
+	directions
+)
+
+var (
+	// ErrInUse means that another process has the pin path.
+	ErrInUse = errors.New("in use by another nettally")
+	// ErrFull means that every slot is taken.
+	ErrFull = errors.New("every slot is taken")
+	// ErrReleased means that the slot was released, and maybe taken again.
+	ErrReleased = errors.New("slot was released")
+)
+
+// Options say where the counters live.
+type Options struct {
+	// PinPath is a folder on a bpffs below which the maps are pinned, so that
+	// counting outlives the process. Empty: nothing is pinned, and the counters
+	// end with the process and the last filter.
+	PinPath string
+	// MaxSlots bounds the slots in use, MaxSlots if 0.
+	MaxSlots int
+}
+
+// Datapath is the kernel side: the programs and their counters.
+//
+// Its methods are safe for concurrent use.
+type Datapath struct {
+	// Ingress and Egress are the programs for the two hooks of a host veth.
+	Ingress *ebpf.Program
+	Egress  *ebpf.Program
+
+	maps     classifierMaps
+	lock     *os.File // holds the pin path, nil if not pinned
+	cpus     int
+	maxSlots int
+	chunk    *ebpf.MapSpec
+	troubles []classifierCpuTroubles // by CPU, mapped
+
+	mu     sync.RWMutex
+	chunks map[uint16][]Counters // mapped rows by chunk
+	taken  map[uint16]Slot
+	newest uint64 // generation
+	lowest int    // no slot below it is free
+}
+
+// Load puts the programs and maps into the kernel, or opens the maps that are
+// pinned already, with the slots that are in use.
+//
+// It needs Linux 5.10, and CAP_BPF with CAP_NET_ADMIN to load, CAP_SYS_ADMIN to
+// open the chunks of an earlier process. Close leaves pinned maps behind; [Unpin]
+// removes them.
+//
+// Returns an error wrapping [ErrInUse] while another process has the pin path.
+func Load(o Options) (_ *Datapath, err error) {
+	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16][]Counters{}, taken: map[uint16]Slot{}, lowest: 1}
+	if d.maxSlots == 0 {
+		d.maxSlots = MaxSlots
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+
+	// Before 5.11 maps count against RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK: %w (needs CAP_SYS_RESOURCE before Linux 5.11)", err)
+	}
+	var folder string
+	if o.PinPath != "" {
+		folder = filepath.Join(o.PinPath, Layout)
+		if d.lock, err = claim(o.PinPath, folder); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.load(folder); err != nil {
+		return nil, err
+	}
+	if err := d.recall(); err != nil {
+		return nil, fmt.Errorf("read slots: %w", err)
+	}
+	return d, nil
+}
+
+func (d *Datapath) load(folder string) error {
+	spec, err := loadClassifier()
+	if err != nil {
+		return err
+	}
+	if d.cpus, err = ebpf.PossibleCPU(); err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	if err := spec.Variables[classifierVarCpus].Set(uint32(d.cpus)); err != nil {
+		return fmt.Errorf("set number of CPUs: %w", err)
+	}
+	spec.Maps[classifierMapTroubles].MaxEntries = uint32(d.cpus)
+	d.chunk = spec.Maps[classifierMapChunks].InnerMap
+	d.chunk.MaxEntries = uint32(slotsPerChunk * directions * d.cpus)
+	if folder == "" {
+		for _, m := range spec.Maps {
+			m.Pinning = ebpf.PinNone
+		}
+	}
+
+	var objects classifierObjects
+	err = spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: folder}})
+	if err != nil {
+		return explain(err, folder)
+	}
+	d.Ingress, d.Egress, d.maps = objects.NettallyIngress, objects.NettallyEgress, objects.classifierMaps
+	if d.troubles, err = mapped[classifierCpuTroubles](d.maps.Troubles); err != nil {
+		return fmt.Errorf("map error cells: %w", err)
+	}
+	return nil
+}
+
+// explain says what to do about an error of loading.
+func explain(err error, folder string) error {
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return fmt.Errorf("open counters in %s: %w: run `nettally detach` to discard them", folder, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load classifiers: %w: needs root, or CAP_BPF and CAP_NET_ADMIN", err)
+	}
+	return fmt.Errorf("load classifiers: %w", err)
+}
+
+// Close gives up what the process holds. Filters go on counting; pinned maps stay.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for index := range d.chunks {
+		errs = append(errs, d.unmapChunk(index))
+	}
+	if d.troubles != nil {
+		errs = append(errs, unmap(d.troubles))
+		d.troubles = nil
+	}
+	if d.Ingress != nil {
+		errs = append(errs, d.Ingress.Close(), d.Egress.Close(), d.maps.Close())
+		d.Ingress = nil
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+		d.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+// mapped maps the values of an array into the process.
+func mapped[T any](m *ebpf.Map) ([]T, error) {
+	size := int(m.MaxEntries()) * int(unsafe.Sizeof(*new(T)))
+	data, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(data))), m.MaxEntries()), nil
+}
+
+func unmap[T any](values []T) error {
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(values)), uintptr(len(values))*unsafe.Sizeof(*new(T)))
+}

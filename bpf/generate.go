@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+// The objects are committed, so that building needs no clang; `make generate`
+// installs what this line needs.
+//go:generate go tool bpf2go -go-package bpf -cc clang-16 -strip llvm-strip-16 -target bpfel,bpfeb -type row -type cpu_troubles -type slot classifier classifier.c -- -O2 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// bpffsRoot is where hosts mount the bpffs, if they do.
+const bpffsRoot = "/sys/fs/bpf"
+
+// mountSource names a bpffs that we mounted, in /proc/self/mountinfo: [Unpin] takes
+// off no other.
+const mountSource = "nettally"
+
+// claim makes the folder for pins and locks the pin path, mounting a bpffs if it
+// lies on none.
+func claim(pinPath, folder string) (*os.File, error) {
+	if err := ensureBPFFS(pinPath); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, fmt.Errorf("make pin path: %w", err)
+	}
+	return lockPath(pinPath)
+}
+
+// lockPath locks a folder for this process, until the file is closed.
+func lockPath(path string) (*os.File, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open pin path: %w", err)
+	}
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrInUse
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w (stop it, or set another bpf.pin_path)", path, err), file.Close())
+	}
+	return file, nil
+}
+
+// ensureBPFFS mounts a bpffs where the pin path lies on none: at the usual place if
+// the path is below that, at the path itself otherwise.
+func ensureBPFFS(pinPath string) error {
+	if isBPFFS(pinPath) {
+		return nil
+	}
+	at := pinPath
+	if below(pinPath, bpffsRoot) {
+		at = bpffsRoot
+	}
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return fmt.Errorf("make mount point of bpffs: %w", err)
+	}
+	if err := unix.Mount(mountSource, at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("mount bpffs on %s: %w: run `mount -t bpf bpf %s`, or set bpf.pin_path to a bpffs", at, err, at)
+	}
+	return nil
+}
+
+// isBPFFS says whether a path, or the nearest parent that exists, is on a bpffs.
+func isBPFFS(path string) bool {
+	for {
+		var fs unix.Statfs_t
+		err := unix.Statfs(path, &fs)
+		if err == nil {
+			return uint64(fs.Type) == unix.BPF_FS_MAGIC
+		}
+		parent := filepath.Dir(path)
+		if !errors.Is(err, unix.ENOENT) || parent == path {
+			return false
+		}
+		path = parent
+	}
+}
+
+func below(path, root string) bool {
+	return path == root || strings.HasPrefix(path, root+"/")
+}
+
+// Unpin removes the pinned maps of every layout below the pin path, the folders we
+// made for them, and the bpffs if we mounted it and nothing else is in it. What is
+// not there is fine.
+//
+// Returns an error wrapping [ErrInUse] while a process has the pin path.
+func Unpin(pinPath string) error {
+	if _, err := os.Stat(pinPath); errors.Is(err, os.ErrNotExist) {
+		return unmountOurs(pinPath)
+	}
+	lock, err := lockPath(pinPath)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if isBPFFS(pinPath) {
+		if err := removePins(pinPath); err != nil {
+			return fmt.Errorf("remove pins: %w", err)
+		}
+	}
+	// The lock keeps the mount busy.
+	if err := lock.Close(); err != nil {
+		return err
+	}
+	return unmountOurs(pinPath)
+}
+
+// removePins removes v1, v2, … with the maps in them, and the pin path if that
+// leaves it empty and it is not the mount itself.
+func removePins(pinPath string) error {
+	layouts, err := filepath.Glob(filepath.Join(pinPath, "v[0-9]*"))
+	if err != nil {
+		return err
+	}
+	for _, layout := range layouts {
+		if err := os.RemoveAll(layout); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(pinPath); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	return nil
+}
+
+// unmountOurs takes the bpffs that the pin path lies on off, if it is ours and
+// empty.
+func unmountOurs(pinPath string) error {
+	at := pinPath
+	if below(pinPath, bpffsRoot) {
+		at = bpffsRoot
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	if !mountedByUs(string(mounts), at) {
+		return nil
+	}
+	entries, err := os.ReadDir(at)
+	if err != nil || len(entries) > 0 {
+		return err
+	}
+	if err := unix.Unmount(at, 0); err != nil {
+		return fmt.Errorf("unmount bpffs from %s: %w", at, err)
+	}
+	if at == bpffsRoot {
+		return nil
+	}
+	return os.Remove(at)
+}
+
+// mountedByUs says whether the last mount on a place is a bpffs of ours, by the
+// lines of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+func mountedByUs(mountinfo, at string) bool {
+	ours := false
+	for line := range strings.Lines(mountinfo) {
+		head, tail, _ := strings.Cut(line, " - ")
+		fields, source := strings.Fields(head), strings.Fields(tail)
+		if len(fields) > 4 && len(source) > 1 && fields[4] == at {
+			ours = source[0] == "bpf" && source[1] == mountSource
+		}
+	}
+	return ours
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Counters is what one direction of a slot counted: wire numbers in Cells (by
+// family: IPv4 0-3, IPv6 4-7, neither 8; within a family TCP, UDP, ICMP, other),
+// and the interface numbers.
+type Counters = classifierRow
+
+// Slot is the right to a row of counters. A slot that was released and taken again
+// has another generation.
+type Slot struct {
+	Index      uint16
+	Generation uint64 // CLOCK_BOOTTIME in ns when it was taken
+	Ifindex    int
+	OwnQdisc   bool // we made the interface's clsact qdisc
+}
+
+// flagOwnQdisc is Slot.OwnQdisc in the flags of a pinned slot.
+const flagOwnQdisc = 1
+
+// Take takes a slot for an interface, with all its counters at 0.
+//
+// Returns an error wrapping [ErrFull] if there is none.
+func (d *Datapath) Take(ifindex int) (Slot, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	index, ok := d.free()
+	if !ok {
+		return Slot{}, fmt.Errorf("take slot for ifindex %d: %w (bpf.max_interfaces %d)", ifindex, ErrFull, d.maxSlots)
+	}
+	if err := d.ensureChunk(index / slotsPerChunk); err != nil {
+		return Slot{}, fmt.Errorf("make rows for slot %d: %w", index, err)
+	}
+	clear(d.rows(index))
+
+	s := Slot{Index: index, Generation: d.generation(), Ifindex: ifindex}
+	if err := d.remember(s); err != nil {
+		return Slot{}, err
+	}
+	return s, nil
+}
+
+// Own notes that we made the qdisc of the slot's interface, over restarts.
+func (d *Datapath) Own(s Slot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.valid(s) {
+		return ErrReleased
+	}
+	s.OwnQdisc = true
+	return d.remember(s)
+}
+
+// Release gives a slot back. No filter may use it any more.
+func (d *Datapath) Release(s Slot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.valid(s) {
+		return nil
+	}
+	delete(d.taken, s.Index)
+	d.lowest = min(d.lowest, int(s.Index))
+	if err := d.maps.Slots.Delete(uint32(s.Index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("release slot %d: %w", s.Index, err)
+	}
+	return d.dropChunk(s.Index / slotsPerChunk)
+}
+
+// Slots returns the slots in use, in no order.
+func (d *Datapath) Slots() []Slot {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	slots := make([]Slot, 0, len(d.taken))
+	for _, s := range d.taken {
+		slots = append(slots, s)
+	}
+	return slots
+}
+
+// Read returns what a slot has counted so far, as the container sees it. Each
+// number only grows; numbers that are read while packets pass may be a packet
+// apart.
+//
+// Returns [ErrReleased] if the slot is no longer the one that was taken.
+func (d *Datapath) Read(s Slot) (rx, tx Counters, err error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if !d.valid(s) {
+		return rx, tx, ErrReleased
+	}
+	rows := d.rows(s.Index)
+	return sum(rows[:d.cpus]), sum(rows[d.cpus:]), nil
+}
+
+// Uncounted returns the number of packets that found no row, and so stand nowhere.
+func (d *Datapath) Uncounted() map[string]uint64 {
+	return d.trouble(map[string]int{"no_row": 1})
+}
+
+// Unclassified returns the number of packets whose headers could not be read: they
+// are counted, as "other" where the headers before the trouble do not say more.
+func (d *Datapath) Unclassified() map[string]uint64 {
+	return d.trouble(map[string]int{"truncated": 2, "malformed": 3, "too_many_headers": 4})
+}
+
+// trouble sums error cells over CPUs, by the numbers of enum trouble in
+// classifier.c.
+func (d *Datapath) trouble(cells map[string]int) map[string]uint64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	counts := make(map[string]uint64, len(cells))
+	for cause, cell := range cells {
+		counts[cause] = 0
+		for cpu := range d.troubles {
+			counts[cause] += atomic.LoadUint64(&d.troubles[cpu].Count[cell])
+		}
+	}
+	return counts
+}
+
+// recall reads the slots that an earlier process left in use.
+func (d *Datapath) recall() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var index uint32
+	var pinned classifierSlot
+	all := d.maps.Slots.Iterate()
+	for all.Next(&index, &pinned) {
+		s := Slot{
+			Index:      uint16(index),
+			Generation: pinned.Generation,
+			Ifindex:    int(pinned.Ifindex),
+			OwnQdisc:   pinned.Flags&flagOwnQdisc != 0,
+		}
+		if err := d.ensureChunk(s.Index / slotsPerChunk); err != nil {
+			return fmt.Errorf("open rows of slot %d: %w", s.Index, err)
+		}
+		d.taken[s.Index] = s
+		d.newest = max(d.newest, s.Generation)
+	}
+	return all.Err()
+}
+
+// valid says whether a slot is still the one that was taken.
+func (d *Datapath) valid(s Slot) bool {
+	now, ok := d.taken[s.Index]
+	return ok && now.Generation == s.Generation
+}
+
+// free returns the lowest free slot, which keeps the chunks few.
+func (d *Datapath) free() (uint16, bool) {
+	if len(d.taken) >= d.maxSlots {
+		return 0, false
+	}
+	for ; d.lowest <= MaxSlots; d.lowest++ {
+		if _, ok := d.taken[uint16(d.lowest)]; !ok {
+			return uint16(d.lowest), true
+		}
+	}
+	return 0, false
+}
+
+// generation returns a number that no slot had since the host booted.
+func (d *Datapath) generation() uint64 {
+	var now unix.Timespec
+	// Cannot fail: the clock is there since Linux 2.6.39 and the pointer is good.
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	d.newest = max(d.newest+1, uint64(now.Nano()))
+	return d.newest
+}
+
+func (d *Datapath) remember(s Slot) error {
+	pinned := classifierSlot{Generation: s.Generation, Ifindex: uint32(s.Ifindex)}
+	if s.OwnQdisc {
+		pinned.Flags |= flagOwnQdisc
+	}
+	if err := d.maps.Slots.Put(uint32(s.Index), pinned); err != nil {
+		return fmt.Errorf("remember slot %d: %w", s.Index, err)
+	}
+	d.taken[s.Index] = s
+	return nil
+}
+
+// rows returns the rows of a slot: those of the direction receive for each CPU,
+// then those of transmit.
+func (d *Datapath) rows(index uint16) []Counters {
+	size := directions * d.cpus
+	first := int(index%slotsPerChunk) * size
+	return d.chunks[index/slotsPerChunk][first : first+size]
+}
+
+// ensureChunk maps the rows of a chunk, which it makes if the kernel has none.
+func (d *Datapath) ensureChunk(index uint16) error {
+	if d.chunks[index] != nil {
+		return nil
+	}
+	var chunk *ebpf.Map
+	err := d.maps.Chunks.Lookup(uint32(index), &chunk)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		if chunk, err = ebpf.NewMap(d.chunk); err == nil {
+			err = d.maps.Chunks.Put(uint32(index), chunk)
+		}
+	}
+	if chunk != nil {
+		defer chunk.Close() // the outer map and our mapping hold it
+	}
+	if err != nil {
+		return err
+	}
+	d.chunks[index], err = mapped[Counters](chunk)
+	return err
+}
+
+// dropChunk frees a chunk if none of its slots is in use.
+func (d *Datapath) dropChunk(index uint16) error {
+	for s := index * slotsPerChunk; s/slotsPerChunk == index; s++ {
+		if _, ok := d.taken[s]; ok {
+			return nil
+		}
+	}
+	if err := d.maps.Chunks.Delete(uint32(index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("free chunk %d: %w", index, err)
+	}
+	return d.unmapChunk(index)
+}
+
+func (d *Datapath) unmapChunk(index uint16) error {
+	rows := d.chunks[index]
+	delete(d.chunks, index)
+	return unmap(rows)
+}
+
+// words is a row as the numbers it consists of.
+type words [unsafe.Sizeof(Counters{}) / 8]uint64
+
+// sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
+// them meanwhile.
+func sum(rows []Counters) Counters {
+	var total Counters
+	to := (*words)(unsafe.Pointer(&total))
+	for i := range rows {
+		from := (*words)(unsafe.Pointer(&rows[i]))
+		for w := range from {
+			to[w] += atomic.LoadUint64(&from[w])
+		}
+	}
+	return total
+}
