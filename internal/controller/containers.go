@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+const (
+	// A container's process sits in the host's namespace while runc starts it, for
+	// some 10 ms. One that is there after this time is there to stay.
+	hostNetworkAfter = 2 * time.Second
+	// Docker moves the veth into the namespace some 120 ms after it made that.
+	noVethAfter = 10 * time.Second
+
+	firstDelay = 2 * time.Millisecond
+	lastDelay  = time.Second
+)
+
+func (c *Controller) containerStarted(found watcher.Container) {
+	if !c.Settings().Container(found) {
+		return
+	}
+	if known := c.containers[found.ID]; known != nil {
+		if known.CreatedAt.Equal(found.CreatedAt) {
+			return
+		}
+		// It was restarted, and its end went unseen.
+		c.containerStopped(found.ID)
+	}
+	known := &container{Container: found, reason: usage.Starting, since: time.Now(), delay: firstDelay}
+	c.containers[found.ID] = known
+	c.Accounts.Start(usage.Container{
+		ID:        found.ID,
+		ParentID:  found.ParentID,
+		Runtime:   found.Runtime,
+		Pod:       found.PodUID,
+		Cgroup:    found.Cgroup,
+		StartedAt: found.CreatedAt,
+	})
+	c.Seen(found.ID)
+	c.Log.Debug("container started", "container_id", found.ID, "cgroup", found.Cgroup)
+	c.resolve(known)
+}
+
+// containerStopped closes a container's account as soon as its interfaces go, which
+// may be before or after this.
+func (c *Controller) containerStopped(id string) {
+	known := c.containers[id]
+	if known == nil {
+		return
+	}
+	delete(c.containers, id)
+	c.leave(known)
+	c.Accounts.Stop(id)
+	c.Log.Debug("container stopped", "container_id", id)
+}
+
+// resolve works out which interfaces a container owns, or plans to look again.
+func (c *Controller) resolve(known *container) {
+	found, err := c.Host.Inspect(known.Container)
+	waited := time.Since(known.since)
+	switch {
+	case errors.Is(err, watcher.ErrNoProcess):
+		c.later(known)
+	case err != nil:
+		c.Log.Debug("inspect container", "container_id", known.ID, "err", err)
+		c.later(known)
+	case found.Host && waited < hostNetworkAfter:
+		c.later(known)
+	case found.Host:
+		c.leave(known)
+		c.settle(known, usage.HostNetwork)
+	default:
+		c.join(known, found)
+	}
+}
+
+// join puts a container into its sandbox. The sandbox's owner gets its interfaces.
+func (c *Controller) join(known *container, found watcher.Sandbox) {
+	box := c.sandboxes[found.NetNS]
+	if box == nil {
+		box = &sandbox{inode: found.NetNS, owner: known, members: map[string]*container{}}
+		c.sandboxes[found.NetNS] = box
+	}
+	if known.sandbox != box {
+		c.leave(known)
+		known.sandbox = box
+		box.members[known.ID] = known
+	}
+	box.nsid = found.NetNSID
+	if box.owner != known {
+		c.settle(known, usage.SharedNetwork)
+		return
+	}
+
+	switch counted, failed := c.assign(known, found.Interfaces); {
+	case counted > 0:
+		c.settle(known, usage.Accounted)
+	case failed > 0:
+		c.settle(known, usage.AttachFailed)
+	case time.Since(known.since) < noVethAfter:
+		c.later(known)
+	default:
+		c.settle(known, usage.NoHostVeth)
+	}
+}
+
+// assign gives a container its interfaces. It returns how many of them are counted,
+// and how many should be and are not.
+func (c *Controller) assign(known *container, interfaces []watcher.Interface) (counted, failed int) {
+	for _, i := range interfaces {
+		v := c.veths[i.HostIndex]
+		switch {
+		case v == nil:
+			// None, or its event is on the way: that will bring us here again.
+		case v.attached:
+			c.Accounts.Assign(v.Index, known.ID, i.Name)
+			v.owned = true
+			counted++
+		default:
+			failed++
+		}
+	}
+	return counted, failed
+}
+
+// leave takes a container out of its sandbox. If it was the owner, the oldest of the
+// others gets the interfaces that are still to come.
+func (c *Controller) leave(known *container) {
+	box := known.sandbox
+	if box == nil {
+		return
+	}
+	known.sandbox = nil
+	delete(box.members, known.ID)
+	if len(box.members) == 0 {
+		delete(c.sandboxes, box.inode)
+		return
+	}
+	if box.owner != known {
+		return
+	}
+	box.owner = nil
+	for _, member := range box.members {
+		if box.owner == nil || member.CreatedAt.Before(box.owner.CreatedAt) {
+			box.owner = member
+		}
+	}
+}
+
+func (c *Controller) settle(known *container, reason usage.Reason) {
+	known.reason, known.next = reason, time.Time{}
+	c.Accounts.Explain(known.ID, reason)
+}
+
+// later plans another look at a container, after a growing delay.
+func (c *Controller) later(known *container) {
+	if known.reason != usage.Starting {
+		return // it was settled once: the reconcile looks again
+	}
+	known.next = time.Now().Add(known.delay)
+	known.delay = min(2*known.delay, lastDelay)
+}
+
+// retryTimer returns a channel that fires when the next look is due, and a function
+// to stop it.
+func (c *Controller) retryTimer() (<-chan time.Time, func()) {
+	var first time.Time
+	for _, known := range c.containers {
+		if !known.next.IsZero() && (first.IsZero() || known.next.Before(first)) {
+			first = known.next
+		}
+	}
+	if first.IsZero() {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(time.Until(first))
+	return timer.C, func() { timer.Stop() }
+}
+
+func (c *Controller) resolveDue() {
+	now := time.Now()
+	for _, known := range c.containers {
+		if !known.next.IsZero() && !known.next.After(now) {
+			c.resolve(known)
+		}
+	}
+}

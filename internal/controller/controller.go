@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package controller decides which host interface is counted for which container.
+//
+// One goroutine owns that state. It attaches to a host veth as soon as the veth's
+// other end lives in another namespace, before a container's process runs, and
+// works out afterwards whose it is. Events are the fast way there; a reconcile
+// that looks at everything repairs what they missed.
+package controller
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// host is what the controller sees of the host: *watcher.Watcher.
+type host interface {
+	Containers() ([]watcher.Container, error)
+	HostVeths() ([]watcher.HostVeth, error)
+	Inspect(watcher.Container) (watcher.Sandbox, error)
+}
+
+// hooks puts the classifiers on interfaces and takes them off: *Hooks.
+type hooks interface {
+	Attach(ifindex int, slot uint16) (createdQdisc bool, err error)
+	Detach(ifindex int, removeQdisc bool) error
+	Current(ifindex int) (slot uint16, ok bool, err error)
+	Interfaces() ([]int, error)
+}
+
+// Settings are what a reload of the configuration may change.
+type Settings struct {
+	Interface func(name string) bool       // whether to count a host interface
+	Container func(watcher.Container) bool // whether to know a container
+	Reconcile time.Duration                // between two looks at everything
+}
+
+// Options are what the controller works with.
+type Options struct {
+	Host     host
+	Hooks    hooks
+	Accounts *usage.Accounts
+	Settings func() Settings
+	// Seen is told of every container that appears. May be nil.
+	Seen func(id string)
+	Log  *slog.Logger
+}
+
+// Controller owns what is attached where. Run it once.
+type Controller struct {
+	Options
+
+	veths      map[int]*veth
+	containers map[string]*container
+	sandboxes  map[uint64]*sandbox // by inode of the network namespace
+	reload     chan struct{}
+	ready      chan struct{}
+	metrics    metrics
+}
+
+// veth is a host veth that is to be counted.
+type veth struct {
+	watcher.HostVeth
+	attached bool
+	owned    bool
+	failure  string // of the last attempt to attach, as it stands in the log
+}
+
+// container is a container that is there.
+type container struct {
+	watcher.Container
+	sandbox *sandbox // nil until its process is in a namespace of its own
+	reason  usage.Reason
+	since   time.Time     // it was seen
+	delay   time.Duration // before the next look
+	next    time.Time     // when that is, zero for not at all
+}
+
+// sandbox is a network namespace with the containers in it. The first one owns
+// its interfaces; they are counted once.
+type sandbox struct {
+	inode   uint64
+	nsid    int // what the host calls it, -1 if nothing yet
+	owner   *container
+	members map[string]*container
+}
+
+// New returns a controller. It starts nothing.
+func New(o Options) *Controller {
+	if o.Seen == nil {
+		o.Seen = func(string) {}
+	}
+	return &Controller{
+		Options:    o,
+		veths:      map[int]*veth{},
+		containers: map[string]*container{},
+		sandboxes:  map[uint64]*sandbox{},
+		reload:     make(chan struct{}, 1),
+		ready:      make(chan struct{}),
+		metrics:    newMetrics(),
+	}
+}
+
+// Metrics returns the controller's own metrics.
+func (c *Controller) Metrics() []prometheus.Collector { return c.metrics.all() }
+
+// Ready is closed when the first look at everything is done.
+func (c *Controller) Ready() <-chan struct{} { return c.ready }
+
+// Reload makes the controller act on changed settings soon.
+func (c *Controller) Reload() {
+	select {
+	case c.reload <- struct{}{}:
+	default:
+	}
+}
+
+// Run acts on events until ctx ends. The filters stay: the kernel goes on counting.
+func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
+	c.adopt()
+	c.reconcile()
+	c.removeStrays()
+	close(c.ready)
+
+	reconcile := time.NewTimer(c.Settings().Reconcile)
+	defer reconcile.Stop()
+	for {
+		retry, stop := c.retryTimer()
+		select {
+		case <-ctx.Done():
+			stop()
+			return nil
+		case e, ok := <-events:
+			if !ok {
+				stop()
+				return nil
+			}
+			c.handle(e)
+		case <-retry:
+			c.resolveDue()
+		case <-c.reload:
+			reconcile.Reset(0)
+		case <-reconcile.C:
+			c.reconcile()
+			reconcile.Reset(c.Settings().Reconcile)
+		}
+		stop()
+	}
+}
+
+func (c *Controller) handle(e watcher.Event) {
+	switch e := e.(type) {
+	case watcher.HostVethSeen:
+		c.vethSeen(e.HostVeth, e.SeenAt)
+	case watcher.HostVethGone:
+		c.vethGone(e.Index)
+	case watcher.ContainerStarted:
+		c.containerStarted(e.Container)
+	case watcher.ContainerStopped:
+		c.containerStopped(e.ID)
+	case watcher.Overflowed:
+		c.metrics.overflows.WithLabelValues(e.Source).Inc()
+		c.Log.Warn("events were lost; looking at everything", "source", e.Source)
+		c.reconcile()
+	}
+}
+
+// reconcile looks at everything and acts on what no event told.
+func (c *Controller) reconcile() {
+	c.reconcileVeths()
+	c.reconcileContainers()
+	for _, known := range c.containers {
+		if known.reason != usage.Accounted {
+			c.resolve(known)
+		}
+	}
+	c.Accounts.Expire()
+}
+
+func (c *Controller) reconcileVeths() {
+	found, err := c.Host.HostVeths()
+	if err != nil {
+		// Incomplete: nothing is taken as gone because it is not in there.
+		c.Log.Warn("list links", "err", err)
+	}
+	there := make(map[int]bool, len(found))
+	for _, v := range found {
+		there[v.Index] = true
+		c.vethSeen(v, time.Time{})
+	}
+	if err != nil {
+		return
+	}
+	for index := range c.veths {
+		if !there[index] {
+			c.vethGone(index)
+		}
+	}
+}
+
+func (c *Controller) reconcileContainers() {
+	found, err := c.Host.Containers()
+	if err != nil {
+		c.Log.Warn("list containers", "err", err)
+		return
+	}
+	there := make(map[string]bool, len(found))
+	for _, known := range found {
+		there[known.ID] = true
+		c.containerStarted(known)
+	}
+	for id, known := range c.containers {
+		if !there[id] || !c.Settings().Container(known.Container) {
+			c.containerStopped(id)
+		}
+	}
+}
+
+// hookName is what metrics and JSON call the way an interface is counted.
+const hookName = "clsact"

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are about our own work, not about traffic.
+type metrics struct {
+	attach    prometheus.Histogram
+	failures  prometheus.Counter
+	overflows *prometheus.CounterVec
+}
+
+func newMetrics() metrics {
+	m := metrics{
+		attach: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "nettally_attach_seconds",
+			Help:    "Time from a host veth's link event to both filters being on.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14),
+		}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nettally_attach_failures_total",
+			Help: "Attempts to attach that failed on an interface that is still there.",
+		}),
+		overflows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nettally_watch_overflows_total",
+			Help: "Times that the kernel dropped events, each followed by a look at everything.",
+		}, []string{"source"}),
+	}
+	m.overflows.WithLabelValues("inotify")
+	m.overflows.WithLabelValues("netlink")
+	return m
+}
+
+func (m metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.attach, m.failures, m.overflows}
+}
