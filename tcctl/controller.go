@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tcctl puts classifier programs on the clsact hooks of an interface
+// and takes exactly those off again. It knows ifindexes and program
+// descriptors, nothing of containers.
+//
+// A filter of ours has a fixed handle, a name that begins with "nettally_" and
+// a program whose name in the kernel begins the same way. Only what shows all
+// three is ever replaced or deleted.
+package tcctl
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/florianl/go-tc"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPriority leaves room before us for one filter that must be first:
+// others are known to insist on priority 1.
+const DefaultPriority = 2
+
+// program is a loaded program. *ebpf.Program is one.
+type program interface{ FD() int }
+
+// Options says where and how a Controller works.
+type Options struct {
+	// NetNS is a descriptor of the network namespace of the interfaces, used only
+	// by Open. 0 is the namespace of the process.
+	NetNS int
+	// Priority is the place of our filters among all filters of a hook, lowest
+	// first. 0 is DefaultPriority.
+	Priority uint16
+}
+
+// Controller attaches programs to interfaces of one network namespace.
+//
+// It is safe for concurrent use: its verbs run one after the other. The kernel
+// answers them one after the other anyway.
+type Controller struct {
+	priority uint16
+
+	mu     sync.Mutex
+	tc     *tc.Tc
+	lister lister
+	proven map[uint32]bool // program ids whose name in the kernel is ours
+}
+
+// Open returns a Controller. It holds two netlink sockets, which keep the
+// namespace alive until Close.
+func Open(options Options) (*Controller, error) {
+	if options.Priority == 0 {
+		options.Priority = DefaultPriority
+	}
+	c := &Controller{priority: options.Priority, proven: make(map[uint32]bool)}
+	if err := c.open(options.NetNS); err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	return c, nil
+}
+
+// open dials twice: go-tc adds and deletes, but fails on any filter of a kind
+// or with an attribute it does not know, so we list on a socket of our own.
+func (c *Controller) open(netns int) error {
+	config := netlink.Config{NetNS: netns}
+	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &config)
+	if err != nil {
+		return err
+	}
+	c.lister = lister{conn}
+	c.tc, err = tc.Open(&tc.Config{NetNS: netns})
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	// The kernel's own sentence ends up in our errors.
+	if err := c.tc.SetOption(netlink.ExtendedAcknowledge, true); err != nil {
+		return errors.Join(err, c.Close())
+	}
+	return nil
+}
+
+// Close gives the sockets back. What was attached stays and goes on counting;
+// see [Controller.Detach].
+func (c *Controller) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Join(c.tc.Close(), c.lister.conn.Close())
+}
+
+// Attach puts the programs on the clsact hooks of an interface, with slot as
+// the skb->tc_classid they see. It makes the clsact qdisc if there is none and
+// says so in createdQdisc.
+//
+// Attaching again replaces our own filters, in one step of the kernel that no
+// packet slips through, and touches no others. Filters of ours at another
+// priority are removed after the new ones are in place; a packet in between
+// meets both. If one hook fails, all is put back as it was found, the qdisc too.
+//
+// The names of the programs must begin with "nettally_", or Attach and Detach
+// will not know them again. The filters hold the programs and stay when the
+// process ends.
+//
+// Requires Linux 5.10, CAP_NET_ADMIN and, where filters of ours are found,
+// CAP_SYS_ADMIN to look at their programs. Returns an error wrapping [ErrGone],
+// [ErrUnsupported], [ErrForeign] or [ErrIngressQdisc], or the kernel's errno.
+func (c *Controller) Attach(ifindex int, slot uint16, ingress, egress program) (createdQdisc bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// A program nobody else refers to would be closed while we use its descriptor.
+	defer runtime.KeepAlive(ingress)
+	defer runtime.KeepAlive(egress)
+
+	created, err := c.addQdisc(ifindex)
+	if err != nil {
+		return false, fmt.Errorf("add clsact qdisc to ifindex %d: %w", ifindex, err)
+	}
+	var before []Filter
+	if !created {
+		if before, err = c.filters(ifindex); err != nil {
+			return false, err
+		}
+	}
+	err = c.attachBoth(ifindex, slot, ingress, egress, before)
+	if err != nil && created {
+		return false, errors.Join(err, ignoreGone(c.removeQdisc(ifindex)))
+	}
+	return created, err
+}
