@@ -32,7 +32,7 @@ func (c *Controller) containerStarted(found watcher.Container) {
 		// It was restarted, and its end went unseen.
 		c.containerStopped(found.ID)
 	}
-	known := &container{Container: found, reason: usage.Starting, since: time.Now(), delay: firstDelay}
+	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt, delay: firstDelay}
 	c.containers[found.ID] = known
 	c.Accounts.Start(usage.Container{
 		ID:        found.ID,
@@ -42,7 +42,7 @@ func (c *Controller) containerStarted(found watcher.Container) {
 		Cgroup:    found.Cgroup,
 		StartedAt: found.CreatedAt,
 	})
-	c.Seen(found.ID)
+	c.Names.Want(found.ID)
 	c.Log.Debug("container started", "container_id", found.ID, "cgroup", found.Cgroup)
 	c.resolve(known)
 }
@@ -56,6 +56,9 @@ func (c *Controller) containerStopped(id string) {
 	}
 	delete(c.containers, id)
 	c.leave(known)
+	if known.reason == usage.Starting {
+		c.settle(known, usage.Ended)
+	}
 	c.Accounts.Stop(id)
 	c.Log.Debug("container stopped", "container_id", id)
 }

@@ -34,6 +34,12 @@ type hooks interface {
 	Interfaces() ([]int, error)
 }
 
+// names finds names for containers: *names.Resolver.
+type names interface {
+	Want(id string)
+	Forget(id string)
+}
+
 // Settings are what a reload of the configuration may change.
 type Settings struct {
 	Interface func(name string) bool       // whether to count a host interface
@@ -47,9 +53,9 @@ type Options struct {
 	Hooks    hooks
 	Accounts *usage.Accounts
 	Settings func() Settings
-	// Seen is told of every container that appears. May be nil.
-	Seen func(id string)
-	Log  *slog.Logger
+	// Names is told whose names are wanted, and for how long.
+	Names names
+	Log   *slog.Logger
 }
 
 // Controller owns what is attached where. Run it once.
@@ -77,7 +83,7 @@ type container struct {
 	watcher.Container
 	sandbox *sandbox // nil until its process is in a namespace of its own
 	reason  usage.Reason
-	since   time.Time     // it was seen
+	since   time.Time     // its cgroup was made
 	delay   time.Duration // before the next look
 	next    time.Time     // when that is, zero for not at all
 }
@@ -93,9 +99,6 @@ type sandbox struct {
 
 // New returns a controller. It starts nothing.
 func New(o Options) *Controller {
-	if o.Seen == nil {
-		o.Seen = func(string) {}
-	}
 	return &Controller{
 		Options:    o,
 		veths:      map[int]*veth{},
@@ -180,7 +183,9 @@ func (c *Controller) reconcile() {
 			c.resolve(known)
 		}
 	}
-	c.Accounts.Expire()
+	for _, id := range c.Accounts.Expire() {
+		c.Names.Forget(id)
+	}
 }
 
 func (c *Controller) reconcileVeths() {

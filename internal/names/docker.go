@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -88,29 +91,46 @@ func newClient(path string, timeout time.Duration) (*client.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &limitedConn{Conn: conn, left: answerMax}, nil
+		return &limitedConn{Conn: conn, left: answerMax, asked: make(chan struct{})}, nil
 	}
 	return client.New(
 		client.WithHTTPClient(&http.Client{Transport: transport, CheckRedirect: client.CheckRedirect}),
 		client.WithHost("unix://"+path),
+		// Said, since the client takes any transport made by hand for one with TLS.
+		client.WithScheme("http"),
 		client.WithDialContext(dial),
 		client.WithUserAgent("nettally"),
 	)
 }
 
-// limitedConn fails after so many bytes were read.
+// limitedConn fails after so many bytes were read. It reads nothing before the
+// first write: what a peer says unasked, net/http would print on our standard
+// error, 4 KiB for every attempt.
 type limitedConn struct {
 	net.Conn
-	left int
+	left  int
+	asked chan struct{} // closed by the first Write or Close
+	once  sync.Once
 }
 
 func (c *limitedConn) Read(p []byte) (int, error) {
+	<-c.asked
 	if c.left <= 0 {
 		return 0, fmt.Errorf("%w: over %d bytes", errTooLarge, answerMax)
 	}
 	n, err := c.Conn.Read(p[:min(len(p), c.left)])
 	c.left -= n
 	return n, err
+}
+
+func (c *limitedConn) Write(p []byte) (int, error) {
+	c.once.Do(func() { close(c.asked) })
+	return c.Conn.Write(p)
+}
+
+func (c *limitedConn) Close() error {
+	c.once.Do(func() { close(c.asked) })
+	return c.Conn.Close()
 }
 
 // close leaves the daemon. Streams of events end with their context.
@@ -156,10 +176,16 @@ func (d *docker) list(ctx context.Context, ids, labels []string) (map[string]Met
 // its text.
 func (d *docker) explain(err error) error {
 	switch {
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, errTooLarge), errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no answer within %v: %w", d.timeout, context.DeadlineExceeded)
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+	}
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		return errno
+	}
+	if request := (*url.Error)(nil); errors.As(err, &request) {
+		err = request.Err // without the URL, which has the socket's path in it, escaped
 	}
 	return errors.New(clean(err.Error()))
 }

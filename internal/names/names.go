@@ -158,8 +158,8 @@ func (r *Resolver) Lookup(id string) (Meta, bool) {
 }
 
 // Probe connects to the runtime and says which one answers and where, or why
-// none does: an error wrapping [ErrNoSocket] if there is no socket to ask. It
-// needs no Run.
+// none does: an error wrapping [ErrNoSocket] if "auto" finds no socket, or
+// fs.ErrNotExist if the configured one is missing. It needs no Run.
 func (r *Resolver) Probe(ctx context.Context) (string, error) {
 	if r.options.Docker == "off" {
 		return "docker: off", nil

@@ -132,7 +132,8 @@ type Reason string
 // The reasons for a container not to be accounted.
 const (
 	Accounted     Reason = ""
-	Starting      Reason = "starting"       // its namespace is not there yet
+	Starting      Reason = "starting"       // its namespace or its veth is not there yet
+	Ended         Reason = "ended"          // it ended before its veth was there
 	HostNetwork   Reason = "host_network"   // shares the host's namespace
 	SharedNetwork Reason = "shared_network" // counted with the container that owns the namespace
 	NoHostVeth    Reason = "no_host_veth"   // no interface, or one without an end in the host

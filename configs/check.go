@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path"
+	"path/filepath"
+	"regexp"
+	"regexp/syntax"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// errUnfit is the error of a value that the key's expectation explains.
+var errUnfit = errors.New("unfit")
+
+// check makes a Config of settings, and a problem of every value that is unfit.
+func (s *source) check(r raw) *Config {
+	return &Config{
+		Log: Log{
+			Level:  checked(s, "log.level", r.Log.Level, level),
+			Format: checked(s, "log.format", r.Log.Format, oneOf(FormatText, FormatJSON)),
+		},
+		BPF: BPF{
+			PinPath:       checked(s, "bpf.pin_path", r.BPF.PinPath, absolute),
+			MaxInterfaces: int(checked(s, "bpf.max_interfaces", strconv.Itoa(r.BPF.MaxInterfaces), positive16)),
+		},
+		Attach: Attach{
+			Priority: checked(s, "attach.priority", strconv.Itoa(r.Attach.Priority), positive16),
+			Interfaces: Selection{
+				Include: checkedList(s, "attach.interfaces.include", r.Attach.Interfaces.Include, glob),
+				Exclude: checkedList(s, "attach.interfaces.exclude", r.Attach.Interfaces.Exclude, glob),
+			},
+		},
+		Watch: s.checkWatch(r),
+		Names: Names{
+			Docker: checked(s, "names.docker", r.Names.Docker, docker),
+			Labels: checkedList(s, "names.labels", r.Names.Labels, once(filled)),
+		},
+		Exporter: Exporter{
+			Listen:    checked(s, "exporter.listen", r.Exporter.Listen, orEmpty(address)),
+			Socket:    checked(s, "exporter.socket", r.Exporter.Socket, orEmpty(socket)),
+			WebConfig: checked(s, "exporter.web_config", r.Exporter.WebConfig, orEmpty(absolute)),
+		},
+		Metrics: Metrics{
+			Families: checkedList(s, "metrics.families", r.Metrics.Families,
+				once(oneOf(FamilyInterface, FamilyProtocol, FamilyFamily, FamilyTCPFlags))),
+			Compat: checked(s, "metrics.compat", r.Metrics.Compat, oneOf("", CompatCadvisor)),
+		},
+		Retention: Retention{
+			Metrics: checked(s, "retention.metrics", r.Retention.Metrics, atLeast(0)),
+			API:     checked(s, "retention.api", r.Retention.API, atLeast(0)),
+		},
+	}
+}
+
+func (s *source) checkWatch(r raw) Watch {
+	return Watch{
+		CgroupRoot: checked(s, "watch.cgroup_root", r.Watch.CgroupRoot, cgroupRoot),
+		Reconcile:  checked(s, "watch.reconcile", r.Watch.Reconcile, atLeast(time.Second)),
+		Containers: Selection{
+			Include: checkedList(s, "watch.include", r.Watch.Include, glob),
+			Exclude: checkedList(s, "watch.exclude", r.Watch.Exclude, glob),
+		},
+		Patterns: checkedList(s, "watch.patterns", r.Watch.Patterns, pattern),
+	}
+}
+
+// A reader makes a value of its text.
+type reader[T any] func(text string) (T, error)
+
+func checked[T any](s *source, path, text string, read reader[T]) T {
+	return checkedAt(s, path, "", text, read)
+}
+
+func checkedList[T any](s *source, path string, texts []string, read reader[T]) []T {
+	values := make([]T, len(texts))
+	for i, text := range texts {
+		values[i] = checkedAt(s, path, fmt.Sprintf("[%d]", i), text, read)
+	}
+	return values
+}
+
+func checkedAt[T any](s *source, path, index, text string, read reader[T]) T {
+	value, err := read(text)
+	// Only the environment and flags can hold other than UTF-8, and it could not be
+	// written back.
+	if err == nil && !utf8.ValidString(text) {
+		err = errUnfit
+	}
+	if err != nil {
+		s.report(path, index, text, err)
+	}
+	return value
+}
+
+// fit returns text if it is fit.
+func fit(text string, is bool) (string, error) {
+	if !is {
+		return "", errUnfit
+	}
+	return text, nil
+}
+
+func oneOf(words ...string) reader[string] {
+	return func(text string) (string, error) { return fit(text, slices.Contains(words, text)) }
+}
+
+func orEmpty(read reader[string]) reader[string] {
+	return func(text string) (string, error) {
+		if text == "" {
+			return "", nil
+		}
+		return read(text)
+	}
+}
+
+// once refuses what it has read before, so it is made anew for each list.
+func once(read reader[string]) reader[string] {
+	seen := map[string]bool{}
+	return func(text string) (string, error) {
+		if seen[text] {
+			return "", errUnfit
+		}
+		seen[text] = true
+		return read(text)
+	}
+}
+
+func filled(text string) (string, error) { return fit(text, strings.TrimSpace(text) != "") }
+
+func level(text string) (slog.Level, error) {
+	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if text == strings.ToLower(l.String()) {
+			return l, nil
+		}
+	}
+	return 0, errUnfit
+}
+
+func positive16(text string) (uint16, error) {
+	number, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || number == 0 {
+		return 0, errUnfit
+	}
+	return uint16(number), nil
+}
+
+func atLeast(least time.Duration) reader[time.Duration] {
+	return func(text string) (time.Duration, error) {
+		d, err := time.ParseDuration(text)
+		// The standard library lets a bare 0 pass: without a unit it is a number.
+		if err != nil || d < least || text == "0" {
+			return 0, errUnfit
+		}
+		return d, nil
+	}
+}
+
+func absolute(text string) (string, error) {
+	if !filepath.IsAbs(text) || strings.ContainsRune(text, 0) {
+		return "", errUnfit
+	}
+	return filepath.Clean(text), nil
+}
+
+// socket takes what fits into sun_path with its closing NUL.
+func socket(text string) (string, error) {
+	clean, err := absolute(text)
+	if err != nil || len(clean) > 107 || clean == "/" {
+		return "", errUnfit
+	}
+	return clean, nil
+}
+
+func cgroupRoot(text string) (string, error) {
+	if text == Auto {
+		return text, nil
+	}
+	return absolute(text)
+}
+
+func docker(text string) (string, error) {
+	if text == Auto || text == Off {
+		return text, nil
+	}
+	name, isUnix := strings.CutPrefix(text, "unix://")
+	if !isUnix {
+		return "", errUnfit
+	}
+	clean, err := socket(name)
+	return "unix://" + clean, err
+}
+
+func glob(text string) (string, error) {
+	_, err := path.Match(text, "")
+	return fit(text, err == nil && text != "")
+}
+
+func pattern(text string) (*regexp.Regexp, error) {
+	compiled, err := regexp.Compile(text)
+	var cause *syntax.Error
+	switch {
+	case errors.As(err, &cause):
+		return nil, errors.New(cause.Code.String()) // without the expression once more
+	case err != nil:
+		return nil, err
+	case compiled.SubexpIndex("id") < 0:
+		return nil, errUnfit
+	}
+	return compiled, nil
+}
+
+// hostname is deliberately wide: the resolver has the last word.
+var hostname = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$`)
+
+func address(text string) (string, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", errUnfit
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", errUnfit
+	}
+	return fit(text, host == "" || isHost(host))
+}
+
+func isHost(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	// Numbers and dots alone are an IPv4 address gone wrong, such as 127.0.0.256.
+	return hostname.MatchString(host) && strings.Trim(host, "0123456789.") != ""
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package configs loads and checks nettally's configuration, and holds the files
+// that people copy: the reference configuration and the systemd unit.
+//
+// A setting comes from a flag, else from the environment, else from the file, else
+// it has its default. Everything is strict: what is not understood is refused
+// with the place it came from and what was expected there.
+package configs
+
+import (
+	"log/slog"
+	"regexp"
+	"time"
+)
+
+// DefaultPath is where the configuration lies unless the user says otherwise.
+const DefaultPath = "/etc/nettally/nettally.yaml"
+
+// Values of settings that are words. Auto and Off belong to [Watch.CgroupRoot] and
+// [Names.Docker], the rest to the field they are named after.
+const (
+	Auto = "auto"
+	Off  = "off"
+
+	FormatText = "text"
+	FormatJSON = "json"
+
+	FamilyInterface = "interface"
+	FamilyProtocol  = "protocol"
+	FamilyFamily    = "family"
+	FamilyTCPFlags  = "tcp_flags"
+
+	CompatCadvisor = "cadvisor"
+)
+
+// Config is a checked configuration. It is made by [Load] and never changes
+// afterwards, so that goroutines may share it; a reload makes a new one.
+type Config struct {
+	Log       Log
+	BPF       BPF
+	Attach    Attach
+	Watch     Watch
+	Names     Names
+	Exporter  Exporter
+	Metrics   Metrics
+	Retention Retention
+
+	digest digest // of the file it came from
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  slog.Level
+	Format string // FormatText or FormatJSON
+}
+
+// BPF says where the counters live and how many there can be.
+type BPF struct {
+	PinPath       string // absolute, clean
+	MaxInterfaces int    // 1 to 65535
+}
+
+// Attach says where filters are put.
+type Attach struct {
+	Priority   uint16    // never 0: there the kernel would choose
+	Interfaces Selection // by the host interface's name
+}
+
+// Watch says which containers there are.
+type Watch struct {
+	CgroupRoot string // Auto, or an absolute clean path
+	Reconcile  time.Duration
+	Containers Selection        // by cgroup path or full container id
+	Patterns   []*regexp.Regexp // on cgroup paths; each has a group named id
+}
+
+// Names says where names and labels of containers come from.
+type Names struct {
+	Docker string   // Auto, Off, or unix:// and an absolute path
+	Labels []string // the label keys that are passed on, each once
+}
+
+// Exporter says where the numbers are served. What is "" is off.
+type Exporter struct {
+	Listen    string // host:port
+	Socket    string // absolute, clean, short enough for a unix socket
+	WebConfig string // absolute path of exporter-toolkit's file
+}
+
+// Metrics says what is shown beyond the primary metrics.
+type Metrics struct {
+	Families []string // FamilyInterface, …, each once
+	Compat   string   // "" or CompatCadvisor
+}
+
+// Retention says how long an ended container is still shown.
+type Retention struct {
+	Metrics time.Duration
+	API     time.Duration
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import "strings"
+
+// key is one setting.
+type key struct {
+	path  string
+	value any    // the default, whose type is the setting's: string, int or []string
+	want  string // what is expected, of one element where it is a list
+}
+
+const (
+	wantDuration = "a duration such as 30s, 5m or 24h"
+	wantGlob     = "a glob such as veth*"
+	wantPath     = "an absolute path"
+)
+
+var keys = []key{
+	{"log.level", "info", "debug, info, warn or error"},
+	{"log.format", "text", "text or json"},
+	{"bpf.pin_path", "/sys/fs/bpf/nettally", wantPath},
+	{"bpf.max_interfaces", 65535, "a number from 1 to 65535"},
+	{"attach.priority", 2, "a number from 1 to 65535"},
+	{"attach.interfaces.include", []string{"*"}, wantGlob},
+	{"attach.interfaces.exclude", []string{}, wantGlob},
+	{"watch.cgroup_root", "auto", "auto or " + wantPath},
+	{"watch.reconcile", "30s", wantDuration + ", at least 1s"},
+	{"watch.include", []string{}, "a glob such as /docker/*"},
+	{"watch.exclude", []string{}, "a glob such as /docker/*"},
+	{"watch.patterns", []string{}, "a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$"},
+	{"names.docker", "auto", "auto, off or a socket such as unix:///var/run/docker.sock"},
+	{"names.labels", []string{}, "a label key, each only once"},
+	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},
+	{"exporter.socket", "/run/nettally/nettally.sock", wantPath + ` of at most 107 bytes, or "" for none`},
+	{"exporter.web_config", "", wantPath + `, or "" for none`},
+	{"metrics.families", []string{}, "interface, protocol, family or tcp_flags, each only once"},
+	{"metrics.compat", "", `cadvisor, or "" for none`},
+	{"retention.metrics", "5m", wantDuration},
+	{"retention.api", "24h", wantDuration},
+}
+
+func keyAt(path string) (key, bool) {
+	for _, k := range keys {
+		if k.path == path {
+			return k, true
+		}
+	}
+	return key{}, false
+}
+
+// isSection says whether keys lie below path.
+func isSection(path string) bool {
+	for _, k := range keys {
+		if strings.HasPrefix(k.path, path+".") {
+			return true
+		}
+	}
+	return false
+}
+
+// envName returns the environment variable that sets a key.
+func envName(path string) string {
+	return "NETTALLY_" + strings.ToUpper(strings.ReplaceAll(path, ".", "_"))
+}
+
+// suggest finds the key or section that was probably meant by an unknown path: a
+// neighbour with nearly the same name, or the same name in another section.
+func suggest(path string) string {
+	section, name := split(path)
+	best, bestDistance := "", max(1, len(name)/3)+1
+	for _, known := range paths() {
+		knownSection, knownName := split(known)
+		if knownSection != section {
+			continue
+		}
+		if d := distance(strings.ToLower(name), knownName); d < bestDistance {
+			best, bestDistance = known, d
+		}
+	}
+	if best != "" {
+		return best
+	}
+	for _, known := range paths() {
+		if _, knownName := split(known); knownName == name {
+			return known
+		}
+	}
+	return ""
+}
+
+// paths returns the keys, each after the sections it lies in.
+func paths() []string {
+	var all []string
+	seen := map[string]bool{}
+	for _, k := range keys {
+		for i := range len(k.path) + 1 {
+			if i != len(k.path) && k.path[i] != '.' || seen[k.path[:i]] {
+				continue
+			}
+			seen[k.path[:i]] = true
+			all = append(all, k.path[:i])
+		}
+	}
+	return all
+}
+
+func split(path string) (section, name string) {
+	i := strings.LastIndexByte(path, '.')
+	return path[:max(i, 0)], path[i+1:]
+}
+
+// distance is the number of letters to insert, drop or change to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

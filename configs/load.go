@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+// flagKeys are the settings that have a flag: those one wants to change for a
+// single call.
+var flagKeys = []struct{ flag, path, usage string }{
+	{"listen", "exporter.listen", "serve metrics and JSON on this `address`, \"\" for none"},
+	{"socket", "exporter.socket", "`path` of the daemon's unix socket, \"\" for none"},
+	{"log-level", "log.level", "least `level` to log: debug, info, warn or error"},
+	{"log-format", "log.format", "log as text or json"},
+	{"pin-path", "bpf.pin_path", "`directory` in a bpffs where the counters are pinned"},
+}
+
+// BindFlags adds the flags --listen, --socket, --log-level, --log-format and
+// --pin-path.
+func BindFlags(flags *pflag.FlagSet) {
+	for _, f := range flagKeys {
+		k, _ := keyAt(f.path)
+		flags.String(f.flag, k.value.(string), f.usage)
+	}
+}
+
+// Load reads the configuration: the flags that were given win over environment
+// variables, those over the file, and it over the defaults. The environment
+// variable of exporter.listen is NETTALLY_EXPORTER_LISTEN, and so on; one that is
+// set but empty counts, and a list is separated by commas. Variables that belong
+// to no key are ignored, since Kubernetes makes some for a service named nettally.
+//
+// A missing file is as good as an empty one unless it is required; a path of ""
+// is no file. The flags may be nil, or lack some or all of those of [BindFlags].
+//
+// The error has one line per problem, each of which can stand alone: it says where
+// the value came from and what was expected.
+func Load(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
+	text, err := read(path, required)
+	if err != nil {
+		return nil, err
+	}
+	values, problems := parse(path, text)
+	s := source{Viper: viper.New(), file: path, flags: flags, problems: problems}
+	settings, err := s.merge(values)
+	if err != nil {
+		return nil, fmt.Errorf("merge config %s: %w", path, err)
+	}
+	config := s.check(settings)
+	config.digest = digestOf(text)
+	if err := errors.Join(s.problems...); err != nil {
+		return nil, err
+	}
+	return config, nil
+}
+
+// source is where settings come from. It lives as long as one Load.
+type source struct {
+	*viper.Viper
+	file     string
+	flags    *pflag.FlagSet // may be nil
+	problems []error
+}
+
+// merge brings defaults, file, environment and flags together.
+func (s *source) merge(file map[string]any) (raw, error) {
+	s.AllowEmptyEnv(true)
+	for _, k := range keys {
+		s.SetDefault(k.path, k.value)
+		if err := s.BindEnv(k.path, envName(k.path)); err != nil {
+			return raw{}, err
+		}
+		if flag := s.flag(k.path); flag != nil {
+			if err := s.BindPFlag(k.path, flag); err != nil {
+				return raw{}, err
+			}
+		}
+	}
+	if err := s.MergeConfigMap(file); err != nil {
+		return raw{}, err
+	}
+	s.readNumbers()
+
+	var settings raw
+	err := s.UnmarshalExact(&settings, viper.DecodeHook(splitLists), func(c *mapstructure.DecoderConfig) {
+		c.TagName = "yaml"
+		c.WeaklyTypedInput = false
+	})
+	return settings, err
+}
+
+// readNumbers makes numbers of what came as text, from the environment.
+func (s *source) readNumbers() {
+	for _, k := range keys {
+		text, isText := s.Get(k.path).(string)
+		if _, isNumber := k.value.(int); !isNumber || !isText {
+			continue
+		}
+		number, err := strconv.Atoi(text)
+		if err != nil {
+			s.report(k.path, "", text, nil)
+			number = k.value.(int)
+		}
+		s.Set(k.path, number)
+	}
+}
+
+// splitLists makes lists of what came as text, from the environment.
+func splitLists(_, to reflect.Type, data any) (any, error) {
+	text, isText := data.(string)
+	if !isText || to.Kind() != reflect.Slice {
+		return data, nil
+	}
+	list := []string{}
+	if text == "" {
+		return list, nil
+	}
+	for item := range strings.SplitSeq(text, ",") {
+		list = append(list, strings.TrimSpace(item))
+	}
+	return list, nil
+}
+
+// flag returns the flag that can set a key, or nil.
+func (s *source) flag(path string) *pflag.Flag {
+	for _, f := range flagKeys {
+		if f.path == path && s.flags != nil {
+			return s.flags.Lookup(f.flag)
+		}
+	}
+	return nil
+}
+
+// report notes that a setting has a value that it can't have. A cause adds what
+// the expectation does not say.
+func (s *source) report(path, index, got string, cause error) {
+	k, _ := keyAt(path)
+	where := s.file + ": " + path + index
+	if _, set := os.LookupEnv(envName(path)); set {
+		where = envName(path)
+	}
+	if flag := s.flag(path); flag != nil && flag.Changed {
+		where = "--" + flag.Name
+	}
+	problem := fmt.Errorf("%s: expected %s, got %q", where, k.want, got)
+	if cause != nil && !errors.Is(cause, errUnfit) {
+		problem = fmt.Errorf("%w (%w)", problem, cause)
+	}
+	s.problems = append(s.problems, problem)
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// raw is the configuration as it is written: the shape of the file.
+type raw struct {
+	Log struct {
+		Level  string `yaml:"level"`
+		Format string `yaml:"format"`
+	} `yaml:"log"`
+	BPF struct {
+		PinPath       string `yaml:"pin_path"`
+		MaxInterfaces int    `yaml:"max_interfaces"`
+	} `yaml:"bpf"`
+	Attach struct {
+		Priority   int `yaml:"priority"`
+		Interfaces struct {
+			Include []string `yaml:"include,flow"`
+			Exclude []string `yaml:"exclude,flow"`
+		} `yaml:"interfaces"`
+	} `yaml:"attach"`
+	Watch struct {
+		CgroupRoot string   `yaml:"cgroup_root"`
+		Reconcile  string   `yaml:"reconcile"`
+		Include    []string `yaml:"include,flow"`
+		Exclude    []string `yaml:"exclude,flow"`
+		Patterns   []string `yaml:"patterns,flow"`
+	} `yaml:"watch"`
+	Names struct {
+		Docker string   `yaml:"docker"`
+		Labels []string `yaml:"labels,flow"`
+	} `yaml:"names"`
+	Exporter struct {
+		Listen    string `yaml:"listen"`
+		Socket    string `yaml:"socket"`
+		WebConfig string `yaml:"web_config"`
+	} `yaml:"exporter"`
+	Metrics struct {
+		Families []string `yaml:"families,flow"`
+		Compat   string   `yaml:"compat"`
+	} `yaml:"metrics"`
+	Retention struct {
+		Metrics string `yaml:"metrics"`
+		API     string `yaml:"api"`
+	} `yaml:"retention"`
+}
+
+// YAML returns the whole configuration as a file: loaded without environment and
+// flags, it gives the same configuration.
+func (c *Config) YAML() ([]byte, error) {
+	var text bytes.Buffer
+	encoder := yaml.NewEncoder(&text)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(c.raw()); err != nil {
+		return nil, fmt.Errorf("encode config: %w", err)
+	}
+	return text.Bytes(), encoder.Close()
+}
+
+func (c *Config) raw() raw {
+	var r raw
+	r.Log.Level = strings.ToLower(c.Log.Level.String())
+	r.Log.Format = c.Log.Format
+	r.BPF.PinPath = c.BPF.PinPath
+	r.BPF.MaxInterfaces = c.BPF.MaxInterfaces
+	r.Attach.Priority = int(c.Attach.Priority)
+	r.Attach.Interfaces.Include = list(c.Attach.Interfaces.Include)
+	r.Attach.Interfaces.Exclude = list(c.Attach.Interfaces.Exclude)
+	r.Watch.CgroupRoot = c.Watch.CgroupRoot
+	r.Watch.Reconcile = duration(c.Watch.Reconcile)
+	r.Watch.Include = list(c.Watch.Containers.Include)
+	r.Watch.Exclude = list(c.Watch.Containers.Exclude)
+	r.Watch.Patterns = expressions(c.Watch.Patterns)
+	r.Names.Docker = c.Names.Docker
+	r.Names.Labels = list(c.Names.Labels)
+	r.Exporter.Listen = c.Exporter.Listen
+	r.Exporter.Socket = c.Exporter.Socket
+	r.Exporter.WebConfig = c.Exporter.WebConfig
+	r.Metrics.Families = list(c.Metrics.Families)
+	r.Metrics.Compat = c.Metrics.Compat
+	r.Retention.Metrics = duration(c.Retention.Metrics)
+	r.Retention.API = duration(c.Retention.API)
+	return r
+}
+
+// list makes no difference between an empty list and none.
+func list(items []string) []string { return append([]string{}, items...) }
+
+func expressions(patterns []*regexp.Regexp) []string {
+	texts := make([]string, len(patterns))
+	for i, pattern := range patterns {
+		texts[i] = pattern.String()
+	}
+	return texts
+}
+
+// duration writes 5m, where the standard library writes 5m0s.
+func duration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+// fixed are the keys and sections that are used once, when the daemon starts: maps
+// and filters are made by them, sockets opened, containers identified.
+var fixed = []string{
+	"bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
+}
+
+// NeedsRestart returns the keys in which next differs and that a running daemon
+// can't change. All others can be taken over live.
+func (c *Config) NeedsRestart(next *Config) []string {
+	before, after := flatten("", reflect.ValueOf(c.raw())), flatten("", reflect.ValueOf(next.raw()))
+	var differing []string
+	for _, k := range keys {
+		isFixed := slices.ContainsFunc(fixed, func(f string) bool {
+			return k.path == f || strings.HasPrefix(k.path, f+".")
+		})
+		if isFixed && before[k.path] != after[k.path] {
+			differing = append(differing, k.path)
+		}
+	}
+	return differing
+}
+
+// flatten writes the values of a raw by their keys' paths.
+func flatten(prefix string, v reflect.Value) map[string]string {
+	all := map[string]string{}
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		switch field := v.Field(i); field.Kind() {
+		case reflect.Struct:
+			for path, value := range flatten(prefix+name+".", field) {
+				all[path] = value
+			}
+		case reflect.Int:
+			all[prefix+name] = strconv.FormatInt(field.Int(), 10)
+		default:
+			all[prefix+name] = fmt.Sprintf("%q", field.Interface())
+		}
+	}
+	return all
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+)
+
+// refusals are files and what is said of them; FILE is the file's path.
+var refusals = []struct {
+	name string
+	text string
+	want string
+}{
+	// Keys.
+	{"typing error", "watch: {recncile: 30s}", "FILE: watch.recncile: unknown key; did you mean watch.reconcile?"},
+	{"typing error in a section", "exporters: {}", "FILE: exporters: unknown key; did you mean exporter?"},
+	{"upper case", "Log: {level: info}", "FILE: Log: unknown key; did you mean log?"},
+	{"upper case below", "log: {Level: info}", "FILE: log.Level: unknown key; did you mean log.level?"},
+	{"in another section", "listen: :9819", "FILE: listen: unknown key; did you mean exporter.listen?"},
+	{"unlike any", "banana: 1", "FILE: banana: unknown key"},
+	{"dashes", "bpf: {pin-path: /x}", "FILE: bpf.pin-path: unknown key; did you mean bpf.pin_path?"},
+	{"dotted", "log.level: info", `FILE: log.level: expected a plain key, with the keys below it indented, got "log.level"`},
+	{"key over two lines", "\"a\\nb\": 1", `FILE: "a\nb": unknown key`},
+	{"no name", `"": 1`, `FILE: "": unknown key`},
+	{"number as a key", "5: 1", "FILE: 5: unknown key"},
+	{"merge key", "log: &l {level: info}\nbpf: {<<: *l}", "FILE: bpf.<<: unknown key"},
+	{"list as a key", "? [a]\n: 1", `FILE: "": expected a plain key, with the keys below it indented, got a list`},
+	{"of a later release: quotas", "quotas: []", "FILE: quotas: unknown key"},
+	{"of a later release: notifiers", "notifiers: []", "FILE: notifiers: unknown key"},
+	{"of a later release: state_dir", "state_dir: /var/lib/nettally", "FILE: state_dir: unknown key"},
+	{"of a later release: accounting", "accounting: {cgroup: auto}", "FILE: accounting: unknown key"},
+	{"of a later release: attach.mode", "attach: {mode: auto}", "FILE: attach.mode: unknown key"},
+	{"of a later release: names.cri", "names: {cri: auto}", "FILE: names.cri: unknown key"},
+	{"of a later release: names.podman", "names: {podman: auto}", "FILE: names.podman: unknown key"},
+	{"of a later release: retention.hours", "retention: {hours: 90d}", "FILE: retention.hours: unknown key"},
+	{"twice", "log:\n  level: info\n  format: text\n  level: warn\n", "FILE:4: log.level: already set in line 2"},
+	{"section twice", "log: {}\nbpf: {}\nlog: {}\n", "FILE:3: log: already set in line 1"},
+
+	// Shapes.
+	{"list of all", "- log\n", "FILE: expected sections such as log and exporter, got a list"},
+	{"text of all", "hello\n", `FILE: expected sections such as log and exporter, got "hello"`},
+	{"section as text", "log: debug", `FILE: log: expected keys below it, got "debug"`},
+	{"section as list", "attach: {interfaces: [veth*]}", "FILE: attach.interfaces: expected keys below it, got a list"},
+	{"value as section", "log: {level: {is: info}}", "FILE: log.level: expected debug, info, warn or error, got keys below it"},
+	{"value as list", "log: {level: [info]}", "FILE: log.level: expected debug, info, warn or error, got a list"},
+	{"value left out", "exporter: {listen: }", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got nothing`},
+	{"list as text", "names: {labels: team}", `FILE: names.labels: expected a list, got "team"`},
+	{"list with commas", `attach: {interfaces: {include: "a,b"}}`, `FILE: attach.interfaces.include: expected a list, got "a,b"`},
+	{"list left out", "names: {labels: }", "FILE: names.labels: expected a list, got nothing"},
+	{"number in a list", "names: {labels: [team, 5]}", `FILE: names.labels[1]: expected a label key, each only once, got "5"`},
+	{"list in a list", "names: {labels: [[team]]}", "FILE: names.labels[0]: expected a label key, each only once, got a list"},
+	{"two documents", "log: {}\n---\nbpf: {}\n", "FILE: expected one YAML document, got several"},
+
+	// Syntax.
+	{"tab", "log:\n\tlevel: info\n", "FILE:2: found character that cannot start any token"},
+	{"reserved character", "log: {}\nbpf: {}\nwatch: @x\n", "FILE:3: found character that cannot start any token"},
+	{"indentation", "log:\n  level: info\n format: text\n", "FILE:3: did not find expected key"},
+	{"bracket", "log: {}\nnames:\n  labels: [a\nbpf: {}\n", "FILE:3: did not find expected ',' or ']'"},
+	{"bracket in line 1", "log: {level: info\nbpf: {}\n", "FILE:2: did not find expected ',' or '}'"},
+	{"anchor", "log: *x\n", "FILE: unknown anchor 'x' referenced"},
+	{"syntax of a second document", "log: {}\n---\n\tx: 1\n", "FILE:3: found character that cannot start any token"},
+	{"not UTF-8", "log: {level: \xff}\n", "FILE: invalid leading UTF-8 octet"},
+
+	// Values.
+	{"level", "log: {level: loud}", `FILE: log.level: expected debug, info, warn or error, got "loud"`},
+	{"level in capitals", "log: {level: INFO}", `FILE: log.level: expected debug, info, warn or error, got "INFO"`},
+	{"format", "log: {format: xml}", `FILE: log.format: expected text or json, got "xml"`},
+	{"relative pin_path", "bpf: {pin_path: nettally}", `FILE: bpf.pin_path: expected an absolute path, got "nettally"`},
+	{"number as a path", "bpf: {pin_path: 5}", `FILE: bpf.pin_path: expected an absolute path, got "5"`},
+	{"no interfaces", "bpf: {max_interfaces: 0}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "0"`},
+	{"too many interfaces", "bpf: {max_interfaces: 65536}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "65536"`},
+	{"far too many interfaces", "bpf: {max_interfaces: 18446744073709551615}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "18446744073709551615"`},
+	{"word as a number", "attach: {priority: two}", `FILE: attach.priority: expected a number from 1 to 65535, got "two"`},
+	{"text as a number", `attach: {priority: "2"}`, `FILE: attach.priority: expected a number from 1 to 65535, got "2"`},
+	{"fraction", "attach: {priority: 2.7}", `FILE: attach.priority: expected a number from 1 to 65535, got "2.7"`},
+	{"whole fraction", "attach: {priority: 2.0}", `FILE: attach.priority: expected a number from 1 to 65535, got "2.0"`},
+	{"truth as a number", "attach: {priority: true}", `FILE: attach.priority: expected a number from 1 to 65535, got "true"`},
+	{"below zero", "attach: {priority: -1}", `FILE: attach.priority: expected a number from 1 to 65535, got "-1"`},
+	{"glob", "attach: {interfaces: {include: [a, 'veth[']}}", `FILE: attach.interfaces.include[1]: expected a glob such as veth*, got "veth["`},
+	{"empty glob", `attach: {interfaces: {exclude: [""]}}`, `FILE: attach.interfaces.exclude[0]: expected a glob such as veth*, got ""`},
+	{"cgroup_root", "watch: {cgroup_root: cgroup}", `FILE: watch.cgroup_root: expected auto or an absolute path, got "cgroup"`},
+	{"reconcile too fast", "watch: {reconcile: 999ms}", `FILE: watch.reconcile: expected a duration such as 30s, 5m or 24h, at least 1s, got "999ms"`},
+	{"watch.include", `watch: {include: ['\']}`, `FILE: watch.include[0]: expected a glob such as /docker/*, got "\\"`},
+	{"watch.exclude", `watch: {exclude: ['a[b']}`, `FILE: watch.exclude[0]: expected a glob such as /docker/*, got "a[b"`},
+	{"pattern", "watch: {patterns: ['(?P<id>x']}", `FILE: watch.patterns[0]: expected a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$, got "(?P<id>x" (missing closing ))`},
+	{"pattern without id", "watch: {patterns: ['/(x)']}", `FILE: watch.patterns[0]: expected a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$, got "/(x)"`},
+	{"docker by TCP", "names: {docker: 'tcp://127.0.0.1:2375'}", `FILE: names.docker: expected auto, off or a socket such as unix:///var/run/docker.sock, got "tcp://127.0.0.1:2375"`},
+	{"docker as truth", "names: {docker: false}", `FILE: names.docker: expected auto, off or a socket such as unix:///var/run/docker.sock, got "false"`},
+	{"docker relative", "names: {docker: 'unix://docker.sock'}", `FILE: names.docker: expected auto, off or a socket such as unix:///var/run/docker.sock, got "unix://docker.sock"`},
+	{"empty label", `names: {labels: [" "]}`, `FILE: names.labels[0]: expected a label key, each only once, got " "`},
+	{"label twice", "names: {labels: [team, a, team]}", `FILE: names.labels[2]: expected a label key, each only once, got "team"`},
+	{"port alone", "exporter: {listen: 9819}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got "9819"`},
+	{"host alone", "exporter: {listen: localhost}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got "localhost"`},
+	{"port too big", "exporter: {listen: ':65536'}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got ":65536"`},
+	{"named port", "exporter: {listen: ':http'}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got ":http"`},
+	{"not quite an address", "exporter: {listen: '127.0.0.256:1'}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got "127.0.0.256:1"`},
+	{"URL", "exporter: {listen: 'http://localhost:1'}", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got "http://localhost:1"`},
+	{"relative socket", "exporter: {socket: nettally.sock}", `FILE: exporter.socket: expected an absolute path of at most 107 bytes, or "" for none, got "nettally.sock"`},
+	{"relative web_config", "exporter: {web_config: web.yaml}", `FILE: exporter.web_config: expected an absolute path, or "" for none, got "web.yaml"`},
+	{"family", "metrics: {families: [protocols]}", `FILE: metrics.families[0]: expected interface, protocol, family or tcp_flags, each only once, got "protocols"`},
+	{"family twice", "metrics: {families: [family, family]}", `FILE: metrics.families[1]: expected interface, protocol, family or tcp_flags, each only once, got "family"`},
+	{"compat", "metrics: {compat: docker}", `FILE: metrics.compat: expected cadvisor, or "" for none, got "docker"`},
+	{"no unit", "retention: {metrics: 5}", `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "5"`},
+	{"no unit in text", `retention: {metrics: "5"}`, `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "5"`},
+	{"zero without unit", `retention: {metrics: "0"}`, `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "0"`},
+	{"unit of days", "retention: {api: 1d}", `FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "1d"`},
+	{"past", "retention: {api: -1h}", `FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "-1h"`},
+}
+
+func TestLoadRefuses(t *testing.T) {
+	for _, c := range refusals {
+		t.Run(c.name, func(t *testing.T) {
+			file := write(t, c.text)
+			config, err := Load(file, true, nil)
+			if err == nil || config != nil {
+				t.Fatalf("accepted: %+v, %v", config, err)
+			}
+			if diff := cmp.Diff(c.want, strings.ReplaceAll(err.Error(), file, "FILE")); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoadRefusesAllAtOnce(t *testing.T) {
+	file := write(t, "log: {level: loud}\nbanana: 1\nattach: {priority: two}\nlog: {}\nretention: {api: 1d}\n")
+	t.Setenv("NETTALLY_METRICS_COMPAT", "none")
+	_, err := Load(file, true, nil)
+	want := `FILE: banana: unknown key
+FILE: attach.priority: expected a number from 1 to 65535, got "two"
+FILE:4: log: already set in line 1
+FILE: log.level: expected debug, info, warn or error, got "loud"
+NETTALLY_METRICS_COMPAT: expected cadvisor, or "" for none, got "none"
+FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "1d"`
+	if diff := cmp.Diff(want, strings.ReplaceAll(err.Error(), file, "FILE")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestLoadRefusesEnvironment(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"NETTALLY_ATTACH_PRIORITY", "two", `expected a number from 1 to 65535, got "two"`},
+		{"NETTALLY_ATTACH_PRIORITY", "", `expected a number from 1 to 65535, got ""`},
+		{"NETTALLY_ATTACH_PRIORITY", "65536", `expected a number from 1 to 65535, got "65536"`},
+		{"NETTALLY_LOG_LEVEL", "", `expected debug, info, warn or error, got ""`},
+		{"NETTALLY_WATCH_INCLUDE", "a,[", `expected a glob such as /docker/*, got "["`},
+		{"NETTALLY_WATCH_INCLUDE", "a,", `expected a glob such as /docker/*, got ""`},
+		{"NETTALLY_NAMES_LABELS", "\xff", `expected a label key, each only once, got "\xff"`},
+		{"NETTALLY_RETENTION_API", "5", `expected a duration such as 30s, 5m or 24h, got "5"`},
+	} {
+		t.Run(c.name+"="+c.value, func(t *testing.T) {
+			t.Setenv(c.name, c.value)
+			// The file is right, and must not be blamed.
+			_, err := Load(write(t, "attach: {priority: 3}"), true, nil)
+			if err == nil || err.Error() != c.name+": "+c.want {
+				t.Errorf("got %v, want %s: %s", err, c.name, c.want)
+			}
+		})
+	}
+}
+
+func TestLoadRefusesFlag(t *testing.T) {
+	t.Setenv("NETTALLY_EXPORTER_LISTEN", "127.0.0.1:1")
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	BindFlags(flags)
+	if err := flags.Parse([]string{"--listen=here"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Load("", false, flags)
+	want := `--listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got "here"`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestLoadRefusesLongSocket(t *testing.T) {
+	long := "/" + strings.Repeat("s", 107)
+	if _, err := Load(write(t, "exporter: {socket: "+long+"}"), true, nil); err == nil {
+		t.Error("a socket of 108 bytes was accepted")
+	}
+	if _, err := Load(write(t, "exporter: {socket: "+long[:107]+"}"), true, nil); err != nil {
+		t.Errorf("a socket of 107 bytes: %v", err)
+	}
+}
+
+func TestLoadUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, "")
+	for _, c := range []struct {
+		path     string
+		required bool
+		want     string
+	}{
+		{filepath.Join(dir, "none"), true, "no such file or directory"},
+		{dir, false, "is a directory"},
+		{filepath.Join(file, "below"), false, "not a directory"},
+	} {
+		_, err := Load(c.path, c.required, nil)
+		want := "read config " + c.path + ": " + c.want
+		if err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}

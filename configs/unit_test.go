@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// systemd reads the unit itself, with a program in place of nettally that exists.
+func TestUnit(t *testing.T) {
+	need.Commands(t, "systemd-analyze")
+	text, err := os.ReadFile("nettally.service")
+	must(t, err)
+	program, err := os.Executable()
+	must(t, err)
+	installed := "ExecStart=/usr/local/bin/nettally run"
+	if !strings.Contains(string(text), installed) {
+		t.Fatalf("no line %q", installed)
+	}
+	unit := filepath.Join(t.TempDir(), "nettally.service")
+	replaced := strings.Replace(string(text), installed, "ExecStart="+program+" run", 1)
+	must(t, os.WriteFile(unit, []byte(replaced), 0o644))
+
+	output, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput()
+	if err != nil || len(output) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, output)
+	}
+}
