@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// routes returns the handler of all paths. What it answers by itself, unknown
+// paths and wrong methods too, is JSON.
+func (e *Exporter) routes(metrics, landing http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, h http.Handler) { mux.Handle(pattern, readOnly(h)) }
+	handle("/metrics", metrics)
+	handle("/api/v1/containers", http.HandlerFunc(e.containers))
+	handle("/api/v1/containers/{container}", http.HandlerFunc(e.container))
+	handle("/healthz", http.HandlerFunc(e.health))
+	handle("/readyz", http.HandlerFunc(e.readiness))
+	handle("/version", http.HandlerFunc(e.version))
+	handle("/{$}", landing)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		e.fail(w, http.StatusNotFound, fmt.Errorf("find page %q: there is none", r.URL.Path))
+	})
+	return mux
+}
+
+// readOnly refuses what is neither GET nor HEAD.
+func readOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Allow", "GET, HEAD")
+		writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use GET"})
+	})
+}
+
+func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
+	q, err := parseQuery(r.URL.RawQuery)
+	if err != nil {
+		e.fail(w, http.StatusBadRequest, err)
+		return
+	}
+	snap := e.snapshot()
+	body := Containers{
+		Containers: containersOf(slices.DeleteFunc(snap.Containers, q.excludes)),
+		TakenAt:    snap.TakenAt.UTC(),
+	}
+	if q.all {
+		body.Unowned = interfacesOf(snap.Unowned)
+	}
+	e.answer(w, body)
+}
+
+func (e *Exporter) container(w http.ResponseWriter, r *http.Request) {
+	if _, err := parseParameters(r.URL.RawQuery); err != nil {
+		e.fail(w, http.StatusBadRequest, err)
+		return
+	}
+	wanted := r.PathValue("container")
+	found := find(e.snapshot().Containers, wanted)
+	switch len(found) {
+	case 0:
+		e.fail(w, http.StatusNotFound, fmt.Errorf("find container %q: no id, name or start of an id matches", wanted))
+	case 1:
+		e.answer(w, containerOf(&found[0]))
+	default:
+		e.fail(w, http.StatusConflict, ambiguous(wanted, found))
+	}
+}
+
+func (e *Exporter) health(w http.ResponseWriter, _ *http.Request) {
+	e.answer(w, status{"ok"})
+}
+
+func (e *Exporter) readiness(w http.ResponseWriter, _ *http.Request) {
+	if e.ready != nil {
+		if err := e.ready(); err != nil {
+			e.fail(w, http.StatusServiceUnavailable, err)
+			return
+		}
+	}
+	e.answer(w, status{"ready"})
+}
+
+func (e *Exporter) version(w http.ResponseWriter, _ *http.Request) {
+	e.answer(w, e.build)
+}
+
+// find returns the containers that are meant, by the first rule that finds any:
+// the full id, the name, the start of the id. A name is often that of a running
+// container and of its stopped predecessors; then the one that runs is meant.
+func find(containers []usage.Container, wanted string) []usage.Container {
+	rules := []func(*usage.Container) bool{
+		func(c *usage.Container) bool { return c.ID == wanted },
+		func(c *usage.Container) bool { return c.Name == wanted && c.State == usage.Running },
+		func(c *usage.Container) bool { return c.Name == wanted },
+		func(c *usage.Container) bool { return strings.HasPrefix(c.ID, wanted) },
+	}
+	for _, matches := range rules {
+		var found []usage.Container
+		for i := range containers {
+			if matches(&containers[i]) {
+				found = append(found, containers[i])
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+func ambiguous(wanted string, found []usage.Container) error {
+	const most = 10
+	var list []string
+	for i := range found[:min(len(found), most)] {
+		list = append(list, fmt.Sprintf("%s (%s, %s)", found[i].ID, found[i].Name, found[i].State))
+	}
+	if len(found) > most {
+		list = append(list, "…")
+	}
+	return fmt.Errorf("find container %q: %d match, use the id: %s", wanted, len(found), strings.Join(list, ", "))
+}
+
+// query is what the list of containers is narrowed to.
+type query struct {
+	name, namespace string // globs of path.Match, "" for all
+	runtime, state  string // "" for all
+	all             bool
+}
+
+// excludes says whether the query leaves a container out.
+func (q query) excludes(c usage.Container) bool {
+	return q.name != "" && !globbed(q.name, c.Name) ||
+		q.namespace != "" && !globbed(q.namespace, c.Namespace) ||
+		q.runtime != "" && q.runtime != c.Runtime ||
+		q.state != "" && q.state != string(c.State)
+}
+
+// globbed matches a pattern that parseQuery has checked.
+func globbed(pattern, s string) bool {
+	ok, err := path.Match(pattern, s)
+	return ok && err == nil
+}
+
+// parseQuery refuses what it does not know: a filter that is silently ignored
+// gives the numbers of other containers.
+func parseQuery(raw string) (query, error) {
+	p, err := parseParameters(raw, "name", "namespace", "runtime", "state", "all")
+	if err != nil {
+		return query{}, err
+	}
+	q := query{
+		name:      p["name"],
+		namespace: p["namespace"],
+		runtime:   p["runtime"],
+		state:     p["state"],
+		all:       p["all"] == "true",
+	}
+	for _, key := range []string{"name", "namespace"} {
+		if _, err := path.Match(p[key], ""); err != nil {
+			return query{}, fmt.Errorf("query parameter %s: %q is not a glob: %w", key, p[key], err)
+		}
+	}
+	if s := usage.State(q.state); s != "" && s != usage.Running && s != usage.Stopped {
+		return query{}, fmt.Errorf("query parameter state: %q is neither running nor stopped", q.state)
+	}
+	if all := p["all"]; all != "" && all != "true" && all != "false" {
+		return query{}, fmt.Errorf("query parameter all: %q is neither true nor false", all)
+	}
+	return q, nil
+}
+
+// parseParameters returns a query string's parameters, each of which must be
+// known and be given once.
+func parseParameters(raw string, known ...string) (map[string]string, error) {
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, fmt.Errorf("parse query: %w", err)
+	}
+	parameters := map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if !slices.Contains(known, key) {
+			return nil, unknownParameter(key, known)
+		}
+		if len(values[key]) > 1 {
+			return nil, fmt.Errorf("query parameter %s: given %d times", key, len(values[key]))
+		}
+		parameters[key] = values[key][0]
+	}
+	return parameters, nil
+}
+
+func unknownParameter(key string, known []string) error {
+	if len(known) == 0 {
+		return fmt.Errorf("query parameter %q: unknown; there are none here", key)
+	}
+	return fmt.Errorf("query parameter %q: unknown; there are %s", key, strings.Join(known, ", "))
+}
+
+// failure is the body of every answer that is not a success.
+type failure struct {
+	Error string `json:"error"`
+}
+
+type status struct {
+	Status string `json:"status"`
+}
+
+func (e *Exporter) answer(w http.ResponseWriter, body any) { writeJSON(w, http.StatusOK, body) }
+
+func (e *Exporter) fail(w http.ResponseWriter, code int, err error) {
+	writeJSON(w, code, failure{err.Error()})
+}
+
+// writeJSON ignores an error of the write: the client is gone, and nobody is
+// left to tell.
+func writeJSON(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// errorText returns what a failure's body says, or "".
+func errorText(body []byte) error {
+	var f failure
+	if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
+		return errors.New("no reason given")
+	}
+	return errors.New(f.Error)
+}

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// What the trouble counter's cause says.
+const (
+	causeDuplicateContainer = "duplicate_container"
+	causeDuplicateInterface = "duplicate_interface"
+	causeInvalidText        = "invalid_text"
+)
+
+// collector shows a snapshot as metrics. Labels come from outside and may hold
+// anything, and one bad or repeated label set would fail the whole scrape, so
+// both are dealt with here and counted.
+type collector struct {
+	snapshot func() usage.Snapshot
+	settings func() Settings
+	descs    descs
+	trouble  *prometheus.CounterVec
+}
+
+func newCollector(snapshot func() usage.Snapshot, settings func() Settings) *collector {
+	c := &collector{snapshot: snapshot, settings: settings, descs: newDescs()}
+	c.trouble = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "nettally_scrape_troubles_total",
+		Help: "Containers or interfaces left out of a scrape because an earlier one had the same labels, " +
+			"and label values shown with replacement characters because they were not UTF-8. Counts again in every scrape.",
+	}, []string{"cause"})
+	for _, cause := range []string{causeDuplicateContainer, causeDuplicateInterface, causeInvalidText} {
+		c.trouble.WithLabelValues(cause)
+	}
+	return c
+}
+
+// Describe implements [prometheus.Collector]. It sends the metrics of all
+// families, since a reload may turn one on.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range c.descs.all {
+		ch <- desc
+	}
+	c.trouble.Describe(ch)
+}
+
+// Collect implements [prometheus.Collector].
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	defer c.trouble.Collect(ch) // last, so that it counts what this scrape met
+	s := &scrape{
+		descs:    &c.descs,
+		ch:       ch,
+		settings: c.settings(),
+		trouble:  c.trouble,
+	}
+	s.run(c.snapshot())
+}
+
+// scrape is one run of Collect.
+type scrape struct {
+	descs    *descs
+	ch       chan<- prometheus.Metric
+	settings Settings
+	trouble  *prometheus.CounterVec
+	cadvisor map[[6]string]struct{} // label sets sent so far
+}
+
+func (s *scrape) run(snap usage.Snapshot) {
+	s.host(snap)
+	s.cadvisor = map[[6]string]struct{}{}
+	seen := make(map[string]struct{}, len(snap.Containers))
+	for _, c := range byID(snap.Containers) {
+		if c.State == usage.Stopped && snap.TakenAt.Sub(c.StoppedAt) > s.settings.MetricsRetention {
+			continue
+		}
+		id := s.text(c.ID)
+		if _, ok := seen[id]; ok {
+			s.trouble.WithLabelValues(causeDuplicateContainer).Inc()
+			continue
+		}
+		seen[id] = struct{}{}
+		s.container(c, id)
+	}
+}
+
+// byID returns the containers in the order of their ids, and otherwise as they
+// were. The registry sorts each family by label values, container_id first or
+// nearly, and is quick where that is done.
+func byID(containers []usage.Container) []*usage.Container {
+	sorted := make([]*usage.Container, len(containers))
+	for i := range containers {
+		sorted[i] = &containers[i]
+	}
+	slices.SortStableFunc(sorted, func(a, b *usage.Container) int { return strings.Compare(a.ID, b.ID) })
+	return sorted
+}
+
+// host sends the metrics that belong to no container.
+func (s *scrape) host(snap usage.Snapshot) {
+	running := 0
+	hooks := map[string]int{"clsact": 0} // there from the start, for alerts
+	count := func(interfaces []usage.Interface) {
+		for i := range interfaces {
+			if interfaces[i].Attached {
+				hooks[interfaces[i].Hook]++
+			}
+		}
+	}
+	for i := range snap.Containers {
+		if snap.Containers[i].State == usage.Running {
+			running++
+		}
+		count(snap.Containers[i].Interfaces)
+	}
+	count(snap.Unowned)
+
+	s.gauge(s.descs.containers, nil, float64(running))
+	for hook, n := range hooks {
+		s.gauge(s.descs.attachments, pairs(hookLabels, s.text(hook)), float64(n))
+	}
+	for cause, n := range snap.Uncounted {
+		s.counter(s.descs.uncounted, pairs(causeLabels, s.text(cause)), n, nil)
+	}
+	for cause, n := range snap.Unclassified {
+		s.counter(s.descs.unclassified, pairs(causeLabels, s.text(cause)), n, nil)
+	}
+}
+
+func (s *scrape) container(c *usage.Container, id string) {
+	// Cleaned once: a bad name is one trouble, not one per interface.
+	name, namespace, pod := s.text(c.Name), s.text(c.Namespace), s.text(c.Pod)
+	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
+
+	s.gauge(s.descs.info, pairs(infoLabels, cgroup, id, image, name, namespace,
+		s.text(c.NetworkMode), pod, s.text(c.Runtime)), 1)
+	accounted := 0.0
+	if c.Accounted() {
+		accounted = 1
+	}
+	s.gauge(s.descs.accounted, pairs(accountedLabels, id, name, s.text(string(c.Reason))), accounted)
+
+	for i := range c.Interfaces {
+		iface := &c.Interfaces[i]
+		if repeated(c.Interfaces[:i], iface.Name) {
+			s.trouble.WithLabelValues(causeDuplicateInterface).Inc()
+			continue
+		}
+		ifname := s.text(iface.Name)
+		s.network(iface, series{id, ifname, name, namespace, pod})
+		if s.settings.CompatCAdvisor {
+			s.compat(iface, [6]string{cgroup, image, ifname, name, namespace, pod})
+		}
+	}
+}
+
+// repeated says whether an interface of the name is among a container's few.
+func repeated(before []usage.Interface, name string) bool {
+	for i := range before {
+		if clean(before[i].Name) == clean(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// series are the label values of an interface's metrics.
+type series struct{ id, iface, name, namespace, pod string }
+
+// network sends an interface's counters of all families.
+func (s *scrape) network(iface *usage.Interface, of series) {
+	labels := pairs(seriesLabels, of.id, of.iface, of.name, of.namespace, of.pod)
+	since := created(iface.AttachedAt)
+	for d, counts := range directions(iface) {
+		wire, to := counts.Wire(), &s.descs.network[d]
+		s.counter(to.bytes, labels, wire.Bytes, since)
+		s.counter(to.packets, labels, wire.Packets, since)
+		s.counter(to.syn, labels, counts.SYN, since)
+		if s.settings.shows(FamilyInterface) {
+			s.volume(s.descs.iface[d], labels, counts.Interface, since)
+		}
+	}
+	if s.settings.shows(FamilyProtocol) {
+		s.protocols(iface, of, since)
+	}
+	if s.settings.shows(FamilyFamily) {
+		s.families(iface, of, since)
+	}
+	if s.settings.shows(FamilyTCPFlags) {
+		s.tcpFlags(iface, of, since)
+	}
+}
+
+func (s *scrape) protocols(iface *usage.Interface, of series, since *timestamppb.Timestamp) {
+	for p := range usage.Protocols {
+		labels := pairs(protocolLabels, of.id, of.iface, of.name, of.namespace, of.pod, p.String())
+		for d, counts := range directions(iface) {
+			s.volume(s.descs.protocol[d], labels, counts.Protocol(p), since)
+		}
+	}
+}
+
+func (s *scrape) families(iface *usage.Interface, of series, since *timestamppb.Timestamp) {
+	for f := range usage.Families {
+		labels := pairs(familyLabels, of.id, f.String(), of.iface, of.name, of.namespace, of.pod)
+		for d, counts := range directions(iface) {
+			s.volume(s.descs.family[d], labels, counts.Family(f), since)
+		}
+	}
+}
+
+func (s *scrape) tcpFlags(iface *usage.Interface, of series, since *timestamppb.Timestamp) {
+	for i, flag := range [...]string{"syn", "synack", "rst", "fin"} {
+		labels := pairs(flagLabels, of.id, flag, of.iface, of.name, of.namespace, of.pod)
+		for d, c := range directions(iface) {
+			n := [...]uint64{c.SYN, c.SYNACK, c.RST, c.FIN}[i]
+			s.counter(s.descs.tcpFlags[d], labels, n, since)
+		}
+	}
+}
+
+// compat sends an interface's counters as cAdvisor names them. Those are keyed
+// by cgroup, which is not ours and may be unknown.
+func (s *scrape) compat(iface *usage.Interface, values [6]string) {
+	if _, ok := s.cadvisor[values]; ok {
+		s.trouble.WithLabelValues(causeDuplicateInterface).Inc()
+		return
+	}
+	s.cadvisor[values] = struct{}{}
+	labels := pairs(cadvisorLabels, values[:]...)
+	for d, counts := range directions(iface) {
+		s.volume(s.descs.cadvisor[d], labels, counts.Interface, created(iface.AttachedAt))
+	}
+}
+
+func (s *scrape) volume(to volumeDescs, labels []*dto.LabelPair, v usage.Volume, since *timestamppb.Timestamp) {
+	s.counter(to.bytes, labels, v.Bytes, since)
+	s.counter(to.packets, labels, v.Packets, since)
+}
+
+func (s *scrape) counter(desc *prometheus.Desc, labels []*dto.LabelPair, n uint64, since *timestamppb.Timestamp) {
+	value := float64(n)
+	s.ch <- &sample{desc: desc, labels: labels, counter: &dto.Counter{Value: &value, CreatedTimestamp: since}}
+}
+
+func (s *scrape) gauge(desc *prometheus.Desc, labels []*dto.LabelPair, value float64) {
+	s.ch <- &sample{desc: desc, labels: labels, gauge: &dto.Gauge{Value: &value}}
+}
+
+// text returns a label value that the exposition formats can carry.
+func (s *scrape) text(value string) string {
+	if utf8.ValidString(value) {
+		return value
+	}
+	s.trouble.WithLabelValues(causeInvalidText).Inc()
+	return clean(value)
+}
+
+func clean(value string) string { return strings.ToValidUTF8(value, "\uFFFD") }
+
+// sample is a metric with label pairs it shares with others, which
+// prometheus.NewConstMetric can't: making the pairs is most of the cost, and an
+// interface has at least six metrics with the same.
+type sample struct {
+	desc    *prometheus.Desc
+	labels  []*dto.LabelPair
+	counter *dto.Counter
+	gauge   *dto.Gauge
+}
+
+// Desc implements [prometheus.Metric].
+func (s *sample) Desc() *prometheus.Desc { return s.desc }
+
+// Write implements [prometheus.Metric].
+func (s *sample) Write(m *dto.Metric) error {
+	m.Label, m.Counter, m.Gauge = s.labels, s.counter, s.gauge
+	return nil
+}
+
+// pairs joins label names and values, both in the order of the names. Like
+// prometheus.MakeLabelPairs, with few allocations.
+func pairs(names []string, values ...string) []*dto.LabelPair {
+	values = slices.Clone(values)
+	slab := make([]dto.LabelPair, len(names))
+	labels := make([]*dto.LabelPair, len(names))
+	for i := range labels {
+		slab[i].Name, slab[i].Value = &names[i], &values[i]
+		labels[i] = &slab[i]
+	}
+	return labels
+}
+
+func directions(iface *usage.Interface) [2]*usage.Counts {
+	return [2]*usage.Counts{receive: &iface.Receive, transmit: &iface.Transmit}
+}
+
+// created is when a series began to count from 0. There is none where that is
+// not known.
+func created(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}

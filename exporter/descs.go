@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Directions as the container sees them. They index arrays.
+const (
+	receive = iota
+	transmit
+)
+
+// Label names, sorted as the exposition formats want them. Values are given in
+// the same order.
+var (
+	seriesLabels    = []string{"container_id", "interface", "name", "namespace", "pod"}
+	protocolLabels  = []string{"container_id", "interface", "name", "namespace", "pod", "protocol"}
+	familyLabels    = []string{"container_id", "family", "interface", "name", "namespace", "pod"}
+	flagLabels      = []string{"container_id", "flag", "interface", "name", "namespace", "pod"}
+	infoLabels      = []string{"cgroup", "container_id", "image", "name", "namespace", "network_mode", "pod", "runtime"}
+	accountedLabels = []string{"container_id", "name", "reason"}
+	cadvisorLabels  = []string{"id", "image", "interface", "name", "namespace", "pod"}
+	causeLabels     = []string{"cause"}
+	hookLabels      = []string{"hook"}
+)
+
+// descs are the metrics of [collector]. docs/METRICS.md says what each means.
+type descs struct {
+	network  [2]networkDescs
+	iface    [2]volumeDescs
+	protocol [2]volumeDescs
+	family   [2]volumeDescs
+	tcpFlags [2]*prometheus.Desc
+	cadvisor [2]volumeDescs
+
+	info, accounted         *prometheus.Desc
+	containers, attachments *prometheus.Desc
+	uncounted, unclassified *prometheus.Desc
+
+	all []*prometheus.Desc
+}
+
+type volumeDescs struct{ bytes, packets *prometheus.Desc }
+
+type networkDescs struct {
+	volumeDescs
+	syn *prometheus.Desc
+}
+
+func newDescs() descs {
+	var d descs
+	for i, dir := range [...]struct{ name, verb string }{
+		receive:  {"receive", "received"},
+		transmit: {"transmit", "transmitted"},
+	} {
+		d.direction(i, dir.name, dir.verb)
+	}
+	d.info = d.add("nettally_container_info",
+		"1, labelled by what is known of the container. Joins with the other metrics by container_id.", infoLabels...)
+	d.accounted = d.add("nettally_container_accounted",
+		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
+	d.containers = d.add("nettally_containers", "Containers that run on this host.")
+	d.attachments = d.add("nettally_attachments",
+		"Interfaces that are counted now, also those whose container is not known, by the hook in use.", hookLabels...)
+	d.uncounted = d.add("nettally_uncounted_packets_total",
+		"Packets that our programs saw and could not count for any container, by cause.", causeLabels...)
+	d.unclassified = d.add("nettally_unclassified_packets_total",
+		"Packets that are counted and whose headers could not be read to the end, by cause. "+
+			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
+	return d
+}
+
+func (d *descs) direction(i int, name, verb string) {
+	wire := "The container " + verb + " at layer 2, segments of super-packets counted one by one"
+	d.network[i] = networkDescs{
+		volumeDescs: d.volume("nettally_container_network_"+name, wire, seriesLabels...),
+		syn: d.add("nettally_container_network_"+name+"_tcp_syn_total",
+			"TCP packets with SYN and without ACK that the container "+verb+". A retransmitted SYN counts again.",
+			seriesLabels...),
+	}
+	d.iface[i] = d.volume("nettally_container_interface_"+name,
+		"The container "+verb+", a super-packet counted as one packet as the kernel's interface counters do", seriesLabels...)
+	d.protocol[i] = d.volume("nettally_container_protocol_"+name, wire+", by transport protocol", protocolLabels...)
+	d.family[i] = d.volume("nettally_container_family_"+name, wire+", by network-layer family", familyLabels...)
+	d.tcpFlags[i] = d.add("nettally_container_tcp_flags_"+name+"_packets_total",
+		"TCP packets that the container "+verb+", by flag: syn is SYN without ACK, synack SYN with ACK. "+
+			"A packet with several flags is in several of them.", flagLabels...)
+	d.cadvisor[i] = d.volume("container_network_"+name,
+		"The container "+verb+", as cAdvisor names it, counted as the kernel's interface counters do", cadvisorLabels...)
+}
+
+func (d *descs) volume(prefix, help string, labels ...string) volumeDescs {
+	return volumeDescs{
+		bytes:   d.add(prefix+"_bytes_total", "Bytes. "+help+".", labels...),
+		packets: d.add(prefix+"_packets_total", "Packets. "+help+".", labels...),
+	}
+}
+
+func (d *descs) add(name, help string, labels ...string) *prometheus.Desc {
+	desc := prometheus.NewDesc(name, help, labels, nil)
+	d.all = append(d.all, desc)
+	return desc
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package exporter shows usage as Prometheus metrics and JSON, on a TCP address
+// and on a unix socket. It computes nothing: every number is one of a
+// [usage.Snapshot], and both formats are made of the same snapshot function.
+package exporter
+
+import (
+	"fmt"
+	"log"
+	"log/slog"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// The metric families that are off by default, as Settings.Families names them.
+const (
+	FamilyInterface = "interface" // one packet per socket buffer, as the kernel counts
+	FamilyProtocol  = "protocol"  // wire numbers by tcp, udp, icmp, other
+	FamilyFamily    = "family"    // wire numbers by ipv4, ipv6, other
+	FamilyTCPFlags  = "tcp_flags" // SYN, SYN-ACK, RST, FIN packets
+)
+
+// Settings are the parts of the configuration that may change while the
+// exporter runs. They are read once per scrape.
+type Settings struct {
+	// Families are the opt-in metric families to show.
+	Families []string
+	// CompatCAdvisor shows cAdvisor's container_network_* metrics too.
+	CompatCAdvisor bool
+	// MetricsRetention is how long a stopped container stays in the metrics.
+	MetricsRetention time.Duration
+}
+
+func (s Settings) shows(family string) bool { return slices.Contains(s.Families, family) }
+
+// BuildInfo says which nettally this is.
+type BuildInfo struct {
+	Version   string `json:"version"`
+	Revision  string `json:"revision"`
+	GoVersion string `json:"go_version"`
+}
+
+// Options is what an exporter shows. All fields but Extra and Ready are needed.
+type Options struct {
+	// Snapshot reads the usage. It is called once per request, from several
+	// goroutines at a time.
+	Snapshot func() usage.Snapshot
+	// Settings returns the settings in force. Like Snapshot it is called
+	// concurrently.
+	Settings func() Settings
+	// Build is what /version and nettally_build_info say.
+	Build BuildInfo
+	// Ready returns nil, or why /readyz is to answer 503. A nil Ready is always
+	// ready.
+	Ready func() error
+	// Extra are metrics of other packages. They are shown as they are.
+	Extra []prometheus.Collector
+	// Log gets what a client is not told: a collector that failed, a TLS
+	// handshake that broke.
+	Log *slog.Logger
+}
+
+// Exporter answers HTTP requests about usage. It is safe for concurrent use.
+type Exporter struct {
+	snapshot func() usage.Snapshot
+	ready    func() error
+	build    BuildInfo
+	log      *slog.Logger
+	handler  http.Handler
+}
+
+// New makes an exporter. It starts no goroutine and opens nothing.
+//
+// Returns an error if a collector of opts.Extra can not be registered beside
+// the others, for example because a metric name is taken.
+func New(opts Options) (*Exporter, error) {
+	registry := prometheus.NewRegistry()
+	if err := register(registry, opts); err != nil {
+		return nil, err
+	}
+	landing, err := landingPage(opts.Build)
+	if err != nil {
+		return nil, fmt.Errorf("make landing page: %w", err)
+	}
+	e := &Exporter{snapshot: opts.Snapshot, ready: opts.Ready, build: opts.Build, log: opts.Log}
+	e.handler = e.routes(metricsHandler(registry, opts.Log), landing)
+	return e, nil
+}
+
+// Handler returns the handler of all paths, without TLS and authentication.
+func (e *Exporter) Handler() http.Handler { return e.handler }
+
+func register(registry *prometheus.Registry, opts Options) error {
+	own := []prometheus.Collector{
+		newCollector(opts.Snapshot, opts.Settings),
+		buildInfo(opts.Build),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	}
+	for _, c := range slices.Concat(own, opts.Extra) {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func buildInfo(b BuildInfo) prometheus.Collector {
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nettally_build_info",
+		Help: "1, labelled by the version, source revision and Go version of this nettally.",
+		ConstLabels: prometheus.Labels{
+			"version": b.Version, "revision": b.Revision, "goversion": b.GoVersion,
+		},
+	})
+	info.Set(1)
+	return info
+}
+
+// metricsHandler lets a failing collector cost its own metrics only. The failure
+// is logged and counted in promhttp_metric_handler_errors_total.
+func metricsHandler(registry *prometheus.Registry, logger *slog.Logger) http.Handler {
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorLog:                            errorLog(logger),
+		ErrorHandling:                       promhttp.ContinueOnError,
+		Registry:                            registry,
+		EnableOpenMetrics:                   true,
+		EnableOpenMetricsTextCreatedSamples: true,
+	})
+}
+
+// errorLog is a logger for libraries that want one of package log.
+func errorLog(logger *slog.Logger) *log.Logger {
+	return slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
+}
+
+func landingPage(build BuildInfo) (http.Handler, error) {
+	return web.NewLandingPage(web.LandingConfig{
+		Name:        "nettally",
+		Description: "Network traffic of every container on this host",
+		Version:     build.Version,
+		Profiling:   "false", // there is no /debug/pprof
+		Links: []web.LandingLinks{
+			{Address: "/metrics", Text: "Metrics", Description: "for Prometheus"},
+			{Address: "/api/v1/containers", Text: "Containers", Description: "as JSON"},
+			{Address: "/readyz", Text: "Readiness"},
+			{Address: "/healthz", Text: "Health"},
+			{Address: "/version", Text: "Version"},
+		},
+	})
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+)
+
+// ErrNotRunning says that nobody answers on the unix socket.
+var ErrNotRunning = errors.New("nobody answers (is nettally running? see exporter.socket)")
+
+// Fetch asks the nettally behind a unix socket for all its containers, and with
+// all set for the interfaces that no container owns too. It needs write
+// permission on the socket. It is what [Exporter.Handler] answers, read back.
+//
+// Returns an error wrapping [ErrNotRunning] if there is no such socket or nobody
+// listens on it.
+func Fetch(ctx context.Context, socket string, all bool) (*Containers, error) {
+	body, err := get(ctx, socket, fmt.Sprintf("/api/v1/containers?all=%t", all))
+	if err != nil {
+		return nil, fmt.Errorf("read containers from %s: %w", socket, err)
+	}
+	var containers Containers
+	if err := json.Unmarshal(body, &containers); err != nil {
+		return nil, fmt.Errorf("parse containers from %s: %w", socket, err)
+	}
+	return &containers, nil
+}
+
+func get(ctx context.Context, socket, target string) ([]byte, error) {
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nettally"+target, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return nil, dialError(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %w", response.Status, errorText(body))
+	}
+	return body, nil
+}
+
+// dialError drops the socket's path from net's errors: the caller names it.
+func dialError(err error) error {
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return ErrNotRunning
+	case errors.As(err, &errno):
+		return errno
+	}
+	return err
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+var (
+	noon  = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	build = BuildInfo{Version: "1.2.3", Revision: "abc", GoVersion: "go1.26"}
+)
+
+// counts returns counts whose every number is another one.
+func counts(base uint64) usage.Counts {
+	c := usage.Counts{
+		Interface: usage.Volume{Bytes: base + 1, Packets: base + 2},
+		SYN:       base + 3, SYNACK: base + 4, RST: base + 5, FIN: base + 6,
+	}
+	for f := range c.Cells {
+		for p := range c.Cells[f] {
+			n := base + 100*uint64(f+1) + 10*uint64(p+1)
+			c.Cells[f][p] = usage.Volume{Bytes: n, Packets: n / 10}
+		}
+	}
+	return c
+}
+
+func traffic(base uint64) usage.Traffic {
+	return usage.Traffic{Receive: counts(base), Transmit: counts(base + 5000)}
+}
+
+// snapshot has a counted container, one that is not, one that has stopped, and
+// an attachment nobody owns.
+func snapshot() usage.Snapshot {
+	web := usage.Container{
+		ID: "aaa111", Name: "web", Runtime: "docker", Image: "nginx:1", Cgroup: "/docker/aaa111",
+		Labels: map[string]string{"team": "a"},
+		State:  usage.Running, StartedAt: noon.Add(-time.Hour), NetworkMode: "bridge",
+		Interfaces: []usage.Interface{{
+			Name: "eth0", HostInterface: "veth12ab", Hook: "clsact",
+			AttachedAt: noon.Add(-time.Hour), Attached: true, Traffic: traffic(10_000),
+		}},
+		Traffic: traffic(10_000),
+	}
+	host := usage.Container{
+		ID: "aaa222", Name: "agent", Runtime: "containerd", Namespace: "kube-system", Pod: "agent-x",
+		Cgroup: "/kubepods/podx/aaa222", State: usage.Running, StartedAt: noon.Add(-time.Minute),
+		NetworkMode: "host", Reason: usage.HostNetwork,
+	}
+	old := usage.Container{
+		ID: "bbb333", Name: "web", Runtime: "docker", Image: "nginx:0", Cgroup: "/docker/bbb333",
+		State: usage.Stopped, StartedAt: noon.Add(-2 * time.Hour), StoppedAt: noon.Add(-5 * time.Minute),
+		NetworkMode: "bridge",
+		Interfaces:  []usage.Interface{{Name: "eth0", HostInterface: "veth34cd", Hook: "clsact", AttachedAt: noon.Add(-2 * time.Hour)}},
+	}
+	return usage.Snapshot{
+		TakenAt:    noon.In(time.FixedZone("CET", 3600)),
+		Containers: []usage.Container{old, web, host},
+		Unowned: []usage.Interface{{
+			HostInterface: "veth99", Hook: "clsact", AttachedAt: noon, Attached: true, Traffic: traffic(20_000),
+		}},
+		Uncounted:    map[string]uint64{"no_row": 0},
+		Unclassified: map[string]uint64{"truncated": 7},
+	}
+}
+
+// many returns a host of n containers with an interface each.
+func many(n int) usage.Snapshot {
+	snap := snapshot()
+	snap.Containers = make([]usage.Container, n)
+	for i := range snap.Containers {
+		id := fmt.Sprintf("%064x", uint64(i)*0x9e3779b97f4a7c15)
+		snap.Containers[i] = usage.Container{
+			ID: id, Name: fmt.Sprintf("k8s-app-%d", i), Runtime: "containerd",
+			Image: "registry.example.com/team/app:1.2.3", Namespace: "production", Pod: fmt.Sprintf("app-6d4cf56db6-%05d", i),
+			Cgroup: "/kubepods/burstable/pod0/" + id, State: usage.Running, StartedAt: noon, NetworkMode: "bridge",
+			Interfaces: []usage.Interface{{
+				Name: "eth0", HostInterface: fmt.Sprintf("veth%08x", i), Hook: "clsact",
+				AttachedAt: noon, Attached: true, Traffic: traffic(uint64(i) << 30),
+			}},
+			Traffic: traffic(uint64(i) << 30),
+		}
+	}
+	return snap
+}
+
+// options show a snapshot with the default settings.
+func options(snap usage.Snapshot) Options {
+	return Options{
+		Snapshot: func() usage.Snapshot {
+			s := snap
+			s.Containers = append([]usage.Container(nil), snap.Containers...)
+			return s
+		},
+		Settings: func() Settings { return Settings{MetricsRetention: 5 * time.Minute} },
+		Build:    build,
+		Log:      slog.New(slog.DiscardHandler),
+	}
+}
+
+func newExporter(tb testing.TB, opts Options) *Exporter {
+	tb.Helper()
+	e, err := New(opts)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return e
+}
+
+// request returns the status, header and body of an answer.
+func request(tb testing.TB, h http.Handler, method, target string, header ...string) (int, http.Header, string) {
+	tb.Helper()
+	r := httptest.NewRequest(method, target, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	body, err := io.ReadAll(w.Result().Body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return w.Code, w.Result().Header, string(body)
+}
+
+// everything turns all families on.
+func everything() Settings {
+	return Settings{
+		Families:         []string{FamilyInterface, FamilyProtocol, FamilyFamily, FamilyTCPFlags},
+		CompatCAdvisor:   true,
+		MetricsRetention: time.Hour,
+	}
+}
+
+func collectorOf(snap usage.Snapshot, settings Settings) *collector {
+	opts := options(snap)
+	return newCollector(opts.Snapshot, func() Settings { return settings })
+}
+
+var _ prometheus.Collector = (*collector)(nil)

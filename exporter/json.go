@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// Containers is the body of GET /api/v1/containers. docs/openapi.yaml documents
+// it and the types it is made of.
+type Containers struct {
+	Containers []Container `json:"containers"`
+	// Unowned are the interfaces that are counted and whose container is not
+	// known. It is nil, and not in the JSON, unless it was asked for.
+	Unowned []Interface `json:"unowned,omitzero"`
+	TakenAt time.Time   `json:"taken_at"`
+}
+
+// Container is one container in JSON.
+type Container struct {
+	ID          string            `json:"id"`
+	Name        string            `json:"name"`
+	Runtime     string            `json:"runtime"`
+	Image       string            `json:"image"`
+	Namespace   string            `json:"namespace"`
+	Pod         string            `json:"pod"`
+	Labels      map[string]string `json:"labels"`
+	Cgroup      string            `json:"cgroup"`
+	State       string            `json:"state"` // "running" or "stopped"
+	StartedAt   *time.Time        `json:"started_at"`
+	StoppedAt   *time.Time        `json:"stopped_at"` // nil while running
+	NetworkMode string            `json:"network_mode"`
+	Accounted   bool              `json:"accounted"`
+	Reason      string            `json:"reason"` // why not accounted, or ""
+	Interfaces  []Interface       `json:"interfaces"`
+	Receive     Counts            `json:"receive"`  // the sum over Interfaces
+	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
+}
+
+// Interface is one interface of a container in JSON.
+type Interface struct {
+	Name          string     `json:"name"` // as the container calls it
+	HostInterface string     `json:"host_interface"`
+	Hook          string     `json:"hook"`
+	AttachedAt    *time.Time `json:"attached_at"`
+	Receive       Counts     `json:"receive"`
+	Transmit      Counts     `json:"transmit"`
+}
+
+// Counts is one direction, as the container sees it.
+type Counts struct {
+	Volume                  // wire numbers
+	InterfaceBytes   uint64 `json:"interface_bytes"`
+	InterfacePackets uint64 `json:"interface_packets"`
+	TCPSYN           uint64 `json:"tcp_syn"` // without ACK; retransmitted ones too
+	TCPSYNACK        uint64 `json:"tcp_synack"`
+	TCPRST           uint64 `json:"tcp_rst"`
+	TCPFIN           uint64 `json:"tcp_fin"`
+
+	Protocols ByProtocol `json:"protocols"`
+	Families  ByFamily   `json:"families"`
+}
+
+// Volume is an amount of traffic.
+type Volume struct {
+	Bytes   uint64 `json:"bytes"`
+	Packets uint64 `json:"packets"`
+}
+
+// ByProtocol splits wire numbers by transport protocol.
+type ByProtocol struct {
+	TCP   Volume `json:"tcp"`
+	UDP   Volume `json:"udp"`
+	ICMP  Volume `json:"icmp"`
+	Other Volume `json:"other"`
+}
+
+// ByFamily splits wire numbers by network-layer family.
+type ByFamily struct {
+	IPv4  Volume `json:"ipv4"`
+	IPv6  Volume `json:"ipv6"`
+	Other Volume `json:"other"`
+}
+
+func containersOf(containers []usage.Container) []Container {
+	out := make([]Container, len(containers))
+	for i := range containers {
+		out[i] = containerOf(&containers[i])
+	}
+	return out
+}
+
+func containerOf(c *usage.Container) Container {
+	labels := c.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	return Container{
+		ID:          c.ID,
+		Name:        c.Name,
+		Runtime:     c.Runtime,
+		Image:       c.Image,
+		Namespace:   c.Namespace,
+		Pod:         c.Pod,
+		Labels:      labels,
+		Cgroup:      c.Cgroup,
+		State:       string(c.State),
+		StartedAt:   utc(c.StartedAt),
+		StoppedAt:   utc(c.StoppedAt),
+		NetworkMode: c.NetworkMode,
+		Accounted:   c.Accounted(),
+		Reason:      string(c.Reason),
+		Interfaces:  interfacesOf(c.Interfaces),
+		Receive:     countsOf(&c.Receive),
+		Transmit:    countsOf(&c.Transmit),
+	}
+}
+
+func interfacesOf(interfaces []usage.Interface) []Interface {
+	out := make([]Interface, len(interfaces))
+	for i := range interfaces {
+		iface := &interfaces[i]
+		out[i] = Interface{
+			Name:          iface.Name,
+			HostInterface: iface.HostInterface,
+			Hook:          iface.Hook,
+			AttachedAt:    utc(iface.AttachedAt),
+			Receive:       countsOf(&iface.Receive),
+			Transmit:      countsOf(&iface.Transmit),
+		}
+	}
+	return out
+}
+
+func countsOf(c *usage.Counts) Counts {
+	return Counts{
+		Volume:           Volume(c.Wire()),
+		InterfaceBytes:   c.Interface.Bytes,
+		InterfacePackets: c.Interface.Packets,
+		TCPSYN:           c.SYN,
+		TCPSYNACK:        c.SYNACK,
+		TCPRST:           c.RST,
+		TCPFIN:           c.FIN,
+		Protocols: ByProtocol{
+			TCP:   Volume(c.Protocol(usage.ProtocolTCP)),
+			UDP:   Volume(c.Protocol(usage.ProtocolUDP)),
+			ICMP:  Volume(c.Protocol(usage.ProtocolICMP)),
+			Other: Volume(c.Protocol(usage.ProtocolOther)),
+		},
+		Families: ByFamily{
+			IPv4:  Volume(c.Family(usage.FamilyIPv4)),
+			IPv6:  Volume(c.Family(usage.FamilyIPv6)),
+			Other: Volume(c.Family(usage.FamilyOther)),
+		},
+	}
+}
+
+// utc returns nil for a time that is not known.
+func utc(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
