@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -145,7 +147,7 @@ func unmountOurs(pinPath string) error {
 		return nil
 	}
 	entries, err := os.ReadDir(at)
-	if err != nil || len(entries) > 0 {
+	if err != nil || slices.ContainsFunc(entries, notPreloaded) {
 		return err
 	}
 	if err := unix.Unmount(at, 0); err != nil {
@@ -155,6 +157,12 @@ func unmountOurs(pinPath string) error {
 		return nil
 	}
 	return os.Remove(at)
+}
+
+// notPreloaded says whether an entry of a bpffs is not one of the two iterators that
+// the kernel itself puts into each new one (kernel/bpf/preload).
+func notPreloaded(e os.DirEntry) bool {
+	return e.Name() != "maps.debug" && e.Name() != "progs.debug"
 }
 
 // mountedByUs says whether the last mount on a place is a bpffs of ours, by the
@@ -169,4 +177,28 @@ func mountedByUs(mountinfo, at string) bool {
 		}
 	}
 	return ours
+}
+
+// PinnedSlots returns the slots that are in use below a pin path, without loading
+// anything: none if nothing is pinned.
+//
+// Returns an error wrapping [ErrInUse] while a process has the pin path.
+func PinnedSlots(pinPath string) ([]Slot, error) {
+	if _, err := os.Stat(pinPath); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	lock, err := lockPath(pinPath)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	pinned, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, Layout, classifierMapSlots), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pinned slots: %w", err)
+	}
+	defer pinned.Close()
+	return slotsIn(pinned)
 }

@@ -129,27 +129,39 @@ func (d *Datapath) trouble(cells map[string]int) map[string]uint64 {
 	return counts
 }
 
-// recall reads the slots that an earlier process left in use.
+// recall takes over the slots that an earlier process left in use.
 func (d *Datapath) recall() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var index uint32
-	var pinned classifierSlot
-	all := d.maps.Slots.Iterate()
-	for all.Next(&index, &pinned) {
-		s := Slot{
-			Index:      uint16(index),
-			Generation: pinned.Generation,
-			Ifindex:    int(pinned.Ifindex),
-			OwnQdisc:   pinned.Flags&flagOwnQdisc != 0,
-		}
+	slots, err := slotsIn(d.maps.Slots)
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
 		if err := d.ensureChunk(s.Index / slotsPerChunk); err != nil {
 			return fmt.Errorf("open rows of slot %d: %w", s.Index, err)
 		}
 		d.taken[s.Index] = s
 		d.newest = max(d.newest, s.Generation)
 	}
-	return all.Err()
+	return nil
+}
+
+// slotsIn reads the map of slots.
+func slotsIn(m *ebpf.Map) ([]Slot, error) {
+	var slots []Slot
+	var index uint32
+	var pinned classifierSlot
+	all := m.Iterate()
+	for all.Next(&index, &pinned) {
+		slots = append(slots, Slot{
+			Index:      uint16(index),
+			Generation: pinned.Generation,
+			Ifindex:    int(pinned.Ifindex),
+			OwnQdisc:   pinned.Flags&flagOwnQdisc != 0,
+		})
+	}
+	return slots, all.Err()
 }
 
 // valid says whether a slot is still the one that was taken.

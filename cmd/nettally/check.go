@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/internal/names"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/tcctl"
+)
+
+// check is something nettally needs of a host. It returns what it found, or an
+// error that says what to do.
+type check struct {
+	name     string
+	required bool // counting is impossible without it
+	run      func() (found string, err error)
+}
+
+// checks are in the order in which a user would have to mend them.
+func checks(ctx context.Context, config *configs.Config) []check {
+	return []check{
+		{"kernel", true, kernel},
+		{"privileges", true, func() (string, error) { return "all that are needed", privileged() }},
+		{"cgroups", true, func() (string, error) { return cgroups(config) }},
+		{"classifiers", true, func() (string, error) { return classifiers(config.Attach.Priority) }},
+		{"counters", true, func() (string, error) { return counters(config.BPF.PinPath) }},
+		{"inotify", false, inotify},
+		{"names", false, func() (string, error) { return runtimeNames(ctx, config) }},
+	}
+}
+
+// required runs the checks without which the daemon would not count, so that it
+// says at once what to do.
+func required(config *configs.Config) error {
+	for _, c := range checks(context.Background(), config) {
+		if !c.required || c.name == "counters" { // the daemon opens those itself
+			continue
+		}
+		if _, err := c.run(); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+func newCheck() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "Say what this host can do, and what to mend",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return report(cmd.OutOrStdout(), checks(cmd.Context(), config))
+		},
+	}
+}
+
+// report prints a line per check. Its error says that a required one failed.
+func report(w io.Writer, all []check) error {
+	var failed []string
+	for _, c := range all {
+		found, err := c.run()
+		verdict := "ok"
+		if err != nil {
+			verdict, found = "warning", err.Error()
+		}
+		if err != nil && c.required {
+			verdict = "FAILED"
+			failed = append(failed, c.name)
+		}
+		fmt.Fprintf(w, "%-8s %-12s %s\n", verdict, c.name, found)
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("this host can't be counted on: %s", strings.Join(failed, ", "))
+	}
+	return nil
+}
+
+// kernel looks at the version. 5.10 is what the classifiers and their maps are
+// tested from.
+func kernel() (string, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", err
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return release, nil // a version nobody knows: the checks below will tell
+	}
+	if cmp.Or(cmp.Compare(major, 5), cmp.Compare(minor, 10)) < 0 {
+		return "", fmt.Errorf("Linux %s is too old: nettally needs 5.10", release)
+	}
+	return "Linux " + release, nil
+}
+
+// privileged looks at the effective capabilities: to load programs and maps, to
+// attach filters, to open pinned chunks and enter namespaces, and to see those of
+// other users' processes.
+func privileged() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	var missing []string
+	for _, needed := range []struct {
+		number int
+		name   string
+	}{
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"},
+		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},
+		{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
+	} {
+		if data[needed.number/32].Effective&(1<<(needed.number%32)) == 0 {
+			missing = append(missing, needed.name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("no %s: run nettally as root", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+func cgroups(config *configs.Config) (string, error) {
+	w, err := newWatcher(config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	found, err := w.Containers()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s, watching %s, %d containers", w.Layout().Mode, w.Layout().Root, len(found)), nil
+}
+
+// classifiers attaches to a veth in a namespace that is gone afterwards.
+func classifiers(priority uint16) (_ string, err error) {
+	datapath, err := bpf.Load(bpf.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer datapath.Close()
+	host, err := testnet.NewNamespace()
+	if err != nil {
+		return "", err
+	}
+	defer host.Close()
+	inside, err := testnet.NewNamespace()
+	if err != nil {
+		return "", err
+	}
+	defer inside.Close()
+	if err := testnet.Veth(host, "nettally0", inside, "eth0"); err != nil {
+		return "", fmt.Errorf("%w: load the module veth", err)
+	}
+	link, err := host.LinkByName("nettally0")
+	if err != nil {
+		return "", err
+	}
+	control, err := tcctl.Open(tcctl.Options{NetNS: host.FD(), Priority: priority})
+	if err != nil {
+		return "", err
+	}
+	defer control.Close()
+	if _, err := control.Attach(link.Attrs().Index, 1, datapath.Ingress, datapath.Egress); err != nil {
+		return "", err
+	}
+	return "loaded, and attached to a veth with clsact", nil
+}
+
+// counters looks at where the maps are pinned, and makes nothing there.
+func counters(pinPath string) (string, error) {
+	slots, err := bpf.PinnedSlots(pinPath)
+	switch {
+	case errors.Is(err, bpf.ErrInUse):
+		return "in use by the nettally that runs, in " + pinPath, nil
+	case err != nil:
+		return "", err
+	}
+	return fmt.Sprintf("%d interfaces counted in %s; no nettally runs", len(slots), pinPath), nil
+}
+
+// inotify looks at the limits that container runtimes share with us: each shim
+// takes an instance on cgroup v2.
+func inotify() (string, error) {
+	const enough = 128
+	var found []string
+	for _, name := range []string{"max_user_instances", "max_user_watches"} {
+		path := "/proc/sys/fs/inotify/" + name
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			return "", fmt.Errorf("read %s: %w", path, err)
+		}
+		if limit < enough {
+			return "", fmt.Errorf("fs.inotify.%s is %d, little for a host with many containers: sysctl -w fs.inotify.%s=8192", name, limit, name)
+		}
+		found = append(found, fmt.Sprintf("%s %d", name, limit))
+	}
+	return strings.Join(found, ", "), nil
+}
+
+func runtimeNames(ctx context.Context, config *configs.Config) (string, error) {
+	if config.Names.Docker == configs.Off {
+		return "off", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	found, err := names.New(names.Options{Docker: config.Names.Docker, Log: slog.New(slog.DiscardHandler)}).Probe(ctx)
+	if errors.Is(err, names.ErrNoSocket) || errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: containers go by their ids", err)
+	}
+	return found, err
+}

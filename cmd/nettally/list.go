@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/usage"
+)
+
+func newList() *cobra.Command {
+	var output string
+	var all bool
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "Show the traffic of every container",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			print, ok := map[string]func(io.Writer, *exporter.Containers) error{
+				"table": printTable,
+				"wide":  printWide,
+				"json":  printJSON,
+			}[output]
+			if !ok {
+				return fmt.Errorf("%w: --output: expected table, wide or json, got %q", errUsage, output)
+			}
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			found, err := exporter.Fetch(cmd.Context(), config.Exporter.Socket, all)
+			if err != nil {
+				return err
+			}
+			if output != "json" && !all {
+				found.Containers = slices.DeleteFunc(found.Containers, func(c exporter.Container) bool {
+					return c.State == string(usage.Stopped)
+				})
+			}
+			return print(cmd.OutOrStdout(), found)
+		},
+	}
+	list.Flags().StringVarP(&output, "output", "o", "table", "table, wide (exact, by interface) or json")
+	list.Flags().BoolVarP(&all, "all", "a", false, "with stopped containers, and interfaces that no container owns")
+	return list
+}
+
+func printJSON(w io.Writer, found *exporter.Containers) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(found)
+}
+
+// printTable prints a line per container, for people.
+func printTable(w io.Writer, found *exporter.Containers) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRECEIVED\tPACKETS\tSYN\tTRANSMITTED\tPACKETS\tSYN\tSTATE")
+	for _, c := range found.Containers {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), brief(c.Receive), brief(c.Transmit), state(c))
+	}
+	for _, i := range found.Unowned {
+		fmt.Fprintf(t, "-\t%s\t%s\t%s\tno container known\n", i.HostInterface, brief(i.Receive), brief(i.Transmit))
+	}
+	return t.Flush()
+}
+
+// printWide prints a line per interface with every digit.
+func printWide(w io.Writer, found *exporter.Containers) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSTATE\tCGROUP")
+	for _, c := range found.Containers {
+		lines := c.Interfaces
+		if len(lines) == 0 {
+			lines = []exporter.Interface{{}}
+		}
+		for _, i := range lines {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
+				dash(i.Name), dash(i.HostInterface), exact(i.Receive), exact(i.Transmit), state(c), c.Cgroup)
+		}
+	}
+	for _, i := range found.Unowned {
+		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\tno container known\t-\n", i.HostInterface, exact(i.Receive), exact(i.Transmit))
+	}
+	return t.Flush()
+}
+
+func brief(c exporter.Counts) string {
+	return fmt.Sprintf("%s\t%d\t%d", units.BytesSize(float64(c.Bytes)), c.Packets, c.TCPSYN)
+}
+
+func exact(c exporter.Counts) string {
+	return fmt.Sprintf("%d\t%d\t%d", c.Bytes, c.Packets, c.TCPSYN)
+}
+
+// short cuts an id as Docker does.
+func short(id string) string { return id[:min(len(id), 12)] }
+
+// label is the name people know a container by.
+func label(c exporter.Container) string {
+	name := c.Name
+	if name == c.ID {
+		name = short(c.ID)
+	}
+	if c.Pod != "" {
+		name = strings.TrimPrefix(c.Namespace+"/"+c.Pod+"/"+name, "/")
+	}
+	return name
+}
+
+func state(c exporter.Container) string {
+	if !c.Accounted {
+		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
+	}
+	return c.State
+}
+
+func dash(text string) string { return cmp.Or(text, "-") }

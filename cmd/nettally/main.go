@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command nettally accounts the network traffic of every container on a host.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/internal/testnet"
+)
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// errUsage wraps errors about the command line.
+var errUsage = errors.New("wrong use")
+
+func main() {
+	// The agents of a selftest are this program run again.
+	testnet.Main()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	os.Exit(execute(ctx, os.Args[1:]))
+}
+
+func execute(ctx context.Context, args []string) int {
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintf(os.Stderr, "nettally: %v\n", err)
+	if errors.Is(err, errUsage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "nettally",
+		Short:         "Account the network traffic of every container on this host",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          arguments(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, cmd.CommandPath())
+	})
+	flags := root.PersistentFlags()
+	flags.String("config", configs.DefaultPath, "configuration `file`")
+	configs.BindFlags(flags)
+	root.AddCommand(newRun(), newList(), newCheck(), newSelftest(), newConfig(), newDetach(), newVersion())
+	return root
+}
+
+// arguments makes what cobra says of positional arguments a usage error.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// loadConfig reads the configuration as the flags of a command say.
+func loadConfig(cmd *cobra.Command) (*configs.Config, error) {
+	flag := cmd.Flags().Lookup("config")
+	return configs.Load(flag.Value.String(), flag.Changed, cmd.Flags())
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/controller"
+	"github.com/nettally/nettally/internal/names"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+func newRun() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Count, until a signal ends it; the kernel goes on counting for the next run",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			d, err := newDaemon(config)
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			return d.run(cmd)
+		},
+	}
+}
+
+// daemon is what runs: the rooms, wired.
+type daemon struct {
+	config   atomic.Pointer[configs.Config]
+	level    slog.LevelVar
+	log      *slog.Logger
+	reloadOK prometheus.Gauge
+	applying sync.Mutex // one reload at a time
+
+	watch    *watcher.Watcher
+	names    *names.Resolver
+	control  *controller.Controller
+	exporter *exporter.Exporter
+	listen   *exporter.Listeners
+
+	closers []io.Closer // in the order they were opened
+}
+
+// newDaemon opens all that can fail. On an error nothing stays open.
+func newDaemon(config *configs.Config) (_ *daemon, err error) {
+	d := &daemon{}
+	d.config.Store(config)
+	d.level.Set(config.Log.Level)
+	d.log = newLog(os.Stderr, config.Log.Format, &d.level)
+	slog.SetDefault(d.log)
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+
+	if err := required(config); err != nil {
+		return nil, err
+	}
+	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
+	if err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, datapath)
+	if d.listen, err = exporter.Listen(config.Exporter.Listen, config.Exporter.Socket, config.Exporter.WebConfig); err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, closer(d.listen.Close))
+	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority})
+	if err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, control)
+	if d.watch, err = newWatcher(config, d.log); err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, d.watch)
+	return d, d.wire(datapath, control)
+}
+
+// wire connects the rooms by what each needs of another.
+func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
+	d.names = names.New(names.Options{
+		Docker: d.config.Load().Names.Docker,
+		Labels: func() []string { return d.config.Load().Names.Labels },
+		Log:    d.log,
+	})
+	accounts := usage.New(usage.Options{
+		Datapath:  datapath,
+		Identify:  d.identify,
+		Retention: func() time.Duration { return d.config.Load().Retention.API },
+	})
+	d.control = controller.New(controller.Options{
+		Host:     d.watch,
+		Hooks:    &controller.Hooks{Control: control, Ingress: datapath.Ingress, Egress: datapath.Egress},
+		Accounts: accounts,
+		Names:    d.names,
+		Settings: d.settings,
+		Log:      d.log,
+	})
+	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nettally_config_last_reload_successful",
+		Help: "1 if the configuration in force is the one in the file.",
+	})
+	d.reloadOK.Set(1)
+	var err error
+	d.exporter, err = exporter.New(exporter.Options{
+		Snapshot: accounts.Snapshot,
+		Settings: func() exporter.Settings {
+			c := d.config.Load()
+			return exporter.Settings{
+				Families:         c.Metrics.Families,
+				CompatCAdvisor:   c.Metrics.Compat == configs.CompatCadvisor,
+				MetricsRetention: c.Retention.Metrics,
+			}
+		},
+		Build: buildInfo(),
+		Ready: d.ready,
+		Extra: append(d.control.Metrics(), d.reloadOK),
+		Log:   d.log,
+	})
+	return err
+}
+
+// identify puts what a runtime tells into usage's words.
+func (d *daemon) identify(id string) (usage.Identity, bool) {
+	meta, ok := d.names.Lookup(id)
+	return usage.Identity{
+		Name:        meta.Name,
+		Image:       meta.Image,
+		Runtime:     meta.Runtime,
+		NetworkMode: meta.NetworkMode,
+		Namespace:   meta.Namespace,
+		Pod:         meta.Pod,
+		Labels:      meta.Labels,
+	}, ok
+}
+
+func newWatcher(config *configs.Config, log *slog.Logger) (*watcher.Watcher, error) {
+	o := watcher.Options{Log: log}
+	if config.Watch.CgroupRoot != configs.Auto {
+		o.CgroupRoot = config.Watch.CgroupRoot
+	}
+	for _, pattern := range config.Watch.Patterns {
+		o.Patterns = append(o.Patterns, pattern.String())
+	}
+	return watcher.New(o)
+}
+
+func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	if format == configs.FormatJSON {
+		return slog.New(slog.NewJSONHandler(to, o))
+	}
+	return slog.New(slog.NewTextHandler(to, o))
+}
+
+func (d *daemon) settings() controller.Settings {
+	c := d.config.Load()
+	return controller.Settings{
+		Interface: func(name string) bool { return c.Attach.Interfaces.Match(name) },
+		Container: func(found watcher.Container) bool { return c.Watch.Containers.Match(found.ID, found.Cgroup) },
+		Reconcile: c.Watch.Reconcile,
+	}
+}
+
+func (d *daemon) ready() error {
+	select {
+	case <-d.control.Ready():
+		return nil
+	default:
+		return errors.New("still looking for containers")
+	}
+}
+
+// run runs every room until the context ends or one of them fails.
+func (d *daemon) run(cmd *cobra.Command) error {
+	group, ctx := errgroup.WithContext(cmd.Context())
+	events := make(chan watcher.Event, 1024)
+	group.Go(func() error { return d.watch.Run(ctx, events) })
+	group.Go(func() error { return d.control.Run(ctx, events) })
+	group.Go(func() error { return d.names.Run(ctx) })
+	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
+	group.Go(func() error { return d.reloads(ctx, cmd) })
+
+	c := d.config.Load()
+	d.log.Info("counting", "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
+	err := group.Wait()
+	d.log.Info("stopped; the kernel goes on counting until `nettally detach`")
+	return err
+}
+
+// reloads takes a new configuration in when the file changes, and on SIGHUP.
+func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	load := func() (*configs.Config, error) { return loadConfig(cmd) }
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		path := cmd.Flag("config").Value.String()
+		if err := configs.WatchFile(ctx, path, d.config.Load(), load, d.apply); err != nil {
+			d.log.Info("changes of the configuration are taken in on SIGHUP only", "err", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-hangup:
+				d.apply(load())
+			}
+		}
+	})
+	return group.Wait()
+}
+
+// apply puts a new configuration in force as a whole, or keeps the old one.
+func (d *daemon) apply(next *configs.Config, err error) {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	if err == nil {
+		if fixed := d.config.Load().NeedsRestart(next); len(fixed) > 0 {
+			err = fmt.Errorf("changed while running: %s: restart nettally", strings.Join(slices.Sorted(slices.Values(fixed)), ", "))
+		}
+	}
+	if err != nil {
+		d.reloadOK.Set(0)
+		d.log.Error("configuration not taken in; the old one stays in force", "err", err)
+		return
+	}
+	d.config.Store(next)
+	d.level.Set(next.Log.Level)
+	d.reloadOK.Set(1)
+	d.control.Reload()
+	d.log.Info("configuration taken in")
+}
+
+func (d *daemon) close() {
+	for _, c := range slices.Backward(d.closers) {
+		if err := c.Close(); err != nil {
+			d.log.Error("close", "err", err)
+		}
+	}
+}
+
+// closer is a function that closes something.
+type closer func()
+
+func (f closer) Close() error {
+	f()
+	return nil
+}

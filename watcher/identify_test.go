@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	idA = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	idB = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
+	uid = "72f7f152-440c-66ac-9084-e0fc1d8a910c"
+
+	uidSlice = "72f7f152_440c_66ac_9084_e0fc1d8a910c"
+)
+
+func TestIdentify(t *testing.T) {
+	pod := func(cgroup, runtime string) Container {
+		return Container{ID: idA, Runtime: runtime, PodUID: uid, Cgroup: cgroup}
+	}
+	tests := []struct {
+		name string
+		path string
+		want Container // Cgroup "" stands for path
+	}{
+		{"docker cgroupfs", "/docker/" + idA, Container{ID: idA, Runtime: "docker"}},
+		{"docker systemd", "/system.slice/docker-" + idA + ".scope", Container{ID: idA, Runtime: "docker"}},
+		{"docker cgroup-parent", "/a/b/" + idA, Container{ID: idA}},
+		{"docker in docker", "/docker/" + idA + "/docker/" + idB, Container{ID: idB, ParentID: idA, Runtime: "docker"}},
+		{"docker in docker, systemd", "/system.slice/docker-" + idA + ".scope/docker/" + idB,
+			Container{ID: idB, ParentID: idA, Runtime: "docker"}},
+		{"docker in docker in docker", "/docker/" + idA + "/docker/" + idB + "/docker/" + idA,
+			Container{ID: idA, ParentID: idB, Runtime: "docker"}},
+		{"init of docker in docker", "/docker/" + idA + "/init",
+			Container{ID: idA, Runtime: "docker", Cgroup: "/docker/" + idA}},
+		{"kind", "/docker/" + idB + "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod" +
+			uidSlice + ".slice/cri-containerd-" + idA + ".scope",
+			Container{ID: idA, ParentID: idB, Runtime: "containerd", PodUID: uid}},
+		{"docker in a pod", "/kubepods/pod" + uid + "/" + idA + "/docker/" + idB,
+			Container{ID: idB, ParentID: idA, Runtime: "docker"}},
+
+		{"pod cgroupfs burstable", "/kubepods/burstable/pod" + uid + "/" + idA, pod("", "containerd")},
+		{"pod cgroupfs besteffort", "/kubepods/besteffort/pod" + uid + "/" + idA, pod("", "containerd")},
+		{"pod cgroupfs guaranteed", "/kubepods/pod" + uid + "/" + idA, pod("", "containerd")},
+		{"static pod", "/kubepods/burstable/pod0123456789abcdef0123456789abcdef/" + idA,
+			Container{ID: idA, Runtime: "containerd", PodUID: "0123456789abcdef0123456789abcdef"}},
+		{"pod cgroupfs CRI-O", "/kubepods/burstable/pod" + uid + "/crio-" + idA, pod("", "crio")},
+		{"pod systemd containerd", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidSlice +
+			".slice/cri-containerd-" + idA + ".scope", pod("", "containerd")},
+		{"pod systemd guaranteed", "/kubepods.slice/kubepods-pod" + uidSlice + ".slice/cri-containerd-" + idA + ".scope", pod("", "containerd")},
+		{"pod systemd CRI-O", "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + uidSlice +
+			".slice/crio-" + idA + ".scope", pod("", "crio")},
+		{"pod systemd CRI-O crun", "/kubepods.slice/kubepods-pod" + uidSlice + ".slice/crio-" + idA + ".scope/container",
+			pod("/kubepods.slice/kubepods-pod"+uidSlice+".slice/crio-"+idA+".scope", "crio")},
+		{"pod systemd cri-dockerd", "/kubepods.slice/kubepods-pod" + uidSlice + ".slice/docker-" + idA + ".scope", pod("", "docker")},
+		{"pod in one name", "/system.slice/containerd.service/kubepods-besteffort-pod" + uidSlice + ".slice:cri-containerd:" + idA,
+			pod("", "containerd")},
+
+		{"podman systemd", "/machine.slice/libpod-" + idA + ".scope", Container{ID: idA, Runtime: "podman"}},
+		{"podman systemd crun", "/machine.slice/libpod-" + idA + ".scope/container",
+			Container{ID: idA, Runtime: "podman", Cgroup: "/machine.slice/libpod-" + idA + ".scope"}},
+		{"podman cgroupfs", "/libpod_parent/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman pod cgroupfs", "/libpod_parent/" + idB + "/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman pod systemd", "/machine.slice/machine-libpod_pod_" + idB + ".slice/libpod-" + idA + ".scope",
+			Container{ID: idA, Runtime: "podman"}},
+		{"podman bare", "/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman quadlet", "/system.slice/web.service/libpod-payload-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope/container",
+			Container{ID: idA, Runtime: "podman", Cgroup: "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope"}},
+		{"podman rootless cgroupfs", "/user.slice/user-1000.slice/user@1000.service/user.slice/podman-77.scope/" + idA,
+			Container{ID: idA, Runtime: "podman"}},
+		{"in a service", "/system.slice/podman.service/" + idA, Container{ID: idA}},
+
+		{"ECS", "/ecs/0123456789abcdef0123456789abcdef/fedcba9876543210fedcba9876543210-1234567890",
+			Container{ID: "fedcba9876543210fedcba9876543210-1234567890", Runtime: "ecs"}},
+		{"ECS on docker", "/ecs/0123456789abcdef0123456789abcdef/" + idA, Container{ID: idA, Runtime: "docker"}},
+		{"ECS on docker systemd", "/ecstasks.slice/ecstasks-0123456789abcdef0123456789abcdef.slice/docker-" + idA + ".scope",
+			Container{ID: idA, Runtime: "docker"}},
+
+		{"nerdctl systemd", "/system.slice/nerdctl-" + idA + ".scope", Container{ID: idA, Runtime: "containerd"}},
+		{"nerdctl cgroupfs", "/default/" + idA, Container{ID: idA, Runtime: "containerd"}},
+		{"ctr", "/default/my-test.1", Container{ID: "my-test.1", Runtime: "containerd"}},
+		{"ctr in k8s.io", "/k8s.io/debug", Container{ID: "debug", Runtime: "containerd"}},
+		{"nerdctl in another namespace", "/build/" + idA, Container{ID: idA}},
+
+		{"LXC", "/lxc.payload.mail", Container{ID: "mail", Runtime: "lxc"}},
+		{"inside LXC", "/lxc.payload.mail/system.slice/postfix.service", Container{ID: "mail", Runtime: "lxc", Cgroup: "/lxc.payload.mail"}},
+		{"LXC 3", "/lxc/101", Container{ID: "101", Runtime: "lxc"}},
+		{"Proxmox", "/lxc/101/ns/init.scope", Container{ID: "101", Runtime: "lxc", Cgroup: "/lxc/101"}},
+		{"docker in LXC", "/lxc.payload.mail/docker/" + idA, Container{ID: idA, ParentID: "mail", Runtime: "docker"}},
+		{"nspawn", `/machine.slice/machine-web\x2d1.scope/payload`,
+			Container{ID: "web-1", Runtime: "nspawn", Cgroup: `/machine.slice/machine-web\x2d1.scope`}},
+		{"nspawn unit", "/machine.slice/systemd-nspawn@web.service", Container{ID: "web", Runtime: "nspawn"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.want.Cgroup == "" {
+				tt.want.Cgroup = tt.path
+			}
+			got, ok := Identify(tt.path, nil)
+			if !ok {
+				t.Fatal("no container")
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestIdentifyNot(t *testing.T) {
+	for _, p := range []string{
+		"", "/", "/docker", "/init.scope", "/user.slice/user-1000.slice/session-1.scope",
+		"/system.slice/docker.service", "/system.slice/containerd.service",
+		`/system.slice/var-lib-docker-overlay2-` + idA + `-merged.mount`,
+		"/system.slice/docker-" + idA[:63] + ".scope", "/docker/" + idA[:12], "/docker/" + strings.ToUpper(idA),
+		"/docker/buildkit/kz1ah6t2l8p2v0v8l2y4n7q0q", "/buildkit/abc",
+		"/libpod_parent/" + idA, "/libpod_parent/conmon", "/libpod_parent/" + idA + "/conmon",
+		"/machine.slice/libpod-conmon-" + idA + ".scope", "/machine.slice/machine-libpod_pod_" + idA + ".slice",
+		"/system.slice/web.service/runtime",
+		"/system.slice/crio-conmon-" + idA + ".scope", "/kubepods/pod" + uid + "/crio-conmon-" + idA,
+		"/kubepods/burstable/pod" + uid, "/kubepods.slice/kubepods-pod" + uidSlice + ".slice",
+		"/ecs", "/ecs/0123456789abcdef0123456789abcdef",
+		"/lxc", "/lxc.payload", "/lxc.payload.", "/lxc.monitor/101", "/lxc.monitor.mail",
+		`/machine.slice/machine-qemu\x2d1\x2dvm.scope`, "/other.slice/machine-web.scope",
+		"/default", "/default/bad..id", "/moby/some-name", "/process_api/0123456789abcdef0123456789abcdef",
+	} {
+		if c, ok := Identify(p, nil); ok {
+			t.Errorf("%s is taken for %+v", p, c)
+		}
+	}
+}
+
+func TestIdentifyPatterns(t *testing.T) {
+	patterns, err := compilePatterns([]string{
+		`/jobs/(?P<id>[a-z]+)`,
+		`/(?P<runtime>fire|ice)-(?P<id>\d+)$`,
+		`/deep/(?P<id>[^/]+)/payload$`,
+		`/docker/(?P<id>[0-9a-f]{12})`,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		path string
+		want Container
+	}{
+		{"/jobs/abc", Container{ID: "abc", Cgroup: "/jobs/abc"}},
+		{"/jobs/abc/x/y", Container{ID: "abc", Cgroup: "/jobs/abc"}},
+		{"/jobs/abc/jobs/xyz", Container{ID: "xyz", ParentID: "abc", Cgroup: "/jobs/abc/jobs/xyz"}},
+		{"/a/fire-7", Container{ID: "7", Runtime: "fire", Cgroup: "/a/fire-7"}},
+		{"/a/fire-7/init", Container{ID: "7", Runtime: "fire", Cgroup: "/a/fire-7"}},
+		{"/deep/x/payload", Container{ID: "x", Cgroup: "/deep/x/payload"}},
+		{"/docker/" + idA, Container{ID: idA[:12], Cgroup: "/docker/" + idA}}, // before the known shapes
+		{"/libpod-" + idA, Container{ID: idA, Runtime: "podman", Cgroup: "/libpod-" + idA}},
+	}
+	for _, tt := range tests {
+		got, _ := Identify(tt.path, patterns)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.path, diff)
+		}
+	}
+	if c, ok := Identify("/deep/x", patterns); ok {
+		t.Errorf("/deep/x is taken for %+v", c)
+	}
+}
+
+func TestCompilePatterns(t *testing.T) {
+	for _, tt := range []struct{ pattern, want string }{
+		{`(`, "compile cgroup pattern 0: error parsing regexp: missing closing ): `(`"},
+		{`/x/(.*)`, `compile cgroup pattern 0: "/x/(.*)" has no group named id, such as (?P<id>[^/]+)`},
+	} {
+		if _, err := compilePatterns([]string{tt.pattern}); err == nil || err.Error() != tt.want {
+			t.Errorf("%s: error %v, want %s", tt.pattern, err, tt.want)
+		}
+	}
+}
+
+// FuzzIdentify holds Identify to what the walk relies on: a container's own
+// directory is one above or at the path, identifies as the same container, and
+// what is above it is its parent.
+func FuzzIdentify(f *testing.F) {
+	for _, p := range []string{"", "/", "//", "a", "/docker/" + idA + "/docker/" + idB, "/lxc/101/ns", `/machine.slice/machine-\x2.scope`,
+		"/kubepods/burstable/pod" + uid + "/" + idA, "/x/kubepods-pod" + uidSlice + ".slice:cri-containerd:" + idA, "/default/a/../b"} {
+		f.Add(p)
+	}
+	patterns := []*regexp.Regexp{regexp.MustCompile(`/jobs/(?P<id>.+)`)}
+	f.Fuzz(func(t *testing.T, p string) {
+		c, ok := Identify(p, patterns)
+		if !ok {
+			if c != (Container{}) {
+				t.Errorf("no container, and %+v", c)
+			}
+			return
+		}
+		clean := path.Clean(p)
+		if c.ID == "" || (clean != c.Cgroup && !strings.HasPrefix(clean, c.Cgroup+"/")) {
+			t.Errorf("%q gives %+v", p, c)
+		}
+		if again, _ := Identify(c.Cgroup, patterns); again != c {
+			t.Errorf("%q gives %+v, its own directory %+v", p, c, again)
+		}
+		if above, _ := Identify(path.Dir(c.Cgroup), patterns); above.ID != c.ParentID {
+			t.Errorf("%q has parent %q, its directory is in %q", p, c.ParentID, above.ID)
+		}
+	})
+}
+
+func BenchmarkIdentify(b *testing.B) {
+	p := "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidSlice + ".slice/cri-containerd-" + idA + ".scope"
+	for b.Loop() {
+		Identify(p, nil)
+	}
+}

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrPartial means that links changed during every attempt to list them: what is
+// listed exists, and what is missing may exist too.
+var ErrPartial = errors.New("interrupted by changes, the list may lack some")
+
+// listAttempts bounds how often an interrupted dump is asked for again.
+const listAttempts = 5
+
+// subscriptionBuffer holds a few thousand link messages, some seconds of the
+// worst a host does. The kernel doubles it.
+const subscriptionBuffer = 4 << 20
+
+var native = binary.NativeEndian
+
+// link is what we read of an rtnetlink link message.
+type link struct {
+	index     int
+	name      string
+	kind      string
+	peer      int  // IFLA_LINK
+	netnsid   int  // IFLA_LINK_NETNSID
+	elsewhere bool // there is one: the peer is in another namespace
+	moved     bool // a DELLINK's: the link lives on in another namespace
+	loopback  bool
+}
+
+// hostVeth is the one test for host veths. Seen from inside of a container its
+// own end passes, too.
+func (l link) hostVeth() (HostVeth, bool) {
+	v := HostVeth{Index: l.index, Name: l.name, PeerIndex: l.peer, NetNSID: l.netnsid}
+	return v, l.kind == "veth" && l.elsewhere
+}
+
+// HostVeths lists the host veths now. It needs no capability but, with
+// Options.NetNS, CAP_SYS_ADMIN. The error may be [ErrPartial], beside what was
+// found.
+func (w *Watcher) HostVeths() ([]HostVeth, error) {
+	links, err := listLinks(w.netns, "veth")
+	var veths []HostVeth
+	for _, l := range links {
+		if v, ok := l.hostVeth(); ok {
+			veths = append(veths, v)
+		}
+	}
+	if err != nil {
+		return veths, fmt.Errorf("list host veths: %w", err)
+	}
+	return veths, nil
+}
+
+// dial opens an rtnetlink socket in a network namespace, 0 for the process's own.
+// It is opened on a thread of its own, which ends if it can't go back.
+func dial(netns int, groups uint32) (*netlink.Conn, error) {
+	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netns, Groups: groups})
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	return conn, nil
+}
+
+// listLinks dumps the links of a kind, or all. It says ErrPartial only after
+// several attempts.
+func listLinks(netns int, kind string) ([]link, error) {
+	conn, err := dial(netns, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for attempt := 1; ; attempt++ {
+		links, err := dumpLinks(conn, kind)
+		if !errors.Is(err, ErrPartial) || attempt == listAttempts {
+			return links, err
+		}
+	}
+}
+
+// rtextSkipStats leaves the counters out of link messages (RTEXT_FILTER_SKIP_STATS).
+const rtextSkipStats = 1 << 3
+
+// linkRequest asks for one link, or with index 0 for all or those of a kind. A
+// kernel may ignore the kind.
+func linkRequest(index int, kind string) ([]byte, error) {
+	attrs := netlink.NewAttributeEncoder()
+	attrs.Uint32(unix.IFLA_EXT_MASK, rtextSkipStats)
+	if kind != "" {
+		attrs.Nested(unix.IFLA_LINKINFO, func(info *netlink.AttributeEncoder) error {
+			info.String(unix.IFLA_INFO_KIND, kind)
+			return nil
+		})
+	}
+	b, err := attrs.Encode()
+	header := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(header[4:], uint32(index))
+	return append(header, b...), err
+}
+
+func dumpLinks(conn *netlink.Conn, kind string) ([]link, error) {
+	request, err := linkRequest(0, kind)
+	if err != nil {
+		return nil, err
+	}
+	_, err = conn.Send(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
+		Data:   request,
+	})
+	if err != nil {
+		return nil, err
+	}
+	messages, interrupted, err := receiveDump(conn)
+	if err != nil {
+		return nil, err
+	}
+	var links []link
+	for _, m := range messages {
+		l, err := parseLink(m)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	if interrupted {
+		return links, ErrPartial
+	}
+	return links, nil
+}
+
+// receiveDump reads a dump and says whether it was interrupted. The flag for that
+// can be on the closing message alone, which conn.Receive keeps to itself.
+func receiveDump(conn *netlink.Conn) (messages [][]byte, interrupted bool, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, false, err
+	}
+	buf := make([]byte, 64<<10) // the kernel's dump messages are at most 32 KiB
+	for {
+		n, err := receive(raw, buf)
+		if err != nil {
+			return nil, false, err
+		}
+		parts, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return nil, false, fmt.Errorf("parse link dump: %w", err)
+		}
+		for _, p := range parts {
+			interrupted = interrupted || p.Header.Flags&unix.NLM_F_DUMP_INTR != 0
+			switch p.Header.Type {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				return messages, interrupted, dumpResult(p.Data)
+			case unix.RTM_NEWLINK:
+				messages = append(messages, append([]byte(nil), p.Data...))
+			}
+		}
+	}
+}
+
+// dumpResult reads the error number that closes a dump.
+func dumpResult(data []byte) error {
+	if len(data) < 4 {
+		return nil
+	}
+	if errno := int32(native.Uint32(data)); errno < 0 {
+		return os.NewSyscallError("dump links", syscall.Errno(-errno))
+	}
+	return nil
+}
+
+func receive(raw syscall.RawConn, buf []byte) (n int, err error) {
+	rawErr := raw.Read(func(fd uintptr) bool {
+		n, _, err = unix.Recvfrom(int(fd), buf, 0)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	if rawErr != nil {
+		return 0, rawErr
+	}
+	return n, os.NewSyscallError("recvfrom", err)
+}
+
+// getLink asks for one link. The error is ENODEV if there is none.
+func getLink(conn *netlink.Conn, index int) (link, error) {
+	request, err := linkRequest(index, "")
+	if err != nil {
+		return link{}, err
+	}
+	reply, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   request,
+	})
+	if err != nil {
+		return link{}, err
+	}
+	if len(reply) != 1 {
+		return link{}, fmt.Errorf("ask for link %d: %d answers", index, len(reply))
+	}
+	return parseLink(reply[0].Data)
+}
+
+// parseLink reads the payload of a link message.
+func parseLink(b []byte) (link, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return link{}, fmt.Errorf("parse link message: %d bytes", len(b))
+	}
+	l := link{
+		index:    int(int32(native.Uint32(b[4:]))),
+		loopback: native.Uint32(b[8:])&unix.IFF_LOOPBACK != 0,
+	}
+	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return link{}, fmt.Errorf("parse link message: %w", err)
+	}
+	for attrs.Next() {
+		switch attrs.Type() {
+		case unix.IFLA_IFNAME:
+			l.name = attrs.String()
+		case unix.IFLA_LINK:
+			l.peer = int(attrs.Int32())
+		case unix.IFLA_LINK_NETNSID:
+			l.netnsid, l.elsewhere = int(attrs.Int32()), true
+		case unix.IFLA_NEW_NETNSID:
+			l.moved = true
+		case unix.IFLA_LINKINFO:
+			attrs.Nested(func(info *netlink.AttributeDecoder) error {
+				for info.Next() {
+					if info.Type() == unix.IFLA_INFO_KIND {
+						l.kind = info.String()
+					}
+				}
+				return info.Err()
+			})
+		}
+	}
+	if err := attrs.Err(); err != nil {
+		return link{}, fmt.Errorf("parse link message: %w", err)
+	}
+	return l, nil
+}
+
+// links follows the host veths of one namespace. Only the goroutine that reads
+// the subscription owns it, so it is never ahead of an event still to be read.
+type links struct {
+	known map[int]HostVeth
+	netns int
+}
+
+// followLinks delivers host veths until ctx ends. A subscription that breaks is
+// made anew, at once if its receive buffer ran over: until that is read empty the
+// kernel drops what else happens and does not say so again, so the old one is
+// not worth reading.
+func (w *Watcher) followLinks(ctx context.Context, events chan<- Event) error {
+	l := &links{known: map[int]HostVeth{}, netns: w.netns}
+	for first := true; ctx.Err() == nil; first = false {
+		err := w.followSubscription(ctx, l, events, !first)
+		if ctx.Err() != nil || errors.Is(err, unix.ENOBUFS) {
+			continue
+		}
+		w.mu.Lock()
+		w.degrade("netlink", fmt.Errorf("watch links: %w", err))
+		w.mu.Unlock()
+		pause(ctx, w.rescanEvery)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// followSubscription subscribes, lists, then follows. It returns why it can't go
+// on.
+func (w *Watcher) followSubscription(ctx context.Context, l *links, events chan<- Event, lost bool) error {
+	conn, err := dial(w.netns, unix.RTMGRP_LINK)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := conn.SetReadBuffer(subscriptionBuffer); err != nil {
+		return fmt.Errorf("set receive buffer: %w", err)
+	}
+	changes, err := l.list(lost)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.degrade("netlink", nil)
+	w.mu.Unlock()
+	for {
+		for _, e := range changes {
+			if !send(ctx, events, e) {
+				return ctx.Err()
+			}
+		}
+		messages, err := conn.Receive()
+		if err != nil {
+			return err
+		}
+		changes = l.take(messages, time.Now())
+	}
+}
+
+// take takes in link messages.
+func (l *links) take(messages []netlink.Message, now time.Time) []Event {
+	var changes []Event
+	for _, m := range messages {
+		// A bridge tells of its ports in link messages of its own family: a port
+		// that leaves is a DELLINK of a device that lives on.
+		if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
+			continue
+		}
+		link, err := parseLink(m.Data)
+		switch {
+		case err != nil: // the kernel does not
+		case m.Header.Type == unix.RTM_NEWLINK:
+			changes = append(changes, l.seen(link, now)...)
+		case m.Header.Type == unix.RTM_DELLINK:
+			changes = append(changes, l.gone(link.index, now)...)
+			changes = append(changes, l.peerMoved(link, now)...)
+		}
+	}
+	return changes
+}
+
+// peerMoved looks at the end that stays behind when the other one moves to
+// another namespace, as Docker makes its veths. The kernel sends nothing about it
+// before the end that moved is up, and by then packets may flow.
+func (l *links) peerMoved(peer link, now time.Time) []Event {
+	_, known := l.known[peer.peer]
+	if !peer.moved || peer.kind != "veth" || peer.elsewhere || known {
+		return nil
+	}
+	conn, err := dial(l.netns, 0)
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	link, err := getLink(conn, peer.peer)
+	if err != nil {
+		return nil // gone, and its own events say so
+	}
+	return l.seen(link, now)
+}
+
+// seen takes in a link. A known veth whose peer is back in the host's namespace
+// is about to be removed and still carries the container's last packets.
+func (l *links) seen(link link, now time.Time) []Event {
+	v, ok := link.hostVeth()
+	if !ok || l.known[v.Index] == v {
+		return nil
+	}
+	l.known[v.Index] = v
+	return []Event{HostVethSeen{HostVeth: v, SeenAt: now}}
+}
+
+func (l *links) gone(index int, now time.Time) []Event {
+	if _, ok := l.known[index]; !ok {
+		return nil
+	}
+	delete(l.known, index)
+	return []Event{HostVethGone{Index: index, SeenAt: now}}
+}
+
+// list brings what is known up to date with a dump, and says so if events were
+// lost.
+func (l *links) list(lost bool) ([]Event, error) {
+	all, err := listLinks(l.netns, "veth")
+	if err != nil && !errors.Is(err, ErrPartial) {
+		return nil, err
+	}
+	now := time.Now()
+	exists := map[int]bool{}
+	var changes []Event
+	for _, link := range all {
+		exists[link.index] = true
+		changes = append(changes, l.seen(link, now)...)
+	}
+	for index := range l.known {
+		if !exists[index] && err == nil {
+			changes = append(changes, l.gone(index, now)...)
+		}
+	}
+	if lost {
+		changes = append(changes, Overflowed{Source: "netlink"})
+	}
+	return changes, nil
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// watchHost makes a network namespace and a watcher on it that has no cgroups to watch.
+func watchHost(t *testing.T) (*testnet.Namespace, *running) {
+	t.Helper()
+	need.Root(t)
+	host := newNamespace(t)
+	r := run(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"]), NetNS: host.FD()})
+	eventually(t, func() error {
+		if !subscribed(host) {
+			return errors.New("no subscription")
+		}
+		return nil
+	})
+	return host, r
+}
+
+// subscribed says whether anyone listens to the links of a namespace.
+func subscribed(ns *testnet.Namespace) bool {
+	out, err := ns.Run("cat", "/proc/thread-self/net/netlink")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(out)) { // sk Eth Pid Groups …
+		if f := strings.Fields(line); len(f) > 3 && f[1] == "0" && f[3] == "00000001" {
+			return true
+		}
+	}
+	return false
+}
+
+func veth(t *testing.T, a *testnet.Namespace, nameA string, b *testnet.Namespace, nameB string) netlink.Link {
+	t.Helper()
+	if err := testnet.Veth(a, nameA, b, nameB); err != nil {
+		t.Fatal(err)
+	}
+	return linkIn(t, a, nameA)
+}
+
+func linkIn(t *testing.T, ns *testnet.Namespace, name string) netlink.Link {
+	t.Helper()
+	l, err := ns.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDockerOrder makes a veth as Docker does: both ends in the host, then the
+// peer moves; at the end the peer comes back and both go.
+func TestDockerOrder(t *testing.T) {
+	host, r := watchHost(t)
+	container := newNamespace(t)
+	check(t, host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "vethhost"}, PeerName: "vethpeer"}))
+	outer, peer := linkIn(t, host, "vethhost"), linkIn(t, host, "vethpeer")
+	check(t, host.LinkSetUp(outer))
+	check(t, host.LinkSetNsFd(peer, container.FD()))
+	seen := next[HostVethSeen](t, r)
+	want := HostVeth{Index: outer.Attrs().Index, Name: "vethhost", PeerIndex: peer.Attrs().Index}
+	if diff := cmp.Diff(want, seen.HostVeth); diff != "" {
+		t.Errorf("seen (-want +got):\n%s", diff)
+	}
+	if age := time.Since(seen.SeenAt); age < 0 || age > patience {
+		t.Errorf("seen %v ago", age)
+	}
+	list, err := r.HostVeths()
+	if diff := cmp.Diff([]HostVeth{want}, list); err != nil || diff != "" {
+		t.Errorf("list, error %v (-want +got):\n%s", err, diff)
+	}
+
+	check(t, host.LinkSetDown(outer))
+	check(t, host.LinkSetName(outer, "renamed"))
+	if seen := next[HostVethSeen](t, r); seen.Name != "renamed" || seen.Index != want.Index {
+		t.Errorf("seen %+v", seen)
+	}
+
+	check(t, container.LinkSetNsFd(linkIn(t, container, "vethpeer"), host.FD()))
+	if list, err := r.HostVeths(); err != nil || len(list) != 0 {
+		t.Errorf("with the peer back: %v, error %v", list, err)
+	}
+	check(t, host.LinkDel(outer))
+	// Gone is the next event: neither the return of the peer nor its end was one.
+	select {
+	case e := <-r.events:
+		gone, ok := e.(HostVethGone)
+		if !ok || gone.Index != want.Index {
+			t.Errorf("event %#v, want the end of %d", e, want.Index)
+		}
+	case <-time.After(patience):
+		t.Error("no event")
+	}
+}
+
+// TestBridgePort leaves a bridge, which the bridge tells as a DELLINK.
+func TestBridgePort(t *testing.T) {
+	host, r := watchHost(t)
+	container := newNamespace(t)
+	check(t, host.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+	outer := veth(t, host, "vethhost", container, "eth0")
+	next[HostVethSeen](t, r)
+	check(t, host.LinkSetMaster(outer, linkIn(t, host, "br0")))
+	check(t, host.LinkSetNoMaster(outer))
+	other := veth(t, host, "another", container, "eth1")
+	if e, ok := (<-r.events).(HostVethSeen); !ok || e.Index != other.Attrs().Index {
+		t.Errorf("event %#v, want the next veth", e)
+	}
+}
+
+// TestMovedHostEnd gives the host's end away.
+func TestMovedHostEnd(t *testing.T) {
+	host, r := watchHost(t)
+	outer := veth(t, host, "vethhost", newNamespace(t), "eth0")
+	next[HostVethSeen](t, r)
+	check(t, host.LinkSetNsFd(outer, newNamespace(t).FD()))
+	if e := next[HostVethGone](t, r); e.Index != outer.Attrs().Index {
+		t.Errorf("gone %+v", e)
+	}
+}
+
+// TestRunBeginsWithVeths finds what was there before.
+func TestRunBeginsWithVeths(t *testing.T) {
+	need.Root(t)
+	host, container := newNamespace(t), newNamespace(t)
+	want := map[int]bool{}
+	for i := range 100 {
+		want[veth(t, host, fmt.Sprintf("veth%d", i), container, fmt.Sprintf("eth%d", i)).Attrs().Index] = true
+	}
+	check(t, host.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+	r := run(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"]), NetNS: host.FD()})
+	got := map[int]bool{}
+	for range want {
+		got[next[HostVethSeen](t, r).Index] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestNetlinkOverflow does not read until the receive buffer is full.
+func TestNetlinkOverflow(t *testing.T) {
+	host, r := watchHost(t)
+	container := newNamespace(t)
+	first := veth(t, host, "first", container, "eth0")
+	next[HostVethSeen](t, r)
+	blocking := veth(t, host, "blocking", container, "eth1") // nobody takes this event
+	lo := linkIn(t, host, "lo")
+	for i := range 10000 {
+		check(t, host.LinkSetAlias(lo, fmt.Sprint(i)))
+	}
+	last := veth(t, host, "last", container, "eth2")
+	check(t, host.LinkDel(first))
+
+	known := map[int]bool{first.Attrs().Index: true}
+	for overflowed := false; !overflowed; {
+		select {
+		case e := <-r.events:
+			switch e := e.(type) {
+			case HostVethSeen:
+				known[e.Index] = true
+			case HostVethGone:
+				delete(known, e.Index)
+			case Overflowed:
+				overflowed = e.Source == "netlink"
+			}
+		case <-time.After(patience):
+			t.Fatal("no overflow")
+		}
+	}
+	want := map[int]bool{blocking.Attrs().Index: true, last.Attrs().Index: true}
+	if diff := cmp.Diff(want, known); diff != "" {
+		t.Errorf("after the overflow (-want +got):\n%s", diff)
+	}
+	after := veth(t, host, "after", container, "eth3")
+	if e := next[HostVethSeen](t, r); e.Index != after.Attrs().Index {
+		t.Errorf("seen %+v", e)
+	}
+}
+
+// TestHostVethsAmidChanges lists while links come and go. What stays is in every
+// list that claims to be whole.
+func TestHostVethsAmidChanges(t *testing.T) {
+	need.Root(t)
+	host, container := newNamespace(t), newNamespace(t)
+	var want []HostVeth
+	for i := range 60 {
+		l := veth(t, host, fmt.Sprintf("stays%d", i), container, fmt.Sprintf("eth%d", i))
+		want = append(want, HostVeth{Index: l.Attrs().Index, Name: l.Attrs().Name})
+	}
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "fleeting"}, PeerName: "x", PeerNamespace: netlink.NsFd(container.FD())}
+			if err := errors.Join(host.LinkAdd(l), host.LinkDel(l)); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"]), NetNS: host.FD()})
+	eventually(t, func() error { // sooner or later a single attempt is interrupted
+		conn, err := dial(host.FD(), 0)
+		check(t, err)
+		defer conn.Close()
+		if _, err = dumpLinks(conn, "veth"); !errors.Is(err, ErrPartial) {
+			return fmt.Errorf("no dump is interrupted, error %v", err)
+		}
+		return nil
+	})
+	partial := 0
+	for range 100 {
+		list, err := w.HostVeths()
+		if errors.Is(err, ErrPartial) {
+			partial++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = slices.DeleteFunc(list, func(v HostVeth) bool { return v.Name == "fleeting" })
+		if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(HostVeth{}, "PeerIndex", "NetNSID")); diff != "" {
+			t.Fatalf("list (-want +got):\n%s", diff)
+		}
+	}
+	close(stop)
+	check(t, <-stopped)
+	t.Logf("%d of 100 lists were partial", partial)
+}
+
+// FuzzParseLink feeds what no kernel sends.
+func FuzzParseLink(f *testing.F) {
+	f.Add(make([]byte, 16))
+	f.Add(append(make([]byte, 16), 8, 0, 5, 0, 1, 0, 0, 0, 12, 0, 18, 0, 8, 0, 1, 0, 'v', 'e', 't', 0))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = parseLink(b)
+	})
+}
+
+// BenchmarkHostVeths lists 300 host veths.
+func BenchmarkHostVeths(b *testing.B) {
+	need.Root(b)
+	host, err := testnet.NewNamespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer host.Close()
+	container, err := testnet.NewNamespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer container.Close()
+	for i := range 300 {
+		if err := testnet.Veth(host, fmt.Sprintf("veth%d", i), container, fmt.Sprintf("eth%d", i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	w, err := New(Options{CgroupRoot: hierarchies(b)["v2"], NetNS: host.FD()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.Close()
+	for b.Loop() {
+		if v, err := w.HostVeths(); err != nil || len(v) != 300 {
+			b.Fatal(len(v), err)
+		}
+	}
+}

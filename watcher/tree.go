@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+)
+
+// tree is what is known of the hierarchy: the containers in it and the
+// directories that are watched. Whatever an event or a walk says is checked
+// against the directory itself, so both may come late, twice or not at all.
+//
+// Watched is
+//   - every directory that can hold containers, which is each one outside of
+//     containers and of systemd's leaf units (.service, .scope, .mount, .swap,
+//     .socket);
+//   - every directory that does hold a container, wherever it is.
+//
+// A container's own directory is not, so 1,000 containers of Docker cost one
+// watch, and Kubernetes one for each pod. The price: the first container inside
+// another container or inside a service is found by the next walk.
+type tree struct {
+	root       string
+	patterns   []*regexp.Regexp
+	notify     *fsnotify.Watcher // nil: nothing is watched
+	watched    map[string]uint64 // path within the hierarchy → inode
+	containers map[string]found  // the same
+	changes    []Event           // not yet delivered
+	unwatched  error             // why a directory is not watched, of the last walk
+}
+
+type found struct {
+	Container
+	inode uint64
+}
+
+func newTree(root string, patterns []*regexp.Regexp) *tree {
+	return &tree{
+		root:       root,
+		patterns:   patterns,
+		watched:    map[string]uint64{},
+		containers: map[string]found{},
+	}
+}
+
+// walk visits the whole hierarchy. After an error what is missing may still
+// exist, so nothing is forgotten.
+func (t *tree) walk() error {
+	if _, err := t.stat("/"); err != nil {
+		return err
+	}
+	t.unwatched = nil
+	v := visit{tree: t, deep: true, seen: map[string]bool{}}
+	v.directory("/", false)
+	if v.err != nil {
+		return v.err
+	}
+	for dir := range t.watched {
+		if !v.seen[dir] {
+			t.forget(dir)
+		}
+	}
+	for dir := range t.containers {
+		if !v.seen[dir] {
+			t.forget(dir)
+		}
+	}
+	return nil
+}
+
+// examine looks at one directory that an event was about.
+func (t *tree) examine(dir string) error {
+	st, err := t.stat(dir)
+	if vanished(err) {
+		t.forget(dir)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if t.inode(dir) == st.Ino {
+		return nil
+	}
+	v := visit{tree: t}
+	v.directory(dir, t.leaf(path.Dir(dir)))
+	return v.err
+}
+
+// list returns the containers by age.
+func (t *tree) list() []Container {
+	list := make([]Container, 0, len(t.containers))
+	for _, f := range t.containers {
+		list = append(list, f.Container)
+	}
+	slices.SortFunc(list, func(a, b Container) int {
+		if order := a.CreatedAt.Compare(b.CreatedAt); order != 0 {
+			return order
+		}
+		return strings.Compare(a.Cgroup, b.Cgroup)
+	})
+	return list
+}
+
+// inode returns the inode under which a directory is known, 0 if it isn't.
+func (t *tree) inode(dir string) uint64 {
+	if inode, ok := t.watched[dir]; ok {
+		return inode
+	}
+	return t.containers[dir].inode
+}
+
+// leaf says whether a directory is, or is inside of, a container or a leaf unit.
+func (t *tree) leaf(dir string) bool {
+	if _, ok := Identify(dir, t.patterns); ok {
+		return true
+	}
+	return slices.ContainsFunc(strings.Split(dir, "/"), isLeafUnit)
+}
+
+func isLeafUnit(name string) bool {
+	switch path.Ext(name) {
+	case ".service", ".scope", ".mount", ".swap", ".socket":
+		return true
+	}
+	return false
+}
+
+func (t *tree) path(dir string) string { return filepath.Join(t.root, dir) }
+
+func (t *tree) stat(dir string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(t.path(dir), &st); err != nil {
+		return st, fmt.Errorf("look at cgroup %s: %w", dir, err)
+	}
+	return st, nil
+}
+
+// vanished says whether an error means that a directory was removed. Reading
+// one that goes away meanwhile gives ENODEV.
+func vanished(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
+
+// meet takes note of a container.
+func (t *tree) meet(c Container, st unix.Stat_t) {
+	if _, known := t.containers[c.Cgroup]; known {
+		return
+	}
+	c.CreatedAt = createdAt(st)
+	t.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
+	t.changes = append(t.changes, ContainerStarted{c})
+}
+
+// createdAt is the earliest time of a directory. There is no birth time on
+// cgroupfs, and a child or a read moves one or another of these.
+func createdAt(st unix.Stat_t) time.Time {
+	first := time.Unix(st.Mtim.Unix())
+	for _, ts := range []unix.Timespec{st.Ctim, st.Atim} {
+		if t := time.Unix(ts.Unix()); t.Before(first) {
+			first = t
+		}
+	}
+	return first
+}
+
+// watch starts to watch a directory. It says whether that is new, in which case
+// the directory has to be listed again. The inode was read before: should another
+// directory have taken the name since, its event will show the difference.
+func (t *tree) watch(dir string, inode uint64) bool {
+	if _, ok := t.watched[dir]; ok || t.notify == nil {
+		return false
+	}
+	if err := t.notify.Add(t.path(dir)); err != nil {
+		if !vanished(err) && t.unwatched == nil {
+			t.unwatched = fmt.Errorf("watch cgroup %s: %w", dir, err)
+		}
+		return false
+	}
+	t.watched[dir] = inode
+	return true
+}
+
+// forget drops what is no longer there of a directory and all below it. Kernels
+// before 2026 keep the watch of a removed cgroup, without an event, until it is
+// removed by hand.
+func (t *tree) forget(dir string) {
+	below := strings.TrimSuffix(dir, "/") + "/"
+	lost := func(d string, inode uint64) bool {
+		if d != dir && !strings.HasPrefix(d, below) {
+			return false
+		}
+		st, err := t.stat(d)
+		return vanished(err) || (err == nil && st.Ino != inode)
+	}
+	for d, inode := range t.watched {
+		if lost(d, inode) {
+			delete(t.watched, d)
+			_ = t.notify.Remove(t.path(d)) // fails where the kernel was first
+		}
+	}
+	var gone []string
+	for d, f := range t.containers {
+		if lost(d, f.inode) {
+			gone = append(gone, d)
+		}
+	}
+	slices.SortFunc(gone, func(a, b string) int { return strings.Compare(b, a) }) // inner before outer
+	for _, d := range gone {
+		t.changes = append(t.changes, ContainerStopped{ID: t.containers[d].ID, Cgroup: d})
+		delete(t.containers, d)
+	}
+}
+
+// visit is one pass over a part of the hierarchy.
+type visit struct {
+	*tree
+	deep bool            // look into containers and units, too
+	seen map[string]bool // if not nil, the directories that exist
+	err  error           // the first
+}
+
+// directory visits a directory and what is below it; leaf says that it is inside
+// a container or unit. It reports whether the directory is a container's.
+func (v *visit) directory(dir string, leaf bool) bool {
+	st, err := v.stat(dir)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		v.fail(err)
+		return false
+	}
+	if known := v.inode(dir); known != 0 && known != st.Ino {
+		v.forget(dir)
+	}
+	if v.seen != nil {
+		v.seen[dir] = true
+	}
+	c, ok := Identify(dir, v.patterns)
+	container := ok && c.Cgroup == dir
+	if container {
+		v.meet(c, st)
+	}
+	leaf = leaf || container || isLeafUnit(path.Base(dir))
+	fresh := !leaf && v.watch(dir, st.Ino)
+	// A directory with two links has no directories in it; a new watch may have
+	// come after one was made.
+	if (leaf && !v.deep) || (!fresh && st.Nlink == 2) {
+		return container
+	}
+	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
+		v.children(dir, leaf)
+	}
+	return container
+}
+
+// children visits the directories in dir and says whether one is a container's.
+func (v *visit) children(dir string, leaf bool) bool {
+	entries, err := os.ReadDir(v.path(dir))
+	v.fail(err)
+	holds := false
+	for _, e := range entries {
+		if e.IsDir() && v.directory(path.Join(dir, e.Name()), leaf) {
+			holds = true
+		}
+	}
+	return holds
+}
+
+func (v *visit) fail(err error) {
+	if v.err == nil && err != nil && !vanished(err) {
+		v.err = err
+	}
+}

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package watcher says which containers and which host veths exist, which
+// container owns which interface, and when that changes.
+//
+// It knows containers from the paths of their cgroups and asks no runtime. Three
+// sources heal one another: inotify on the cgroup directories, rtnetlink's link
+// events, and the full lists that the caller asks for from time to time.
+package watcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Options say what to watch. The zero value is the host as a service sees it.
+type Options struct {
+	// CgroupRoot is a cgroup hierarchy, a directory of one, or where the
+	// hierarchies are mounted; "" is /sys/fs/cgroup.
+	CgroupRoot string
+
+	// Patterns find containers that [Identify] does not know by itself: regular
+	// expressions with a group named id and optionally one named runtime.
+	Patterns []string
+
+	// NetNS is an open file of the host's network namespace, 0 for the process's
+	// own. New duplicates it.
+	NetNS int
+
+	Proc string       // where the host's procfs is mounted, "" is /proc
+	Log  *slog.Logger // nil is slog.Default()
+}
+
+// Container is a container as its cgroup shows it.
+type Container struct {
+	ID       string // full, as in the path
+	ParentID string // the container around it, or ""
+	Runtime  string // "docker", "containerd", "crio", "podman", "ecs", "lxc", "nspawn", a pattern's, or "" where the path does not say
+	PodUID   string // the Kubernetes pod's, or ""
+	Cgroup   string // path within the hierarchy, "/docker/<id>"
+
+	// CreatedAt is when the cgroup was made, as far as the kernel remembers: under
+	// memory pressure it forgets, and the time is later then. [Identify] leaves it
+	// zero.
+	CreatedAt time.Time
+}
+
+// HostVeth is a veth in the host's namespace whose other end is in another one.
+type HostVeth struct {
+	Index     int
+	Name      string
+	PeerIndex int // of the other end, in its own namespace
+	NetNSID   int // the other end's namespace, as the host's one numbers it
+}
+
+// Event is one of [ContainerStarted], [ContainerStopped], [HostVethSeen],
+// [HostVethGone] and [Overflowed].
+type Event interface{ event() }
+
+// ContainerStarted says that a container's cgroup exists. There may be no process
+// in it yet, or one that is still in the host's network namespace.
+type ContainerStarted struct{ Container }
+
+// ContainerStopped says that a container's cgroup is gone. Its veth may go before
+// or after.
+type ContainerStopped struct{ ID, Cgroup string }
+
+// HostVethSeen says that a host veth is new or changed. The peer end that a
+// runtime makes in the host's namespace is none before it has moved away.
+type HostVethSeen struct {
+	HostVeth
+	SeenAt time.Time
+}
+
+// HostVethGone says that a host veth was removed, or moved elsewhere.
+type HostVethGone struct {
+	Index  int
+	SeenAt time.Time
+}
+
+// Overflowed says that events were lost. The differences that the watcher found
+// by listing anew come before it; what began and ended meanwhile stays unknown.
+type Overflowed struct{ Source string } // "inotify" or "netlink"
+
+func (ContainerStarted) event() {}
+func (ContainerStopped) event() {}
+func (HostVethSeen) event()     {}
+func (HostVethGone) event()     {}
+func (Overflowed) event()       {}
+
+// Watcher watches one host.
+//
+// All methods but Close are safe for concurrent use, also from the goroutine that
+// receives the events. Nothing outlives the process.
+type Watcher struct {
+	log      *slog.Logger
+	proc     string
+	netns    int // owned; 0: the process's own
+	host     namespaceID
+	layout   Layout
+	patterns []*regexp.Regexp
+
+	changed     chan struct{} // wakes Run after Containers has found changes
+	rescanEvery time.Duration
+
+	mu       sync.Mutex // guards what follows
+	tree     *tree      // nil unless Run runs
+	degraded map[string]error
+}
+
+// rescanEvery is how often the hierarchy is walked while inotify is missing.
+const rescanEvery = 2 * time.Second
+
+// New finds the cgroup hierarchy and checks that it is the host's: the error may
+// be [ErrCgroupNamespace] or [ErrNoCgroups]. A hierarchy given by CgroupRoot is
+// taken as it is. New starts nothing; Close gives its one descriptor back.
+func New(o Options) (*Watcher, error) {
+	w := &Watcher{
+		log:         o.Log,
+		proc:        o.Proc,
+		changed:     make(chan struct{}, 1),
+		rescanEvery: rescanEvery,
+		degraded:    map[string]error{},
+	}
+	if w.log == nil {
+		w.log = slog.Default()
+	}
+	if w.proc == "" {
+		w.proc = "/proc"
+	}
+	var err error
+	if w.patterns, err = compilePatterns(o.Patterns); err != nil {
+		return nil, err
+	}
+	if o.CgroupRoot == "" {
+		if err := checkNamespace(w.proc); err != nil {
+			return nil, fmt.Errorf("find cgroups: %w", err)
+		}
+	}
+	if w.layout, err = findLayout(w.proc, o.CgroupRoot); err != nil {
+		return nil, err
+	}
+	if err := w.openHost(o.NetNS); err != nil {
+		return nil, fmt.Errorf("open host network namespace: %w", err)
+	}
+	return w, nil
+}
+
+// openHost keeps the host's namespace at hand, and its identity.
+func (w *Watcher) openHost(fd int) error {
+	if fd == 0 {
+		var err error
+		w.host, err = namespaceAt(filepath.Join(w.proc, "self/ns/net"))
+		return err
+	}
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return os.NewSyscallError("dup", err)
+	}
+	if w.host, err = namespaceOf(own); err != nil {
+		return errors.Join(err, unix.Close(own))
+	}
+	w.netns = own
+	return nil
+}
+
+// Close releases the host's namespace. It must not run beside another method.
+func (w *Watcher) Close() error {
+	if w.netns == 0 {
+		return nil
+	}
+	fd := w.netns
+	w.netns = 0
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// Layout says which hierarchy is watched.
+func (w *Watcher) Layout() Layout { return w.layout }
+
+// Degraded returns nil while both kinds of events come in, or why not: changes
+// are then found late, by looking again every few seconds. It is nil unless Run
+// runs.
+func (w *Watcher) Degraded() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return errors.Join(w.degraded["inotify"], w.degraded["netlink"])
+}
+
+// degrade sets or clears what hinders a source. The log tells of changes only.
+func (w *Watcher) degrade(source string, err error) {
+	was := w.degraded[source]
+	w.degraded[source] = err
+	switch {
+	case err != nil && was == nil:
+		w.log.Warn("events unavailable, looking every few seconds instead", "source", source, "err", err)
+	case err == nil && was != nil:
+		w.log.Info("events available again", "source", source)
+	}
+}
+
+// Run delivers events until ctx ends, then returns nil. It begins with all there
+// is: one event for each container and host veth. No event is dropped; a slow
+// receiver delays them, and may lose some in the kernel, which an [Overflowed]
+// then says.
+//
+// Applied in order the events always lead to what exists, but a list taken
+// meanwhile can be ahead of them. An event may repeat what a list has said.
+//
+// Only one Run at a time. It needs no capability, but for NetNS CAP_SYS_ADMIN, and
+// CAP_NET_ADMIN for a large receive buffer. After it returns nothing is left in
+// the kernel.
+func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
+	w.mu.Lock()
+	if w.tree != nil {
+		w.mu.Unlock()
+		return errors.New("watch containers: already running")
+	}
+	w.tree = newTree(w.layout.Root, w.patterns)
+	w.mu.Unlock()
+
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return w.followCgroups(ctx, events) })
+	tasks.Go(func() error { return w.followLinks(ctx, events) })
+	err := tasks.Wait()
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tree.notify != nil {
+		_ = w.tree.notify.Close()
+	}
+	w.tree = nil
+	clear(w.degraded)
+	return err
+}
+
+// Containers walks the whole hierarchy now and returns the containers, sorted by
+// CreatedAt, then Cgroup. After an error the list may lack some.
+//
+// Beside Run it also watches what is not watched yet, and Run delivers what the
+// walk found changed.
+func (w *Watcher) Containers() ([]Container, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tree == nil {
+		once := newTree(w.layout.Root, w.patterns)
+		err := once.walk()
+		return once.list(), err
+	}
+	err := w.walk()
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return w.tree.list(), err
+}
+
+// walk brings the tree up to date, with inotify if it can be had. The caller
+// holds mu.
+func (w *Watcher) walk() error {
+	var missing error
+	if w.tree.notify == nil {
+		notify, err := fsnotify.NewWatcher()
+		if err != nil {
+			missing = fmt.Errorf("watch cgroups: %w", err)
+		} else {
+			w.tree.notify = notify
+		}
+	}
+	err := w.tree.walk()
+	w.degrade("inotify", errors.Join(missing, w.tree.unwatched))
+	return err
+}
+
+// followCgroups delivers the events of the tree.
+func (w *Watcher) followCgroups(ctx context.Context, events chan<- Event) error {
+	rescan := time.NewTicker(w.rescanEvery)
+	defer rescan.Stop()
+	w.rewalk()
+	for w.deliver(ctx, events) {
+		created, failed := w.notifications()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.changed:
+		case e := <-created:
+			w.examine(e)
+		case err := <-failed:
+			w.recover(err)
+		case <-rescan.C:
+			w.rescan()
+		}
+	}
+	return nil
+}
+
+func (w *Watcher) notifications() (<-chan fsnotify.Event, <-chan error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tree.notify == nil {
+		return nil, nil
+	}
+	return w.tree.notify.Events, w.tree.notify.Errors
+}
+
+// rescan stands in for inotify.
+func (w *Watcher) rescan() {
+	w.mu.Lock()
+	missing := w.degraded["inotify"] != nil
+	w.mu.Unlock()
+	if missing {
+		w.rewalk()
+	}
+}
+
+func (w *Watcher) rewalk() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.walk(); err != nil {
+		w.log.Warn("walk cgroups", "err", err)
+	}
+}
+
+// examine follows up one notification. Writes to a cgroup's files come in, too.
+func (w *Watcher) examine(e fsnotify.Event) {
+	if !e.Has(fsnotify.Create) && !e.Has(fsnotify.Remove) && !e.Has(fsnotify.Rename) {
+		return
+	}
+	dir, ok := strings.CutPrefix(e.Name, w.layout.Root+"/")
+	if !ok {
+		return // the root itself
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.tree.examine("/" + dir); err != nil {
+		w.log.Warn("look at cgroup", "err", err)
+	}
+	if w.tree.unwatched != nil {
+		w.degrade("inotify", w.tree.unwatched)
+	}
+}
+
+// recover lists anew what lost notifications would have said.
+func (w *Watcher) recover(err error) {
+	if !errors.Is(err, fsnotify.ErrEventOverflow) {
+		w.log.Warn("read cgroup notifications", "err", err)
+	}
+	w.rewalk()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tree.changes = append(w.tree.changes, Overflowed{Source: "inotify"})
+}
+
+// deliver sends the changes of the tree, which may grow meanwhile. It returns
+// false when ctx ends.
+func (w *Watcher) deliver(ctx context.Context, events chan<- Event) bool {
+	for {
+		w.mu.Lock()
+		changes := w.tree.changes
+		w.tree.changes = nil
+		w.mu.Unlock()
+		if len(changes) == 0 {
+			return true
+		}
+		for _, e := range changes {
+			if !send(ctx, events, e) {
+				return false
+			}
+		}
+	}
+}
+
+// send returns false when ctx ends.
+func send(ctx context.Context, events chan<- Event, e Event) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case events <- e:
+		return true
+	}
+}
