@@ -182,6 +182,19 @@ func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, o))
 }
 
+// degraded shows that the kernel sends no events.
+func (d *daemon) degraded() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "nettally_watch_degraded",
+		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late; the log says why.",
+	}, func() float64 {
+		if d.watch.Degraded() != nil {
+			return 1
+		}
+		return 0
+	})
+}
+
 func (d *daemon) settings() controller.Settings {
 	c := d.config.Load()
 	return controller.Settings{

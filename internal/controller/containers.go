@@ -22,15 +22,8 @@ const (
 )
 
 func (c *Controller) containerStarted(found watcher.Container) {
-	if !c.Settings().Container(found) {
+	if c.containers[found.ID] != nil || !c.Settings().Container(found) {
 		return
-	}
-	if known := c.containers[found.ID]; known != nil {
-		if known.CreatedAt.Equal(found.CreatedAt) {
-			return
-		}
-		// It was restarted, and its end went unseen.
-		c.containerStopped(found.ID)
 	}
 	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt, delay: firstDelay}
 	c.containers[found.ID] = known

@@ -349,9 +349,12 @@ func (a *Accounts) identify(c *Container) {
 	c.Runtime = cmp.Or(said.Runtime, c.Runtime)
 	c.Namespace = said.Namespace
 	c.Pod = cmp.Or(said.Pod, c.Pod)
-	c.NetworkMode = cmp.Or(said.NetworkMode, c.NetworkMode)
+	c.NetworkMode = cmp.Or(said.NetworkMode, networkModes[c.Reason])
 	c.Labels = said.Labels
 }
+
+// networkModes are what we can tell of a container's network by ourselves.
+var networkModes = map[Reason]string{HostNetwork: "host", SharedNetwork: "container"}
 
 func (a *Accounts) unowned(known *attachment) Interface {
 	return Interface{

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+// nobody asks for names.
+type nobody struct{}
+
+func (nobody) Want(string)   {}
+func (nobody) Forget(string) {}
+
+// rig is a controller with everything real around it, on a host of its own.
+type rig struct {
+	t        testing.TB
+	host     *testnet.Namespace
+	accounts *usage.Accounts
+	control  *Controller
+	excluded atomic.Pointer[string] // the host interface that is not to be counted
+	stop     func()
+}
+
+// start runs a controller on a host, with its maps below pinPath if that is not "".
+func start(t testing.TB, host *testnet.Namespace, pinPath string) *rig {
+	t.Helper()
+	r := &rig{t: t, host: host}
+	datapath := nettest.Must(bpf.Load(bpf.Options{PinPath: pinPath}))(t)
+	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD()}))(t)
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: log}))(t)
+	r.accounts = usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
+	r.control = New(Options{
+		Host:     watch,
+		Hooks:    &Hooks{Control: hooks, Ingress: datapath.Ingress, Egress: datapath.Egress},
+		Accounts: r.accounts,
+		Names:    nobody{},
+		Settings: r.settings,
+		Log:      log,
+	})
+	r.run(watch)
+	stop := r.stop
+	stopped := false
+	r.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		stop()
+		for _, c := range []interface{ Close() error }{watch, hooks, datapath} {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(r.stop)
+	return r
+}
+
+// run starts the goroutines and makes stop end them.
+func (r *rig) run(watch *watcher.Watcher) {
+	ctx, cancel := context.WithCancel(context.Background())
+	events := make(chan watcher.Event)
+	ended := make(chan error, 2)
+	go func() { ended <- watch.Run(ctx, events) }()
+	go func() { ended <- r.control.Run(ctx, events) }()
+	r.stop = func() {
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				r.t.Error(err)
+			}
+		}
+	}
+	<-r.control.Ready()
+}
+
+func (r *rig) settings() Settings {
+	mine := fmt.Sprintf("/nettally-testnet-%d/", os.Getpid())
+	return Settings{
+		Interface: func(name string) bool { x := r.excluded.Load(); return x == nil || *x != name },
+		Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
+		Reconcile: time.Minute,
+	}
+}
+
+// wait polls until a container is as it should be.
+func (r *rig) wait(id, what string, ok func(usage.Container) bool) usage.Container {
+	r.t.Helper()
+	var last usage.Container
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for _, c := range r.accounts.Snapshot().Containers {
+			if c.ID == id {
+				last = c
+			}
+		}
+		if last.ID != "" && ok(last) {
+			return last
+		}
+	}
+	r.t.Fatalf("container %s never was %s; last: %+v", id, what, last)
+	return last
+}
+
+func (r *rig) waitCounted(id string, interfaces int) {
+	r.t.Helper()
+	r.wait(id, "counted", func(c usage.Container) bool {
+		return c.Accounted() && c.State == usage.Running && len(c.Interfaces) == interfaces
+	})
+}
+
+func (r *rig) waitReason(id string, reason usage.Reason) {
+	r.t.Helper()
+	r.wait(id, string(reason), func(c usage.Container) bool { return c.Reason == reason })
+}
+
+// upload sends datagrams from a container's interface to its host.
+func upload(t testing.TB, c *testnet.Container, peer *testnet.Agent, i testnet.Interface, count int) {
+	t.Helper()
+	sink := nettest.Must(peer.Listen("udp", i.HostIPv4))(t)
+	if err := c.SendUDP(sink.Addr, count, 100); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Must(sink.Received(count))(t)
+}
+
+// sent checks what a container has sent, and that it received nothing.
+func (r *rig) sent(id string, packets uint64) {
+	r.t.Helper()
+	r.wait(id, fmt.Sprintf("seen to send %d packets", packets), func(c usage.Container) bool {
+		return c.Transmit.Protocol(usage.ProtocolUDP) == usage.Volume{Packets: packets, Bytes: packets * (14 + 20 + 8 + 100)} &&
+			c.Transmit.Wire().Packets == packets && c.Receive.Wire().Packets == 0
+	})
+}
+
+func TestLife(t *testing.T) {
+	need.Root(t)
+	for name, likeDocker := range map[string]bool{"Docker's order": true, "podman's order": false} {
+		t.Run(name, func(t *testing.T) {
+			host := nettest.Host(t)
+			peer := nettest.Agent(t, host)
+			early := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: likeDocker})
+			r := start(t, host, "")
+			late := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: likeDocker})
+			for _, c := range []*testnet.Container{early, late} {
+				r.waitCounted(c.ID, 1)
+				upload(t, c, peer, c.Interfaces[0], 100)
+				r.sent(c.ID, 100)
+			}
+
+			second := nettest.Must(late.AddInterface(host, "eth1"))(t)
+			r.waitCounted(late.ID, 2)
+			upload(t, late, peer, second, 50)
+			r.sent(late.ID, 150)
+
+			if err := late.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			r.wait(late.ID, "counted again", func(c usage.Container) bool {
+				return c.Accounted() && len(c.Interfaces) == 2 && c.Interfaces[0].Attached && c.Interfaces[1].Attached
+			})
+			upload(t, late, peer, late.Interfaces[0], 25)
+			r.sent(late.ID, 175)
+
+			if err := late.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r.wait(late.ID, "stopped", func(c usage.Container) bool {
+				return c.State == usage.Stopped && !c.Interfaces[0].Attached && !c.Interfaces[1].Attached
+			})
+			r.sent(late.ID, 175)
+		})
+	}
+}
+
+// Containers without an interface of their own are named with the reason, and the
+// traffic of a shared namespace is the owner's alone.
+func TestReasons(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	r := start(t, host, "")
+	owner := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	r.waitCounted(owner.ID, 1)
+	sharing := nettest.Container(t, host, testnet.ContainerOptions{Join: owner.Namespace})
+	onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	lonely := nettest.Must(testnet.NewNamespace())(t)
+	defer lonely.Close()
+	none := nettest.Container(t, host, testnet.ContainerOptions{Join: lonely})
+
+	r.waitReason(sharing.ID, usage.SharedNetwork)
+	r.waitReason(onHost.ID, usage.HostNetwork)
+	upload(t, sharing, peer, owner.Interfaces[0], 10)
+	r.sent(owner.ID, 10)
+	r.sent(sharing.ID, 0)
+	r.waitReason(none.ID, usage.NoHostVeth)
+
+	// An interface that comes later is found by its event.
+	if err := testnet.Veth(host, "vlate", lonely, "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	r.waitCounted(none.ID, 1)
+}
+
+// The kernel counts while no controller runs, and the next one goes on.
+func TestAdopt(t *testing.T) {
+	need.Root(t)
+	pins := t.TempDir()
+	t.Cleanup(func() {
+		if err := bpf.Unpin(pins + "/bpf"); err != nil {
+			t.Error(err)
+		}
+	})
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	c := nettest.Container(t, host, testnet.ContainerOptions{})
+	gone := nettest.Container(t, host, testnet.ContainerOptions{})
+
+	r := start(t, host, pins+"/bpf")
+	r.waitCounted(c.ID, 1)
+	r.waitCounted(gone.ID, 1)
+	upload(t, c, peer, c.Interfaces[0], 10)
+	r.stop()
+	upload(t, c, peer, c.Interfaces[0], 20)
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	r = start(t, host, pins+"/bpf")
+	r.waitCounted(c.ID, 1)
+	upload(t, c, peer, c.Interfaces[0], 30)
+	r.sent(c.ID, 60)
+	if left := r.accounts.Leftovers(); len(left) != 0 {
+		t.Errorf("slots of what has gone are still taken: %+v", left)
+	}
+}
+
+// Excluding an interface takes our filters and our qdisc off it, and including it
+// again puts them on.
+func TestExclude(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	scope := nettest.Scope{Namespaces: map[string]*testnet.Namespace{"host": host}}
+	c := nettest.Container(t, host, testnet.ContainerOptions{})
+	before := nettest.TakeSnapshot(t, scope)
+	r := start(t, host, "")
+	r.waitCounted(c.ID, 1)
+
+	r.excluded.Store(&c.Interfaces[0].HostName)
+	r.control.Reload()
+	r.wait(c.ID, "excluded", func(c usage.Container) bool { return !c.Interfaces[0].Attached })
+	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("excluded, and not as before:\n%v\n%v", after, before)
+	}
+
+	r.excluded.Store(nil)
+	r.control.Reload()
+	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached })
+	upload(t, c, peer, c.Interfaces[0], 10)
+	r.sent(c.ID, 10)
+}
+
+// An interface that can't be counted is said to be so, and is tried again.
+func TestAttachFailed(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	c := nettest.Container(t, host, testnet.ContainerOptions{})
+	veth := c.Interfaces[0].HostName
+	nettest.Must(host.Run("tc", "qdisc", "add", "dev", veth, "ingress"))(t)
+	r := start(t, host, "")
+	r.waitReason(c.ID, usage.AttachFailed)
+
+	nettest.Must(host.Run("tc", "qdisc", "del", "dev", veth, "ingress"))(t)
+	r.control.Reload()
+	r.waitCounted(c.ID, 1)
+	upload(t, c, peer, c.Interfaces[0], 10)
+	r.sent(c.ID, 10)
+}
