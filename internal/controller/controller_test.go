@@ -38,12 +38,15 @@ type rig struct {
 }
 
 // start runs a controller on a host, with its maps below pinPath if that is not "".
-func start(t testing.TB, host *testnet.Namespace, pinPath string) *rig {
+func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...func(*Controller)) *rig {
 	t.Helper()
 	r := &rig{t: t, host: host}
 	datapath := nettest.Must(bpf.Load(bpf.Options{PinPath: pinPath}))(t)
 	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD()}))(t)
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(slog.DiscardHandler)
+	if _, ok := t.(*testing.T); ok {
+		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: log}))(t)
 	r.accounts = usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
 	r.control = New(Options{
@@ -54,6 +57,9 @@ func start(t testing.TB, host *testnet.Namespace, pinPath string) *rig {
 		Settings: r.settings,
 		Log:      log,
 	})
+	for _, f := range prepare {
+		f(r.control)
+	}
 	r.run(watch)
 	stop := r.stop
 	stopped := false

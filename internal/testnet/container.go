@@ -52,8 +52,8 @@ type Container struct {
 	// ID and Cgroup are as in the options, defaults filled in.
 	ID     string
 	Cgroup string
-	// Namespace is the network namespace, Interfaces what Docker and
-	// AddInterface put into it. Both change with Restart.
+	// Namespace is the network namespace and Interfaces what is in it, the first
+	// one first. Both change with Restart.
 	Namespace  *Namespace
 	Interfaces []Interface
 

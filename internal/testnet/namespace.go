@@ -130,8 +130,16 @@ func (n *Namespace) Run(name string, args ...string) ([]byte, error) {
 func onOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the runtime ends the thread with the goroutine.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread would be parked, not ended, and hold the
+			// namespace for good; /proc/self/ns would show it, too. While it is
+			// locked to us, another goroutine gets another thread.
+			result <- onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: the runtime ends the thread with the goroutine.
 		result <- f()
 	}()
 	return <-result

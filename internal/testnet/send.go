@@ -92,18 +92,24 @@ func segment(c *net.UDPConn, size int) error {
 }
 
 func sendTCP(o order) error {
-	send, ok := map[Method]func(*net.TCPConn, int64) error{
-		Write: sendWrite, SendFile: sendFile, ZeroCopy: sendZeroCopy,
-	}[o.Method]
-	if !ok {
-		return fmt.Errorf("send with method %q: not known", o.Method)
+	switch o.Method {
+	case Write:
+		return sendPolled(o, sendWrite)
+	case SendFile:
+		return sendPolled(o, sendFile)
+	case ZeroCopy:
+		return sendZeroCopy(o.Addr, o.Bytes)
 	}
+	return fmt.Errorf("send with method %q: not known", o.Method)
+}
+
+func sendPolled(o order, send func(*net.TCPConn, int64) error) error {
 	c, err := dial(o.Addr)
 	if err != nil {
 		return err
 	}
 	if err := send(c, o.Bytes); err != nil {
-		return errors.Join(fmt.Errorf("send with %s: %w", o.Method, err), c.Close())
+		return errors.Join(err, c.Close())
 	}
 	return hangUp(c)
 }
@@ -156,28 +162,70 @@ func sendFile(c *net.TCPConn, total int64) error {
 
 // sendZeroCopy lets the kernel send from our memory. It may be given the same
 // memory again before it is done with it, since nobody reads what arrives.
-func sendZeroCopy(c *net.TCPConn, total int64) error {
-	raw, err := c.SyscallConn()
+//
+// The socket blocks: a notice without data makes Go's poller give a connection
+// up ("not pollable").
+func sendZeroCopy(to netip.AddrPort, total int64) error {
+	family, address := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{
+		Port: int(to.Port()), Addr: to.Addr().As16(),
+	})
+	if to.Addr().Is4() {
+		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	// Not with SO_SNDTIMEO: then the runtime's signals would interrupt calls.
+	stuck := time.AfterFunc(patience, func() { _ = unix.Shutdown(fd, unix.SHUT_RDWR) })
+	defer stuck.Stop()
+	if err := unix.Connect(fd, address); err != nil {
+		return os.NewSyscallError("connect", err)
+	}
+	if err := sendNoticed(fd, total, func() { stuck.Reset(patience) }); err != nil {
 		return err
 	}
-	failed := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
-	})
-	if err := errors.Join(failed, err); err != nil {
-		return fmt.Errorf("set SO_ZEROCOPY: %w", err)
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		return os.NewSyscallError("shutdown", err)
 	}
-	data := make([]byte, chunk)
-	return inChunks(c, total, func(due int) (n int, err error) {
-		failed := raw.Write(func(fd uintptr) bool {
-			takeNotices(int(fd))
-			n, err = unix.SendmsgN(int(fd), data[:due], nil, nil, unix.MSG_ZEROCOPY)
-			// ENOBUFS: too many notices outstanding; the peer's acknowledgement,
-			// which makes the socket writable, brings them.
-			return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS)
-		})
-		return n, errors.Join(failed, err)
-	})
+	_, err = unix.Read(fd, make([]byte, 1)) // the other side's end
+	if err == nil && !stuck.Stop() {
+		err = unix.ETIMEDOUT
+	}
+	return os.NewSyscallError("read", err)
+}
+
+func sendNoticed(fd int, total int64, alive func()) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+		return os.NewSyscallError("set SO_ZEROCOPY", err)
+	}
+	for data := make([]byte, chunk); total > 0; {
+		due := data[:min(chunk, total)]
+		n, err := unix.SendmsgN(fd, due, nil, nil, unix.MSG_ZEROCOPY)
+		if errors.Is(err, unix.ENOBUFS) { // too many notices are outstanding
+			n, err = 0, awaitNotice(fd)
+		}
+		if err != nil {
+			return os.NewSyscallError("sendmsg", err)
+		}
+		total -= int64(n)
+		takeNotices(fd)
+		alive()
+	}
+	return nil
+}
+
+func awaitNotice(fd int) error {
+	poll := []unix.PollFd{{Fd: int32(fd)}} // POLLERR comes unasked
+	n, err := unix.Poll(poll, int(patience.Milliseconds()))
+	if errors.Is(err, unix.EINTR) {
+		return nil // the caller tries again anyway
+	}
+	if n == 0 && err == nil {
+		return unix.ETIMEDOUT
+	}
+	return err
 }
 
 // takeNotices takes the kernel's notices that it is done with some memory. They

@@ -43,6 +43,8 @@ type Capture struct {
 	lines  chan string // what tcpdump prints, closed at its end
 	stop   sync.Once
 	exited error // after lines is closed
+
+	numbers map[string]int
 }
 
 // Volume is an amount of captured traffic. Bytes are original lengths at layer
@@ -56,7 +58,7 @@ func StartCapture(tb testing.TB, n *testnet.Namespace, iface string) *Capture {
 	need.Commands(tb, "tcpdump")
 	c := &Capture{
 		tb: tb, file: filepath.Join(tb.TempDir(), "capture.pcap"),
-		lines: make(chan string, 16),
+		lines: make(chan string, 16), numbers: make(map[string]int),
 	}
 	// Headers are enough. The buffer is 64 MiB. Without -Z the file would belong
 	// to a user that may not write it.
@@ -71,7 +73,9 @@ func StartCapture(tb testing.TB, n *testnet.Namespace, iface string) *Capture {
 	}
 	go c.follow(stderr)
 	tb.Cleanup(c.Stop)
-	c.await("listening on")
+	if c.await("listening on"); c.cmd.Process.Signal(syscall.Signal(0)) != nil {
+		tb.Fatalf("capture on %s did not start", iface)
+	}
 	return c
 }
 
@@ -83,18 +87,16 @@ func (c *Capture) follow(stderr io.Reader) {
 	close(c.lines)
 }
 
-// await returns the next line with the text, and "" if tcpdump ended before.
-func (c *Capture) await(text string) string {
+// await reads what tcpdump prints until a line with the text, or its end.
+func (c *Capture) await(text string) {
 	c.tb.Helper()
 	timeout := time.After(patience)
 	for {
 		select {
 		case line, more := <-c.lines:
-			if !more && text != statistics {
-				c.tb.Fatalf("capture ended: %v", c.exited)
-			}
+			c.note(line)
 			if !more || strings.Contains(line, text) {
-				return line
+				return
 			}
 		case <-timeout:
 			_ = c.cmd.Process.Kill()
@@ -103,22 +105,36 @@ func (c *Capture) await(text string) string {
 	}
 }
 
-const statistics = " captured"
-
 // 3 packets captured, 3 packets received by filter, 0 packets dropped by kernel
-var statisticsLine = regexp.MustCompile(
-	`(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel`)
+var statistic = regexp.MustCompile(`(\d+) packets? (captured|received|dropped)`)
+
+// note keeps the last numbers, which come on one line or on three.
+func (c *Capture) note(line string) {
+	for _, match := range statistic.FindAllStringSubmatch(line, -1) {
+		c.numbers[match[2]] = number(match[1])
+	}
+}
+
+// caughtUp says whether tcpdump had seen all of the packets by then.
+func (c *Capture) caughtUp() bool {
+	return c.numbers["captured"]+c.numbers["dropped"] >= c.numbers["received"]
+}
 
 // Stop ends the capture when it has written what the interface had passed until
-// then. Stopping again does nothing. An interface that has vanished is no error.
+// then. Stopping again does nothing. It is no error that the interface vanished,
+// unless packets were lost by it.
 func (c *Capture) Stop() {
 	c.tb.Helper()
 	c.stop.Do(func() {
 		c.drain()
 		_ = c.cmd.Process.Signal(os.Interrupt)
-		for range c.lines { //nolint:revive // until it has ended
+		for line := range c.lines {
+			c.note(line)
 		}
-		if c.Dropped > 0 {
+		if c.exited != nil && !c.caughtUp() {
+			c.tb.Errorf("capture ended too early: %v", c.exited)
+		}
+		if c.Dropped = c.numbers["dropped"]; c.Dropped > 0 {
 			c.tb.Errorf("capture: the kernel dropped %d packets, counts are too low", c.Dropped)
 		}
 	})
@@ -132,13 +148,7 @@ func (c *Capture) drain() {
 		if err := c.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 			return // it has ended
 		}
-		numbers := statisticsLine.FindStringSubmatch(c.await(statistics))
-		if numbers == nil {
-			return // ended
-		}
-		captured, received := number(numbers[1]), number(numbers[2])
-		c.Dropped = number(numbers[3])
-		if captured+c.Dropped >= received {
+		if c.await(" captured"); c.caughtUp() {
 			return
 		}
 		time.Sleep(time.Millisecond)

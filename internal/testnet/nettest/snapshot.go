@@ -34,6 +34,8 @@ type Scope struct {
 	Paths []string
 	// Executable is the file of the processes to list.
 	Executable string
+	// Named asks for the machine's named network namespaces.
+	Named bool
 }
 
 // Snapshot is the state of a host. Take one before and one after, and compare
@@ -60,7 +62,9 @@ func TakeSnapshot(tb testing.TB, scope Scope) Snapshot {
 	for _, path := range scope.Paths {
 		s.Files = append(s.Files, Must(tree(path))(tb)...)
 	}
-	s.Named = Must(filepath.Glob("/run/netns/*"))(tb)
+	if scope.Named {
+		s.Named = Must(filepath.Glob("/run/netns/*"))(tb)
+	}
 	s.Processes = Must(processes(scope.Executable))(tb)
 	s.Mounts = Must(mounts(scope.Paths))(tb)
 	return s
