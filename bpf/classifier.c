@@ -68,6 +68,7 @@ _Static_assert(sizeof(struct cpu_troubles) == 64 && TROUBLES <= 8, "troubles fit
 struct packet {
 	__u32 cell;
 	__u32 headers; /* bytes that each segment of a super-packet repeats */
+	__u32 jumbo;   /* bytes of a header that only the super-packet has */
 	__u32 tcp_flags;
 };
 
@@ -149,6 +150,18 @@ static __always_inline __u32 protocol_of(__u8 number, __u8 icmp)
 	return number == icmp ? ICMP : OTHER;
 }
 
+/* header_size is what each segment repeats of a transport header without options. */
+static __always_inline __u32 header_size(__u8 number)
+{
+	switch (number) {
+	case IPPROTO_UDP:
+		return 8;
+	case IPPROTO_SCTP:
+		return 12;
+	}
+	return 0;
+}
+
 /* plain reads the headers of the packets that are nearly all: IPv4 without
  * options or IPv6 without extension headers, directly after the Ethernet header,
  * whole and in the linear part. It returns false, having promised nothing, for
@@ -190,7 +203,7 @@ static __always_inline bool plain(struct __sk_buff *skb, struct packet *p)
 		return false;
 	}
 
-	p->headers = offset;
+	p->headers = offset + header_size(next);
 	if (next == IPPROTO_TCP) {
 		struct tcphdr *tcp = data + offset;
 
@@ -198,8 +211,6 @@ static __always_inline bool plain(struct __sk_buff *skb, struct packet *p)
 			return false;
 		p->headers += tcp->doff * 4;
 		p->tcp_flags = ((__u8 *)tcp)[13];
-	} else if (next == IPPROTO_UDP) {
-		p->headers += 8;
 	}
 	return true;
 }
@@ -212,9 +223,7 @@ static __always_inline __u32 read_transport(struct __sk_buff *skb, __u8 next, __
 {
 	struct tcphdr tcp;
 
-	p->headers = offset;
-	if (next == IPPROTO_UDP)
-		p->headers += 8;
+	p->headers += header_size(next);
 	if (next != IPPROTO_TCP)
 		return FINE;
 	if (room < sizeof(tcp) || bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
@@ -254,6 +263,7 @@ static __always_inline __u32 read_ipv4(struct __sk_buff *skb, __u32 offset, stru
 	length = real_length(bpf_ntohs(ip.tot_len), skb->len - offset);
 	if (length < header)
 		return TRUNCATED;
+	p->headers = offset + header;
 	if (ip.frag_off & bpf_htons(0x1fff)) /* a later fragment: no transport header */
 		return FINE;
 	return read_transport(skb, ip.protocol, offset + header, length - header, p);
@@ -272,6 +282,7 @@ static __always_inline bool is_extension(__u8 next)
 static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *p)
 {
 	struct ipv6hdr ip;
+	bool later = false;
 	__u32 room, size;
 	__u8 next;
 
@@ -281,10 +292,11 @@ static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, stru
 	if (ip.version != 6)
 		return MALFORMED;
 	offset += sizeof(ip);
+	p->headers = offset;
 	room = real_length(bpf_ntohs(ip.payload_len), skb->len - offset);
 	next = ip.nexthdr;
 
-	for (int i = 0; i < MAX_EXTENSIONS && is_extension(next); i++) {
+	for (int i = 0; i < MAX_EXTENSIONS && !later && is_extension(next); i++) {
 		struct {
 			__u8 next;
 			__u8 length;
@@ -293,25 +305,33 @@ static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, stru
 
 		if (room < 8 || bpf_skb_load_bytes(skb, offset, &ext, sizeof(ext)))
 			return TRUNCATED;
-		if (next == IPPROTO_FRAGMENT && ext.fragment & bpf_htons(0xfff8)) {
-			p->cell = IPV6 * PROTOCOLS + protocol_of(ext.next, IPPROTO_ICMPV6);
-			return FINE; /* a later fragment: no transport header */
-		}
 		if (next == IPPROTO_FRAGMENT)
 			size = 8;
 		else if (next == IPPROTO_AH) /* RFC 4302 section 2.2 */
 			size = (ext.length + 2) * 4;
 		else
 			size = (ext.length + 1) * 8;
+		if (next == IPPROTO_AH && size < 12)
+			return MALFORMED;
 		if (size > room)
 			return TRUNCATED;
+		/* "BIG TCP": a super-packet above 64 KB says so in a jumbo payload
+		 * option, which segmentation takes out (ipv6_hopopt_jumbo_remove).
+		 */
+		if (i == 0 && next == IPPROTO_HOPOPTS && !ip.payload_len && skb->gso_size)
+			p->jumbo = size;
+		else
+			p->headers += size;
+		later = next == IPPROTO_FRAGMENT && ext.fragment & bpf_htons(0xfff8);
 		next = ext.next;
 		offset += size;
 		room -= size;
 	}
-	if (is_extension(next))
+	if (!later && is_extension(next))
 		return TOO_MANY_HEADERS;
 	p->cell = IPV6 * PROTOCOLS + protocol_of(next, IPPROTO_ICMPV6);
+	if (later) /* no transport header */
+		return FINE;
 	return read_transport(skb, next, offset, room, p);
 }
 
@@ -321,16 +341,17 @@ static __always_inline bool is_vlan(__be16 type)
 }
 
 /* read_headers reads any packet, non-linear ones too. The kernel has taken the
- * outermost VLAN tag out of most frames already (skb->vlan_present); up to two
- * more are stepped over. Returns a trouble.
+ * outermost VLAN tag out of most frames already (skb->vlan_present); with that one,
+ * up to two are stepped over. Returns a trouble.
  */
-static __noinline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
+static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 offset = ETH_HLEN;
 	__be16 type = skb->protocol;
 
 	p->cell = NON_IP;
-	for (int tags = 0; tags < 2 && is_vlan(type); tags++) {
+	p->headers = offset;
+	for (int tags = skb->vlan_present ? 1 : 0; tags < 2 && is_vlan(type); tags++) {
 		struct {
 			__be16 tci;
 			__be16 type;
@@ -340,6 +361,7 @@ static __noinline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
 			return TRUNCATED;
 		type = tag.type;
 		offset += sizeof(tag);
+		p->headers = offset;
 	}
 	if (type == bpf_htons(ETH_P_IP))
 		return read_ipv4(skb, offset, p);
@@ -353,20 +375,21 @@ static __noinline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
  * the kernel keeps it. skb->wire_len is no help: on ingress it leaves the headers
  * out (net/core/dev.c, qdisc_pkt_len_init).
  */
-static __always_inline struct volume wire(struct __sk_buff *skb, __u32 headers)
+static __always_inline struct volume wire(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 tag = skb->vlan_present ? 4 : 0;
-	struct volume v = { .bytes = skb->len + tag, .packets = 1 };
+	__u32 len = skb->len - p->jumbo;
+	struct volume v = { .bytes = len + tag, .packets = 1 };
 
 	if (skb->gso_size) {
 		__u32 segments = skb->gso_segs;
 
 		/* Packets from outside the kernel (tap, packet sockets) may not say. */
-		if (!segments && skb->len > headers)
-			segments = (skb->len - headers + skb->gso_size - 1) / skb->gso_size;
+		if (!segments && len > p->headers)
+			segments = (len - p->headers + skb->gso_size - 1) / skb->gso_size;
 		if (segments > 1) {
 			v.packets = segments;
-			v.bytes += (__u64)(segments - 1) * (headers + tag);
+			v.bytes += (__u64)(segments - 1) * (p->headers + tag);
 		}
 	}
 	return v;
@@ -377,7 +400,7 @@ static __always_inline struct volume wire(struct __sk_buff *skb, __u32 headers)
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-static __noinline void count_flags(struct row *row, __u32 flags)
+static __always_inline void count_flags(struct row *row, __u32 flags)
 {
 	if (flags & TCP_SYN) {
 		if (flags & TCP_ACK)
@@ -391,6 +414,33 @@ static __noinline void count_flags(struct row *row, __u32 flags)
 		row->tcp_fin++;
 }
 
+/* add counts the packet's wire numbers. */
+static __always_inline void add(struct __sk_buff *skb, struct row *row, const struct packet *p)
+{
+	struct volume v = wire(skb, p);
+
+	if (p->cell < CELLS) {
+		row->cells[p->cell].bytes += v.bytes;
+		row->cells[p->cell].packets += v.packets;
+	}
+	if (p->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN))
+		count_flags(row, p->tcp_flags);
+}
+
+/* add_any is add for the packets that are not plain. A function of its own keeps it
+ * out of the way of those, and its parameter brings struct row into the object's BTF,
+ * which clang would leave out where only an inner map names it.
+ */
+static __noinline void add_any(struct __sk_buff *skb, struct row *row)
+{
+	struct packet p = {};
+	__u32 trouble = read_headers(skb, &p);
+
+	if (trouble != FINE)
+		count_trouble(trouble);
+	add(skb, row, &p);
+}
+
 /* account adds a packet to its slot. The row is this CPU's own and classifiers
  * run with bottom halves off, so plain adds do.
  */
@@ -398,7 +448,6 @@ static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direc
 {
 	struct row *row = row_of(slot, direction);
 	struct packet p = {};
-	struct volume v;
 
 	if (!row) {
 		/* User space makes the row before it attaches us, so this is a bug
@@ -409,22 +458,10 @@ static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direc
 	}
 	row->interface.bytes += skb->len;
 	row->interface.packets++;
-
-	if (!plain(skb, &p)) {
-		struct packet odd = {};
-		__u32 trouble = read_headers(skb, &odd);
-
-		if (trouble != FINE)
-			count_trouble(trouble);
-		p = odd;
-	}
-	v = wire(skb, p.headers);
-	if (p.cell < CELLS) {
-		row->cells[p.cell].bytes += v.bytes;
-		row->cells[p.cell].packets += v.packets;
-	}
-	if (p.tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN))
-		count_flags(row, p.tcp_flags);
+	if (plain(skb, &p))
+		add(skb, row, &p);
+	else
+		add_any(skb, row);
 	return TC_ACT_UNSPEC;
 }
 

@@ -170,6 +170,7 @@ func (d *Datapath) Close() error {
 	for index := range d.chunks {
 		errs = append(errs, d.unmapChunk(index))
 	}
+	clear(d.taken) // what reads meanwhile gets ErrReleased
 	if d.troubles != nil {
 		errs = append(errs, unmap(d.troubles))
 		d.troubles = nil
@@ -187,12 +188,12 @@ func (d *Datapath) Close() error {
 
 // mapped maps the values of an array into the process.
 func mapped[T any](m *ebpf.Map) ([]T, error) {
-	size := int(m.MaxEntries()) * int(unsafe.Sizeof(*new(T)))
-	data, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	size := uintptr(m.MaxEntries()) * unsafe.Sizeof(*new(T))
+	data, err := unix.MmapPtr(m.FD(), 0, nil, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, err
 	}
-	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(data))), m.MaxEntries()), nil
+	return unsafe.Slice((*T)(data), m.MaxEntries()), nil
 }
 
 func unmap[T any](values []T) error {

@@ -17,9 +17,10 @@ import (
 // bpffsRoot is where hosts mount the bpffs, if they do.
 const bpffsRoot = "/sys/fs/bpf"
 
-// mountSource names a bpffs that we mounted, in /proc/self/mountinfo: [Unpin] takes
-// off no other.
-const mountSource = "nettally"
+// marker is a folder in the root of a bpffs that we mounted: [Unpin] takes off no
+// other. The mount's source would say it too, but not before Linux 5.14, which loses
+// the source of a bpffs.
+const marker = "mounted-by-nettally"
 
 // claim makes the folder for pins and locks the pin path, mounting a bpffs if it
 // lies on none.
@@ -55,15 +56,15 @@ func ensureBPFFS(pinPath string) error {
 	if isBPFFS(pinPath) {
 		return nil
 	}
-	at := pinPath
-	if below(pinPath, bpffsRoot) {
-		at = bpffsRoot
-	}
+	at := mountPoint(pinPath)
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return fmt.Errorf("make mount point of bpffs: %w", err)
 	}
-	if err := unix.Mount(mountSource, at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+	if err := unix.Mount("nettally", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return fmt.Errorf("mount bpffs on %s: %w: run `mount -t bpf bpf %s`, or set bpf.pin_path to a bpffs", at, err, at)
+	}
+	if err := os.Mkdir(filepath.Join(at, marker), 0o700); err != nil {
+		return fmt.Errorf("mark bpffs as ours: %w", err)
 	}
 	return nil
 }
@@ -84,8 +85,13 @@ func isBPFFS(path string) bool {
 	}
 }
 
-func below(path, root string) bool {
-	return path == root || strings.HasPrefix(path, root+"/")
+// mountPoint returns where we mount a bpffs for a pin path, as the kernel spells it.
+func mountPoint(pinPath string) string {
+	pinPath = filepath.Clean(pinPath)
+	if pinPath == bpffsRoot || strings.HasPrefix(pinPath, bpffsRoot+"/") {
+		return bpffsRoot
+	}
+	return pinPath
 }
 
 // Unpin removes the pinned maps of every layout below the pin path, the folders we
@@ -135,19 +141,12 @@ func removePins(pinPath string) error {
 // unmountOurs takes the bpffs that the pin path lies on off, if it is ours and
 // empty.
 func unmountOurs(pinPath string) error {
-	at := pinPath
-	if below(pinPath, bpffsRoot) {
-		at = bpffsRoot
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return fmt.Errorf("read mounts: %w", err)
-	}
-	if !mountedByUs(string(mounts), at) {
+	at := mountPoint(pinPath)
+	if _, err := os.Stat(filepath.Join(at, marker)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	entries, err := os.ReadDir(at)
-	if err != nil || slices.ContainsFunc(entries, notPreloaded) {
+	if err != nil || slices.ContainsFunc(entries, foreign) {
 		return err
 	}
 	if err := unix.Unmount(at, 0); err != nil {
@@ -156,27 +155,16 @@ func unmountOurs(pinPath string) error {
 	if at == bpffsRoot {
 		return nil
 	}
-	return os.Remove(at)
-}
-
-// notPreloaded says whether an entry of a bpffs is not one of the two iterators that
-// the kernel itself puts into each new one (kernel/bpf/preload).
-func notPreloaded(e os.DirEntry) bool {
-	return e.Name() != "maps.debug" && e.Name() != "progs.debug"
-}
-
-// mountedByUs says whether the last mount on a place is a bpffs of ours, by the
-// lines of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-func mountedByUs(mountinfo, at string) bool {
-	ours := false
-	for line := range strings.Lines(mountinfo) {
-		head, tail, _ := strings.Cut(line, " - ")
-		fields, source := strings.Fields(head), strings.Fields(tail)
-		if len(fields) > 4 && len(source) > 1 && fields[4] == at {
-			ours = source[0] == "bpf" && source[1] == mountSource
-		}
+	if err := os.Remove(at); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
 	}
-	return ours
+	return nil
+}
+
+// foreign says whether an entry of a bpffs is neither our marker nor one of the two
+// iterators that the kernel itself puts into each new one (kernel/bpf/preload).
+func foreign(e os.DirEntry) bool {
+	return e.Name() != marker && e.Name() != "maps.debug" && e.Name() != "progs.debug"
 }
 
 // PinnedSlots returns the slots that are in use below a pin path, without loading

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+)
+
+// Both objects that are committed, one of which this machine cannot run, are what
+// the loader expects, and need nothing of a kernel's BTF.
+func TestObjects(t *testing.T) {
+	for _, file := range []string{"classifier_bpfel.o", "classifier_bpfeb.o"} {
+		t.Run(file, func(t *testing.T) {
+			object, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"nettally_ingress", "nettally_egress"} {
+				checkProgram(t, spec, name)
+			}
+			if len(spec.Programs) != 2 {
+				t.Errorf("%d programs, want 2", len(spec.Programs))
+			}
+		})
+	}
+}
+
+// mostInstructions bounds the size of a program, which loading and reviewing takes.
+const mostInstructions = 800
+
+func checkProgram(t *testing.T, spec *ebpf.CollectionSpec, name string) {
+	t.Helper()
+	program := spec.Programs[name]
+	if program == nil {
+		t.Fatalf("no program %s", name)
+	}
+	if program.Type != ebpf.SchedCLS || program.License != "Dual BSD/GPL" {
+		t.Errorf("%s is a %v under %q", name, program.Type, program.License)
+	}
+	for _, instruction := range program.Instructions {
+		if btf.CORERelocationMetadata(&instruction) != nil {
+			t.Errorf("%s has a CO-RE relocation at %v", name, instruction)
+		}
+	}
+	if n := len(program.Instructions); n > mostInstructions {
+		t.Errorf("%s has %d instructions, more than %d", name, n, mostInstructions)
+	} else {
+		t.Logf("%s has %d instructions", name, n)
+	}
+}
+
+// The names are what `tc filter` and our own detaching know the programs by.
+func TestProgramNames(t *testing.T) {
+	d := load(t, Options{})
+	var tags []string
+	for program, want := range map[*ebpf.Program]string{d.Ingress: "nettally_ingress", d.Egress: "nettally_egress"} {
+		info, err := program.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Name != want { // of which the kernel keeps 15 bytes outside of BTF
+			t.Errorf("name %q, want %q", info.Name, want)
+		}
+		tags = append(tags, info.Tag)
+	}
+	if slices.Contains(tags, "") || tags[0] == tags[1] {
+		t.Errorf("tags %q, want two", tags)
+	}
+}

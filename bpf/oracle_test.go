@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+)
+
+// reading is what gopacket's decoders say about a packet. Which header follows
+// which, where each ends and what is in it comes from them; the rules added here
+// are those of the kernel or an RFC, each named where it stands.
+type reading struct {
+	cell    int
+	headers int // bytes of the headers that could be read
+	jumbo   int // bytes of the header that segmentation takes out
+	tcp     *layers.TCP
+	trouble bool
+}
+
+// expect returns what is to be counted of a packet.
+func expect(packet []byte, c gso) (_ Counters, trouble bool) {
+	var want Counters
+	r := read(packet, c)
+	size := len(packet) - r.jumbo
+	segments := 1
+	if c.GSOSize != 0 {
+		segments = int(c.GSOSegs)
+		if segments == 0 {
+			segments = (size - r.headers + int(c.GSOSize) - 1) / int(c.GSOSize)
+		}
+		segments = max(segments, 1)
+	}
+	want.Interface.Bytes, want.Interface.Packets = uint64(len(packet)), 1
+	want.Cells[r.cell].Bytes = uint64(size + (segments-1)*r.headers)
+	want.Cells[r.cell].Packets = uint64(segments)
+	if t := r.tcp; t != nil {
+		want.TcpSyn, want.TcpSynack = one(t.SYN && !t.ACK), one(t.SYN && t.ACK)
+		want.TcpRst, want.TcpFin = one(t.RST), one(t.FIN)
+	}
+	return want, r.trouble
+}
+
+func one(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func read(packet []byte, c gso) *reading {
+	r := &reading{cell: nonIP}
+	packet = slices.Clone(packet) // parts are overwritten to keep decoders from what is not theirs
+	var ethernet layers.Ethernet
+	if !r.step(ethernet.DecodeFromBytes(packet, gopacket.NilDecodeFeedback)) {
+		return r
+	}
+	r.headers += len(ethernet.Contents)
+	etherType, payload := ethernet.EthernetType, packet[14:]
+	// Two tags are read: more than 802.1ad defines would be non-IP.
+	for tags := 0; tags < 2 && (etherType == layers.EthernetTypeDot1Q || etherType == layers.EthernetTypeQinQ); tags++ {
+		var tag layers.Dot1Q
+		if !r.step(tag.DecodeFromBytes(payload, gopacket.NilDecodeFeedback)) {
+			return r
+		}
+		r.headers += len(tag.Contents)
+		etherType, payload = tag.Type, payload[4:]
+	}
+	switch etherType {
+	case layers.EthernetTypeIPv4:
+		r.ipv4(payload)
+	case layers.EthernetTypeIPv6:
+		r.ipv6(payload, c)
+	}
+	return r
+}
+
+// step says whether to go on.
+func (r *reading) step(err error) bool {
+	r.trouble = err != nil
+	return err == nil
+}
+
+func (r *reading) ipv4(packet []byte) {
+	r.cell = other4
+	// The fixed part is read by itself, as a header without options and length, so
+	// that it is known when those are wrong.
+	var fixed, whole layers.IPv4
+	if len(packet) >= 20 {
+		if !r.version(packet[0]>>4, 4) || packet[0]&15 < 5 {
+			r.trouble = true
+			return
+		}
+		alone := patched(packet[:20], 0, 0x45)
+		copy(alone[2:], be16(20))
+		_ = fixed.DecodeFromBytes(alone, gopacket.NilDecodeFeedback)
+		r.cell = r.protocol(fixed.Protocol)
+		// What the options say does not move what follows them (RFC 791, 3.1).
+		fill(packet[20:min(len(packet), int(packet[0]&15)*4)], 1)
+	}
+	if !r.step(whole.DecodeFromBytes(packet, gopacket.NilDecodeFeedback)) {
+		return
+	}
+	r.headers += len(whole.Contents)
+	if whole.FragOffset == 0 {
+		r.transport(whole.Protocol, whole.Payload)
+	}
+}
+
+func (r *reading) version(got, want byte) bool {
+	r.trouble = got != want
+	return got == want
+}
+
+func (r *reading) protocol(p layers.IPProtocol) int {
+	first, icmp := tcp4, layers.IPProtocolICMPv4
+	if r.cell >= tcp6 {
+		first, icmp = tcp6, layers.IPProtocolICMPv6
+	}
+	return first + slices.Index([]layers.IPProtocol{layers.IPProtocolTCP, layers.IPProtocolUDP, icmp, p}, p)
+}
+
+func (r *reading) ipv6(packet []byte, c gso) {
+	r.cell = other6
+	var header layers.IPv6
+	if len(packet) < 40 {
+		r.trouble = true
+		return
+	}
+	if !r.version(packet[0]>>4, 6) {
+		return
+	}
+	// The decoder would read a hop-by-hop header along and insist on its options;
+	// here only its length counts (RFC 8200, 4.3). A length of 0 is an error to it
+	// without a jumbo option, and "as much as there is" to Linux (BIG TCP).
+	next := layers.IPProtocol(packet[6])
+	packet[6] = byte(layers.IPProtocolNoNextHeader)
+	_ = header.DecodeFromBytes(packet, gopacket.NilDecodeFeedback)
+	r.headers += len(header.Contents)
+	payload := header.Payload
+
+	for n := 0; ; n++ {
+		e, ok := extensionOf(next)
+		if !ok {
+			break
+		}
+		if n == 8 { // our limit
+			r.trouble = true
+			return
+		}
+		if !r.step(e.decode(payload)) {
+			return
+		}
+		// RFC 2675; only GSO has something that segments do not repeat.
+		if n == 0 && next == layers.IPProtocolIPv6HopByHop && header.Length == 0 && c.GSOSize != 0 {
+			r.jumbo = len(e.contents)
+		} else {
+			r.headers += len(e.contents)
+		}
+		next, payload = e.next, e.payload
+		if e.later {
+			r.cell = r.protocol(next)
+			return
+		}
+	}
+	r.cell = r.protocol(next)
+	r.transport(next, payload)
+}
+
+// extensionHeader is what the decoders of IPv6 extension headers have in common.
+type extensionHeader struct {
+	decode            func([]byte) error
+	next              layers.IPProtocol
+	contents, payload []byte
+	later             bool // a fragment without a transport header
+}
+
+// extensionOf returns a decoder. Those listed are what Linux knows
+// (ipv6_ext_hdr).
+func extensionOf(p layers.IPProtocol) (*extensionHeader, bool) {
+	e := &extensionHeader{}
+	switch p {
+	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Destination:
+		e.decode = func(b []byte) error {
+			var h layers.IPv6ExtensionSkipper
+			err := h.DecodeFromBytes(b, gopacket.NilDecodeFeedback)
+			e.next, e.contents, e.payload = h.NextHeader, h.Contents, h.Payload
+			return err
+		}
+	case layers.IPProtocolIPv6Fragment:
+		e.decode = func(b []byte) error {
+			var h layers.IPv6Fragment
+			err := h.DecodeFromBytes(b, gopacket.NilDecodeFeedback)
+			e.next, e.contents, e.payload, e.later = h.NextHeader, h.Contents, h.Payload, h.FragmentOffset != 0
+			return err
+		}
+	case layers.IPProtocolAH:
+		e.decode = func(b []byte) error {
+			var h layers.IPSecAH
+			err := h.DecodeFromBytes(b, gopacket.NilDecodeFeedback)
+			e.next, e.contents, e.payload = h.NextHeader, h.Contents, h.Payload
+			return err
+		}
+	default:
+		return nil, false
+	}
+	return e, true
+}
+
+func (r *reading) transport(p layers.IPProtocol, packet []byte) {
+	switch p {
+	case layers.IPProtocolTCP:
+		if len(packet) > 20 {
+			fill(packet[20:min(len(packet), 60)], byte(layers.TCPOptionKindNop))
+		}
+		var segment layers.TCP
+		if r.step(segment.DecodeFromBytes(packet, gopacket.NilDecodeFeedback)) {
+			r.headers += len(segment.Contents)
+			r.tcp = &segment
+		}
+	case layers.IPProtocolUDP:
+		r.headers += 8
+	case layers.IPProtocolSCTP:
+		r.headers += 12
+	}
+}
+
+func fill(b []byte, v byte) {
+	for i := range b {
+		b[i] = v
+	}
+}
+
+// tagged says whether a frame carries a VLAN tag that Linux takes out of it on
+// receipt (skb_vlan_untag).
+func tagged(packet []byte) bool {
+	t := layers.EthernetType(binary.BigEndian.Uint16(packet[12:]))
+	return t == layers.EthernetTypeDot1Q || t == layers.EthernetTypeQinQ
+}
