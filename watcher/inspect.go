@@ -30,10 +30,11 @@ type Sandbox struct {
 
 // Interface is one interface of a container, loopback excepted.
 type Interface struct {
-	Name      string
+	Name      string // may still change while the interface is down
 	Index     int
 	HostIndex int    // the host veth's, 0 if there is none
 	Kind      string // "veth", "macvlan", …, "" for a physical one
+	Up        bool
 }
 
 // maxProcesses bounds how many processes of a container are asked for their
@@ -88,7 +89,7 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 		if l.loopback {
 			continue
 		}
-		i := Interface{Name: l.name, Index: l.index, Kind: l.kind}
+		i := Interface{Name: l.name, Index: l.index, Kind: l.kind, Up: l.up}
 		if v, ok := candidates[l.index]; ok && s.NetNSID >= 0 && v.NetNSID == s.NetNSID && v.PeerIndex == l.index {
 			i.HostIndex = v.Index
 		}

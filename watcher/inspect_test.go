@@ -81,7 +81,7 @@ func TestInspect(t *testing.T) {
 		nsid, err := c.host.GetNetNsIdByFd(c.inner.FD())
 		check(t, err)
 		want := Sandbox{NetNS: inode(t, c.inner), NetNSID: nsid, Interfaces: []Interface{
-			{Name: "eth0", Index: linkIn(t, c.inner, "eth0").Attrs().Index, HostIndex: outer.Attrs().Index, Kind: "veth"},
+			{Name: "eth0", Index: linkIn(t, c.inner, "eth0").Attrs().Index, HostIndex: outer.Attrs().Index, Kind: "veth", Up: true},
 			{Name: "mac0", Index: linkIn(t, c.inner, "mac0").Attrs().Index, Kind: "macvlan"},
 		}}
 		if diff := cmp.Diff(want, c.inspect(t)); diff != "" {

@@ -38,6 +38,7 @@ type link struct {
 	elsewhere bool // there is one: the peer is in another namespace
 	moved     bool // a DELLINK's: the link lives on in another namespace
 	loopback  bool
+	up        bool
 }
 
 // hostVeth is the one test for host veths. Seen from inside of a container its
@@ -215,9 +216,11 @@ func parseLink(b []byte) (link, error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return link{}, fmt.Errorf("parse link message: %d bytes", len(b))
 	}
+	flags := native.Uint32(b[8:])
 	l := link{
 		index:    int(int32(native.Uint32(b[4:]))),
-		loopback: native.Uint32(b[8:])&unix.IFF_LOOPBACK != 0,
+		loopback: flags&unix.IFF_LOOPBACK != 0,
+		up:       flags&unix.IFF_UP != 0,
 	}
 	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {

@@ -68,7 +68,7 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	}
 	known := c.veths[v.Index]
 	if known == nil {
-		known = &veth{}
+		known = &veth{since: time.Now()}
 		c.veths[v.Index] = known
 	}
 	if known.attached && known.Name != v.Name {
@@ -139,6 +139,7 @@ func (c *Controller) findOwner(v *veth) {
 			waits = box.owner == known && (box.nsid == v.NetNSID || box.nsid < 0)
 		}
 		if waits {
+			known.delay = firstDelay
 			c.resolve(known)
 		}
 		if v.owned {

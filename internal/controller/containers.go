@@ -16,6 +16,12 @@ const (
 	hostNetworkAfter = 2 * time.Second
 	// Docker moves the veth into the namespace some 120 ms after it made that.
 	noVethAfter = 10 * time.Second
+	// Docker renames the interface before it sets it up, and runs the process after
+	// that. One that is down for so long has its name.
+	nameAfter = 2 * time.Second
+
+	// No runtime takes that long.
+	startedAfter = time.Minute
 
 	firstDelay = 2 * time.Millisecond
 	lastDelay  = time.Second
@@ -94,35 +100,42 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 		return
 	}
 
-	switch counted, failed := c.assign(known, found.Interfaces); {
+	counted, failed, unnamed := c.assign(known, found.Interfaces)
+	switch {
 	case counted > 0:
 		c.settle(known, usage.Accounted)
 	case failed > 0:
 		c.settle(known, usage.AttachFailed)
+	case unnamed > 0:
 	case time.Since(known.since) < noVethAfter:
 		c.later(known)
 	default:
 		c.settle(known, usage.NoHostVeth)
 	}
+	if unnamed > 0 {
+		known.lookAgain()
+	}
 }
 
-// assign gives a container its interfaces. It returns how many of them are counted,
-// and how many should be and are not.
-func (c *Controller) assign(known *container, interfaces []watcher.Interface) (counted, failed int) {
+// assign gives a container its interfaces. It returns how many of them are counted, how
+// many should be and are not, and how many do not have their name yet.
+func (c *Controller) assign(known *container, interfaces []watcher.Interface) (counted, failed, unnamed int) {
 	for _, i := range interfaces {
 		v := c.veths[i.HostIndex]
 		switch {
 		case v == nil:
 			// None, or its event is on the way: that will bring us here again.
-		case v.attached:
+		case !v.attached:
+			failed++
+		case !v.owned && !i.Up && time.Since(v.since) < nameAfter:
+			unnamed++
+		default:
 			c.Accounts.Assign(v.Index, known.ID, i.Name)
 			v.owned = true
 			counted++
-		default:
-			failed++
 		}
 	}
-	return counted, failed
+	return counted, failed, unnamed
 }
 
 // leave takes a container out of its sandbox. If it was the owner, the oldest of the
@@ -149,18 +162,26 @@ func (c *Controller) leave(known *container) {
 	}
 }
 
+// settle says what became of a container. Until something happens only the reconcile
+// looks at it again.
 func (c *Controller) settle(known *container, reason usage.Reason) {
 	known.reason, known.next = reason, time.Time{}
 	c.Accounts.Explain(known.ID, reason)
 }
 
-// later plans another look at a container, after a growing delay.
+// later plans another look at a container that is being started. One that does not
+// come to be is left to events and the reconcile.
 func (c *Controller) later(known *container) {
-	if known.reason != usage.Starting {
-		return // it was settled once: the reconcile looks again
+	known.next = time.Time{}
+	if time.Since(known.since) < startedAfter {
+		known.lookAgain()
 	}
-	known.next = time.Now().Add(known.delay)
-	known.delay = min(2*known.delay, lastDelay)
+}
+
+// lookAgain plans another look, after a growing delay.
+func (k *container) lookAgain() {
+	k.next = time.Now().Add(k.delay)
+	k.delay = min(2*k.delay, lastDelay)
 }
 
 // retryTimer returns a channel that fires when the next look is due, and a function

@@ -73,6 +73,7 @@ type Controller struct {
 // veth is a host veth that is to be counted.
 type veth struct {
 	watcher.HostVeth
+	since    time.Time // we know it
 	attached bool
 	owned    bool
 	failure  string // of the last attempt to attach, as it stands in the log

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+)
+
+// patience is how long something may take that is bound to happen.
+const patience = 30 * time.Second
+
+// binary builds nettally once for all tests.
+var binary = sync.OnceValues(func() (string, error) {
+	// Others than root must be able to run it, too.
+	folder, err := os.MkdirTemp("", "nettally-e2e-")
+	if err != nil {
+		return "", err
+	}
+	built.folder = folder
+	if err := os.Chmod(folder, 0o755); err != nil {
+		return "", err
+	}
+	path := filepath.Join(folder, "nettally")
+	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/cmd/nettally")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build nettally: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+var built struct{ folder string }
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.folder != "" {
+		os.RemoveAll(built.folder)
+	}
+	os.Exit(code)
+}
+
+// place runs commands where a host's daemons run: a host of one's own, or a
+// *dockerhost.Docker.
+type place interface {
+	Command(name string, args ...string) *exec.Cmd
+}
+
+// on is a network namespace as a place.
+type on struct{ *testnet.Namespace }
+
+func (n on) Command(name string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=" + n.Path(), "--", name}, args...)...)
+}
+
+// daemon is a nettally that runs.
+type daemon struct {
+	t      testing.TB
+	at     place
+	pins   string
+	socket string
+	config string // its file
+	cmd    *exec.Cmd
+	log    *lockedBuffer
+	ended  chan error
+}
+
+// startDaemon runs nettally until the test ends, with more lines of configuration. Its
+// traces are gone afterwards.
+func startDaemon(t testing.TB, at place, more string) *daemon {
+	t.Helper()
+	folder := t.TempDir()
+	d := &daemon{
+		t:      t,
+		at:     at,
+		pins:   filepath.Join(folder, "bpf"),
+		socket: filepath.Join(folder, "socket"),
+		config: filepath.Join(folder, "nettally.yaml"),
+	}
+	if !strings.Contains(more, "exporter:") {
+		more += fmt.Sprintf("\nexporter: {listen: \"\", socket: %q}", d.socket)
+	}
+	text := fmt.Sprintf("log: {level: debug}\nbpf: {pin_path: %q}\n%s\n", d.pins, more)
+	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.stop()
+		if out, err := d.run("detach"); err != nil {
+			t.Errorf("detach: %v: %s", err, out)
+		}
+		if t.Failed() {
+			t.Logf("log of nettally:\n%s", d.log)
+		}
+	})
+	d.start()
+	return d
+}
+
+// start starts the daemon, again maybe, and waits until it has looked at everything.
+func (d *daemon) start() {
+	d.t.Helper()
+	d.cmd = d.at.Command(nettest.Must(binary())(d.t), "run", "--config", d.config)
+	d.log = &lockedBuffer{}
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.ended = make(chan error, 1)
+	go func() { d.ended <- d.cmd.Wait() }()
+	d.poll("ready", func() error {
+		select {
+		case err := <-d.ended:
+			d.ended <- err
+			d.t.Fatalf("nettally ended: %v\n%s", err, d.log)
+		default:
+		}
+		_, err := d.get("/readyz")
+		return err
+	})
+}
+
+// stop ends the daemon as a service manager does.
+func (d *daemon) stop() { d.end(unix.SIGTERM) }
+
+// kill ends the daemon at once.
+func (d *daemon) kill() { d.end(unix.SIGKILL) }
+
+func (d *daemon) end(signal unix.Signal) {
+	d.t.Helper()
+	if d.cmd == nil {
+		return
+	}
+	// It may have ended already; Wait tells.
+	_ = d.cmd.Process.Signal(signal)
+	err := <-d.ended
+	if err != nil && signal == unix.SIGTERM {
+		d.t.Errorf("nettally ended: %v\n%s", err, d.log)
+	}
+	d.cmd = nil
+}
+
+// run runs one of nettally's other commands beside the daemon.
+func (d *daemon) run(args ...string) (string, error) {
+	d.t.Helper()
+	return runIn(d.t, d.at, append(args, "--config", d.config)...)
+}
+
+// runIn runs nettally somewhere and returns what it printed.
+func runIn(t testing.TB, at place, args ...string) (string, error) {
+	t.Helper()
+	out, err := at.Command(nettest.Must(binary())(t), args...).CombinedOutput()
+	return string(out), err
+}
+
+// exitCode returns the exit code behind the error of a command.
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
+
+// get asks the daemon over its unix socket.
+func (d *daemon) get(path string) (string, error) {
+	client := http.Client{
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", d.socket)
+			},
+		},
+	}
+	answer, err := client.Get("http://nettally" + path)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", answer.Status, body)
+	}
+	return string(body), err
+}
+
+// list returns all containers.
+func (d *daemon) list() *exporter.Containers {
+	d.t.Helper()
+	return nettest.Must(exporter.Fetch(context.Background(), d.socket, true))(d.t)
+}
+
+// container returns a container by its id.
+func (d *daemon) container(id string) (exporter.Container, error) {
+	for _, c := range d.list().Containers {
+		if c.ID == id {
+			return c, nil
+		}
+	}
+	return exporter.Container{}, fmt.Errorf("container %s is not listed", id)
+}
+
+// counted waits until a container is counted on so many interfaces.
+func (d *daemon) counted(id string, interfaces int) {
+	d.t.Helper()
+	d.poll("counted", func() error {
+		c, err := d.container(id)
+		if err == nil && (!c.Accounted || c.State != "running" || len(c.Interfaces) != interfaces) {
+			err = fmt.Errorf("container %s: accounted %v (%s), %s, %d interfaces", c.Name, c.Accounted, c.Reason, c.State, len(c.Interfaces))
+		}
+		return err
+	})
+}
+
+// poll tries until it works, within patience.
+func (d *daemon) poll(what string, try func() error) {
+	d.t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	d.t.Fatalf("never %s: %v\nlog of nettally:\n%s", what, err, d.log)
+}
+
+// lockedBuffer is a buffer that a process may write while a test reads.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}

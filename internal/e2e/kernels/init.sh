@@ -1,0 +1,88 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Process 1 of the guest. It does things with nettally and reports each one's output
+# and exit code on the second serial port; the first one is the kernel's own. Whether
+# that is as it should be, the test on the machine judges.
+
+/bin/busybox mount -t proc proc /proc
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+exec </dev/null >/dev/ttyS1 2>&1
+stty -F /dev/ttyS1 -opost
+
+step() {
+	echo "@begin $1"
+	shift
+	"$@"
+	echo "@end $?"
+}
+
+# start runs nettally until it listens.
+start() {
+	nettally run >/log 2>&1 &
+	for i in $(seq 1000); do
+		[ -S /run/nettally/nettally.sock ] && return
+		usleep 20000
+	done
+	cat /log
+	return 1
+}
+
+# stop ends it as a service manager does.
+stop() {
+	kill $! && wait $!
+	code=$?
+	cat /log
+	return $code
+}
+
+# left lists what a host without nettally has not, and its one interface.
+left() {
+	grep ' - bpf ' /proc/self/mountinfo
+	find /sys/fs/cgroup -mindepth 1 -type d
+	find /tmp -mindepth 1
+	find /run ! -type d
+	ls /sys/class/net
+}
+
+# unload works when no interface of any namespace has a qdisc or a filter any more. A
+# namespace that nobody is in goes a little later.
+unload() {
+	for i in $(seq 1000); do
+		rmmod "$1" 2>/dev/null && return
+		usleep 20000
+	done
+	rmmod "$1"
+}
+
+step uptime cut -d' ' -f1 /proc/uptime
+echo 'the guest is up' >/dev/kmsg
+
+# The kernel would load the modules by itself with /sbin/modprobe, which is not here.
+step 'run without veth' nettally run
+step 'load veth' insmod /modules/veth.ko
+step 'run without sch_ingress' nettally run
+step 'check without sch_ingress' nettally check
+step 'load sch_ingress' insmod /modules/sch_ingress.ko
+step 'run without cls_bpf' nettally run
+step 'load cls_bpf' insmod /modules/cls_bpf.ko
+
+step 'check' nettally check
+step 'selftest' nettally selftest
+
+step 'start' start
+step 'list' nettally list -o json
+step 'bpffs' grep ' /sys/fs/bpf .* - bpf ' /proc/self/mountinfo
+step 'stop' stop
+step 'detach' nettally detach
+
+step 'left' left
+step 'unload cls_bpf' unload cls_bpf
+step 'unload sch_ingress' unload sch_ingress
+step 'tainted' cat /proc/sys/kernel/tainted
+step 'log' sh -c "dmesg -r | sed '1,/the guest is up/d'"
+poweroff -f

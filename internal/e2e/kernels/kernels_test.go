@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernels
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// kernels are the oldest that is supported and newer ones, each with the suite in which
+// Debian keeps it up to date and the form of its packages' names.
+var kernels = []struct{ series, suite, form string }{
+	{"5.10", "bullseye-security", `^linux-image-5\.10\.0-\d+-cloud-amd64$`},
+	{"6.1", "bookworm-security", `^linux-image-6\.1\.0-\d+-cloud-amd64$`},
+	{"6.12", "bookworm-security", `^linux-image-6\.12\.\d+\+deb12-cloud-amd64$`},
+}
+
+// expectations say how each step of init.sh ends, and what it prints: where that is an
+// error, one line.
+var expectations = []struct {
+	step   string
+	code   int
+	prints string
+}{
+	{"run without veth", 1, `^nettally: classifiers: .*load the module veth\n$`},
+	{"load veth", 0, `^$`},
+	{"run without sch_ingress", 1, `^nettally: classifiers: .*not supported by the kernel: the kernel has no clsact: load module sch_ingress .*\n$`},
+	{"check without sch_ingress", 1, `\nFAILED +classifiers .*load module sch_ingress .*\n(.*\n)*nettally: this host can't be counted on: classifiers\n$`},
+	{"load sch_ingress", 0, `^$`},
+	{"run without cls_bpf", 1, `^nettally: classifiers: .*not supported by the kernel: the kernel has no bpf classifier: load module cls_bpf .*\n$`},
+	{"load cls_bpf", 0, `^$`},
+	{"check", 0, `\nok +cgroups +v2, (.*\n)*ok +classifiers `},
+	{"selftest", 0, `^(ok .*\n)+exact\n$`},
+	{"start", 0, `^$`},
+	{"list", 0, `^\{\n  "containers": \[\],\n`},
+	{"bpffs", 0, `.`},
+	{"stop", 0, ` msg="stopped; .*\n$`},
+	{"detach", 0, `^took filters off 0 interfaces\n$`},
+	{"left", 0, `^lo\n$`},
+	{"unload cls_bpf", 0, `^$`},
+	{"unload sch_ingress", 0, `^$`},
+	{"tainted", 0, `^0\n$`},
+	// No warnings, except what the kernel says of clocks where the machine is slow.
+	{"log", 0, `^(<[567]>.*\n|<4>\[ *[0-9.]+\] (clocksource|hrtimer|tsc): .*\n)*$`},
+}
+
+// nettally says what a kernel lacks as long as it does, is exact on it afterwards, and
+// leaves nothing.
+func TestKernels(t *testing.T) {
+	needDebian(t)
+	need.Commands(t, "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb")
+	nettally := filepath.Join(t.TempDir(), "nettally")
+	build := exec.Command("go", "build", "-o", nettally, "github.com/nettally/nettally/cmd/nettally")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output(t, build)
+
+	for _, kernel := range kernels {
+		t.Run(kernel.series, func(t *testing.T) {
+			a := newApt(t, kernel.suite)
+			name := a.newest(t, regexp.MustCompile(kernel.form))
+			unpacked := a.download(t, name)
+
+			start := time.Now()
+			results := boot(t, unpacked, nettally)
+			t.Logf("%s: up after %s s, off after %.1f s", name,
+				strings.TrimSpace(results["uptime"].output), time.Since(start).Seconds())
+			release := strings.TrimPrefix(name, "linux-image-")
+			if got := results["check"].output; !strings.Contains(got, "Linux "+release+"\n") {
+				t.Errorf("check says nothing of Linux %s:\n%s", release, got)
+			}
+			judge(t, results)
+		})
+	}
+}
+
+func judge(t *testing.T, results map[string]result) {
+	t.Helper()
+	for _, want := range expectations {
+		got, ok := results[want.step]
+		if !ok || got.code != want.code || !regexp.MustCompile(want.prints).MatchString(got.output) {
+			t.Errorf("%s: ended with %d and printed:\n%swant %d and %s", want.step, got.code, got.output, want.code, want.prints)
+		}
+	}
+}
