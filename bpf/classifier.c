@@ -45,10 +45,16 @@ struct volume {
 	__u64 packets;
 };
 
-/* The counters of one slot, direction and CPU: three cache lines, of which TCP
- * and UDP over IPv4 touch one.
+/* Plain packets, TCP and UDP without anything special, are the same on the interface and
+ * on the wire. They are counted once, here: plain = family * PLAIN_PROTOCOLS + protocol.
+ */
+enum { PLAIN_PROTOCOLS = UDP + 1, PLAIN = (IPV6 + 1) * PLAIN_PROTOCOLS };
+
+/* The counters of one slot, direction and CPU: four cache lines, of which plain packets
+ * touch one. Each packet is in plain, or in both of interface and cells.
  */
 struct row {
+	struct volume plain[PLAIN];
 	struct volume interface; /* one packet per skb, skb->len */
 	struct volume cells[CELLS]; /* on the wire */
 	__u64 tcp_syn;
@@ -56,7 +62,7 @@ struct row {
 	__u64 tcp_rst;
 	__u64 tcp_fin;
 };
-_Static_assert(sizeof(struct row) == 3 * 64, "a row fills its cache lines");
+_Static_assert(sizeof(struct row) == 4 * 64, "a row fills its cache lines");
 
 /* One CPU's troubles, a cache line. */
 struct cpu_troubles {
@@ -75,9 +81,7 @@ struct packet {
 /* Slots share a chunk of rows, so that memory follows the attachments. */
 #define SLOTS_PER_CHUNK 64
 
-/* How many rows a slot has per direction: the highest possible CPU + 1. */
-volatile const __u32 cpus = 1;
-
+/* Rows by CPU, then slot, then direction. */
 struct chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -119,6 +123,9 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } slots SEC(".maps");
 
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
 static __always_inline void count_trouble(__u32 trouble)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -133,9 +140,10 @@ static __always_inline struct row *row_of(__u32 slot, enum direction direction)
 	__u32 index = slot / SLOTS_PER_CHUNK;
 	void *chunk = bpf_map_lookup_elem(&chunks, &index);
 
-	if (!chunk)
+	if (unlikely(!chunk))
 		return NULL;
-	index = (slot % SLOTS_PER_CHUNK * DIRECTIONS + direction) * cpus + bpf_get_smp_processor_id();
+	index = bpf_get_smp_processor_id() * SLOTS_PER_CHUNK + slot % SLOTS_PER_CHUNK;
+	index = index * DIRECTIONS + direction;
 	return bpf_map_lookup_elem(chunk, &index);
 }
 
@@ -162,57 +170,92 @@ static __always_inline __u32 header_size(__u8 number)
 	return 0;
 }
 
-/* plain reads the headers of the packets that are nearly all: IPv4 without
- * options or IPv6 without extension headers, directly after the Ethernet header,
- * whole and in the linear part. It returns false, having promised nothing, for
- * anything else.
- */
-static __always_inline bool plain(struct __sk_buff *skb, struct packet *p)
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+static __noinline void count_flags(struct row *row, __u32 flags)
 {
-	void *data = (void *)(long)skb->data;
+	if (flags & TCP_SYN) {
+		if (flags & TCP_ACK)
+			row->tcp_synack++;
+		else
+			row->tcp_syn++;
+	}
+	if (flags & TCP_RST)
+		row->tcp_rst++;
+	if (flags & TCP_FIN)
+		row->tcp_fin++;
+}
+
+static __always_inline bool count_plain(struct row *row, __u32 plain, __u32 len)
+{
+	row->plain[plain].bytes += len;
+	row->plain[plain].packets++;
+	return true;
+}
+
+/* plain_tcp is plain for a TCP header, of whose packet `room` bytes are left; fewer than
+ * none if the packet contradicts itself.
+ */
+static __always_inline bool plain_tcp(struct row *row, struct tcphdr *tcp, void *end, __s32 room,
+				      __u32 plain, __u32 len)
+{
+	__s32 header;
+	__u32 flags;
+
+	if (unlikely((void *)(tcp + 1) > end))
+		return false;
+	header = tcp->doff * 4;
+	if (unlikely(header < (__s32)sizeof(*tcp) || header > room))
+		return false;
+	flags = ((__u8 *)tcp)[13];
+	if (unlikely(flags & (TCP_SYN | TCP_RST | TCP_FIN)))
+		count_flags(row, flags);
+	return count_plain(row, plain, len);
+}
+
+/* plain counts the packets that are nearly all: TCP and UDP over IPv4 without options or
+ * IPv6 without extension headers, directly after the Ethernet header, whole, in the linear
+ * part, of one segment, without a VLAN tag. It returns false, having counted nothing, for
+ * anything else. The order and the hints keep the way of TCP over IPv4 short.
+ */
+static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 len)
+{
 	void *end = (void *)(long)skb->data_end;
-	__u32 offset, room;
-	__u8 next;
+	void *ip = (void *)(long)skb->data + ETH_HLEN;
+	__u32 there = len - ETH_HLEN;
+
+	/* As long as Ethernet and IPv6, and as Ethernet, IPv4 and TCP. */
+	if (unlikely(ip + sizeof(struct ipv6hdr) > end || skb->gso_size || skb->vlan_present))
+		return false;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = data + ETH_HLEN;
+		struct iphdr *v4 = ip;
+		__u32 length = bpf_ntohs(v4->tot_len);
 
-		if ((void *)(ip + 1) > end || *(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x1fff))
+		if (unlikely((*(__u8 *)v4 ^ 0x45) | (v4->frag_off & bpf_htons(0x1fff))))
 			return false;
-		room = bpf_ntohs(ip->tot_len);
-		if (room > skb->len - ETH_HLEN || room < sizeof(*ip))
+		if (unlikely(length > there))
 			return false;
-		room -= sizeof(*ip);
-		next = ip->protocol;
-		offset = ETH_HLEN + sizeof(*ip);
-		p->cell = IPV4 * PROTOCOLS + protocol_of(next, IPPROTO_ICMP);
+		if (likely(v4->protocol == IPPROTO_TCP))
+			return plain_tcp(row, (void *)(v4 + 1), end, (__s32)length - (__s32)sizeof(*v4),
+					 IPV4 * PLAIN_PROTOCOLS + TCP, len);
+		if (v4->protocol == IPPROTO_UDP && length >= sizeof(*v4))
+			return count_plain(row, IPV4 * PLAIN_PROTOCOLS + UDP, len);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = data + ETH_HLEN;
+		struct ipv6hdr *v6 = ip;
+		__u32 room = bpf_ntohs(v6->payload_len);
 
-		if ((void *)(ip + 1) > end || *(__u8 *)ip >> 4 != 6)
+		if (*(__u8 *)v6 >> 4 != 6 || room > there - sizeof(*v6))
 			return false;
-		room = bpf_ntohs(ip->payload_len);
-		if (room > skb->len - ETH_HLEN - sizeof(*ip))
-			return false;
-		next = ip->nexthdr;
-		if (next != IPPROTO_TCP && next != IPPROTO_UDP && next != IPPROTO_ICMPV6)
-			return false;
-		offset = ETH_HLEN + sizeof(*ip);
-		p->cell = IPV6 * PROTOCOLS + protocol_of(next, IPPROTO_ICMPV6);
-	} else {
-		return false;
+		if (v6->nexthdr == IPPROTO_TCP)
+			return plain_tcp(row, (void *)(v6 + 1), end, room, IPV6 * PLAIN_PROTOCOLS + TCP, len);
+		if (v6->nexthdr == IPPROTO_UDP)
+			return count_plain(row, IPV6 * PLAIN_PROTOCOLS + UDP, len);
 	}
-
-	p->headers = offset + header_size(next);
-	if (next == IPPROTO_TCP) {
-		struct tcphdr *tcp = data + offset;
-
-		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4 > room)
-			return false;
-		p->headers += tcp->doff * 4;
-		p->tcp_flags = ((__u8 *)tcp)[13];
-	}
-	return true;
+	return false;
 }
 
 /* read_transport reads the header behind the IP headers, of whose packet `room`
@@ -395,50 +438,27 @@ static __always_inline struct volume wire(struct __sk_buff *skb, const struct pa
 	return v;
 }
 
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
-
-static __always_inline void count_flags(struct row *row, __u32 flags)
-{
-	if (flags & TCP_SYN) {
-		if (flags & TCP_ACK)
-			row->tcp_synack++;
-		else
-			row->tcp_syn++;
-	}
-	if (flags & TCP_RST)
-		row->tcp_rst++;
-	if (flags & TCP_FIN)
-		row->tcp_fin++;
-}
-
-/* add counts the packet's wire numbers. */
-static __always_inline void add(struct __sk_buff *skb, struct row *row, const struct packet *p)
-{
-	struct volume v = wire(skb, p);
-
-	if (p->cell < CELLS) {
-		row->cells[p->cell].bytes += v.bytes;
-		row->cells[p->cell].packets += v.packets;
-	}
-	if (p->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN))
-		count_flags(row, p->tcp_flags);
-}
-
-/* add_any is add for the packets that are not plain. A function of its own keeps it
- * out of the way of those, and its parameter brings struct row into the object's BTF,
- * which clang would leave out where only an inner map names it.
+/* count_any counts the packets that are not plain. A function of its own keeps it out of
+ * the way of those, and its parameter brings struct row into the object's BTF, which
+ * clang would leave out where only an inner map names it.
  */
-static __noinline void add_any(struct __sk_buff *skb, struct row *row)
+static __noinline void count_any(struct __sk_buff *skb, struct row *row)
 {
 	struct packet p = {};
-	__u32 trouble = read_headers(skb, &p);
+	struct volume v;
+	__u32 trouble;
 
+	row->interface.bytes += skb->len;
+	row->interface.packets++;
+	trouble = read_headers(skb, &p);
 	if (trouble != FINE)
 		count_trouble(trouble);
-	add(skb, row, &p);
+	v = wire(skb, &p);
+	if (p.cell < CELLS) {
+		row->cells[p.cell].bytes += v.bytes;
+		row->cells[p.cell].packets += v.packets;
+	}
+	count_flags(row, p.tcp_flags);
 }
 
 /* account adds a packet to its slot. The row is this CPU's own and classifiers
@@ -447,21 +467,16 @@ static __noinline void add_any(struct __sk_buff *skb, struct row *row)
 static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direction direction)
 {
 	struct row *row = row_of(slot, direction);
-	struct packet p = {};
 
-	if (!row) {
+	if (unlikely(!row)) {
 		/* User space makes the row before it attaches us, so this is a bug
 		 * there. An undercount nobody can see would be worse.
 		 */
 		count_trouble(NO_ROW);
 		return TC_ACT_UNSPEC;
 	}
-	row->interface.bytes += skb->len;
-	row->interface.packets++;
-	if (plain(skb, &p))
-		add(skb, row, &p);
-	else
-		add_any(skb, row);
+	if (unlikely(!plain(skb, row, skb->len)))
+		count_any(skb, row);
 	return TC_ACT_UNSPEC;
 }
 

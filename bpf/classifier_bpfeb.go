@@ -19,7 +19,12 @@ type classifierCpuTroubles struct {
 }
 
 type classifierRow struct {
-	_         structs.HostLayout
+	_     structs.HostLayout
+	Plain [4]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
 	Interface struct {
 		_       structs.HostLayout
 		Bytes   uint64
@@ -52,7 +57,6 @@ const (
 	classifierMapTroubles         = "troubles"
 	classifierProgNettallyEgress  = "nettally_egress"
 	classifierProgNettallyIngress = "nettally_ingress"
-	classifierVarCpus             = "cpus"
 )
 
 // loadClassifier returns the embedded CollectionSpec for classifier.
@@ -114,7 +118,6 @@ type classifierMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifierVariableSpecs struct {
-	Cpus *ebpf.VariableSpec `ebpf:"cpus"`
 }
 
 // classifierObjects contains all objects after they have been loaded into the kernel.
@@ -154,7 +157,6 @@ func (m *classifierMaps) Close() error {
 //
 // It can be passed to loadClassifierObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifierVariables struct {
-	Cpus *ebpf.Variable `ebpf:"cpus"`
 }
 
 // classifierPrograms contains all programs after they have been loaded into the kernel.

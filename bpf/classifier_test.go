@@ -35,17 +35,17 @@ func (s sample) want() outcome {
 	o.Cells[s.cell].Bytes, o.Cells[s.cell].Packets = s.bytes, max(s.packets, 1)
 	switch s.flags {
 	case "syn":
-		o.TcpSyn = 1
+		o.TCPSYN = 1
 	case "synack":
-		o.TcpSynack = 1
+		o.TCPSYNACK = 1
 	case "rst":
-		o.TcpRst = 1
+		o.TCPRST = 1
 	case "fin":
-		o.TcpFin = 1
+		o.TCPFIN = 1
 	case "syn+fin":
-		o.TcpSyn, o.TcpFin = 1, 1
+		o.TCPSYN, o.TCPFIN = 1, 1
 	case "synack+rst+fin":
-		o.TcpSynack, o.TcpRst, o.TcpFin = 1, 1, 1
+		o.TCPSYNACK, o.TCPRST, o.TCPFIN = 1, 1, 1
 	}
 	return o
 }
@@ -69,11 +69,11 @@ func TestClassify(t *testing.T) {
 func TestDirection(t *testing.T) {
 	l := newLab(t)
 	packet := join(eth(0x0806), make([]byte, 46))
-	before := l.row(l.Egress)
+	before := l.counted(l.Egress)
 	if got := l.run(t, l.Ingress, packet, gso{}); got.Interface.Packets != 1 {
 		t.Errorf("transmit rows after an ingress packet: %+v, want 1 packet", got.Interface)
 	}
-	if diff := cmp.Diff(before, l.row(l.Egress)); diff != "" {
+	if diff := cmp.Diff(before, l.counted(l.Egress)); diff != "" {
 		t.Errorf("an ingress packet changed the receive rows (-before +after):\n%s", diff)
 	}
 }

@@ -74,7 +74,7 @@ type Datapath struct {
 	troubles []classifierCpuTroubles // by CPU, mapped
 
 	mu     sync.RWMutex
-	chunks map[uint16][]Counters // mapped rows by chunk
+	chunks map[uint16][]classifierRow // mapped rows by chunk
 	taken  map[uint16]Slot
 	newest uint64 // generation
 	lowest int    // no slot below it is free
@@ -89,7 +89,7 @@ type Datapath struct {
 //
 // Returns an error wrapping [ErrInUse] while another process has the pin path.
 func Load(o Options) (_ *Datapath, err error) {
-	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16][]Counters{}, taken: map[uint16]Slot{}, lowest: 1}
+	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16][]classifierRow{}, taken: map[uint16]Slot{}, lowest: 1}
 	if d.maxSlots == 0 {
 		d.maxSlots = MaxSlots
 	}
@@ -126,9 +126,6 @@ func (d *Datapath) load(folder string) error {
 	}
 	if d.cpus, err = ebpf.PossibleCPU(); err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
-	}
-	if err := spec.Variables[classifierVarCpus].Set(uint32(d.cpus)); err != nil {
-		return fmt.Errorf("set number of CPUs: %w", err)
 	}
 	spec.Maps[classifierMapTroubles].MaxEntries = uint32(d.cpus)
 	d.chunk = spec.Maps[classifierMapChunks].InnerMap

@@ -69,13 +69,14 @@ func TestTakeClears(t *testing.T) {
 	d := load(t, Options{})
 	keep := take(t, d, 1)
 	s := take(t, d, 2)
-	for i := range d.rows(s.Index) {
-		d.rows(s.Index)[i].TcpSyn = uint64(i + 1)
+	for cpu := range d.cpus {
+		d.row(s.Index, cpu, receive).TcpSyn = uint64(cpu + 1)
+		d.row(s.Index, cpu, transmit).TcpSyn = uint64(d.cpus + cpu + 1)
 	}
 	rx, tx, err := d.Read(s)
 	must(t, err)
-	if n := uint64(d.cpus); rx.TcpSyn != n*(n+1)/2 || tx.TcpSyn != n*(3*n+1)/2 {
-		t.Errorf("sums over %d CPUs are %d and %d", n, rx.TcpSyn, tx.TcpSyn)
+	if n := uint64(d.cpus); rx.TCPSYN != n*(n+1)/2 || tx.TCPSYN != n*(3*n+1)/2 {
+		t.Errorf("sums over %d CPUs are %d and %d", n, rx.TCPSYN, tx.TCPSYN)
 	}
 	must(t, d.Release(s))
 	rx, tx, err = d.Read(take(t, d, 3))
@@ -248,8 +249,8 @@ func TestTwoCPUs(t *testing.T) {
 	want.Interface.Packets, want.Interface.Bytes = 2*n, n*uint64(len(packet)+len(odd))
 	want.Cells[tcp4].Packets, want.Cells[tcp4].Bytes = n, n*uint64(len(packet))
 	want.Cells[udp6].Packets, want.Cells[udp6].Bytes = n, n*uint64(len(odd))
-	want.TcpSyn = n
-	if diff := cmp.Diff(want, l.row(l.Ingress)); diff != "" {
+	want.TCPSYN = n
+	if diff := cmp.Diff(want, l.counted(l.Ingress)); diff != "" {
 		t.Errorf("%d threads (-want +got):\n%s", threads, diff)
 	}
 }

@@ -88,12 +88,11 @@ func newLab(tb testing.TB) *lab {
 	return &lab{Datapath: d, out: make([]byte, 1<<12)}
 }
 
-func (l *lab) row(program *ebpf.Program) Counters {
-	rows := l.rows(0)
+func (l *lab) counted(program *ebpf.Program) Counters {
 	if program == l.Egress {
-		return sum(rows[:l.cpus])
+		return l.sum(0, receive)
 	}
-	return sum(rows[l.cpus:])
+	return l.sum(0, transmit)
 }
 
 func (l *lab) troubles() map[string]uint64 {
@@ -108,7 +107,7 @@ var errChanged = errors.New("the packet was changed")
 
 // try runs one packet through a program, and says what it counted.
 func (l *lab) try(program *ebpf.Program, packet []byte, c gso) (outcome, error) {
-	row, troubles := l.row(program), l.troubles()
+	row, troubles := l.counted(program), l.troubles()
 	options := ebpf.RunOptions{Data: packet, DataOut: l.out[:len(packet)]}
 	if c != (gso{}) {
 		options.Context = c.words()
@@ -122,7 +121,7 @@ func (l *lab) try(program *ebpf.Program, packet []byte, c gso) (outcome, error) 
 	case !bytes.Equal(options.DataOut, packet):
 		return outcome{}, errChanged
 	}
-	o := outcome{Counters: minus(l.row(program), row)}
+	o := outcome{Counters: minus(l.counted(program), row)}
 	for cause, count := range l.troubles() {
 		for range count - troubles[cause] {
 			o.Trouble += cause

@@ -176,7 +176,7 @@ func (c *cable) compareTCP(t *testing.T, cell, header int, near, far *net.TCPCon
 		}
 		got := func(r Counters) string { return fmt.Sprint(r.Cells[cell].Packets, r.Cells[cell].Bytes) }
 		switch {
-		case rx.TcpSyn != 1 || tx.TcpSynack != 1 || rx.TcpSynack+tx.TcpSyn != 0:
+		case rx.TCPSYN != 1 || tx.TCPSYNACK != 1 || rx.TCPSYNACK+tx.TCPSYN != 0:
 			return fmt.Sprintf("one SYN received and one SYN-ACK sent, not %+v %+v", rx, tx)
 		case got(rx) != want(host, 0):
 			return fmt.Sprintf("received packets and bytes %s, TCP says %s", got(rx), want(host, 0))

@@ -38,8 +38,8 @@ func expect(packet []byte, c gso) (_ Counters, trouble bool) {
 	want.Cells[r.cell].Bytes = uint64(size + (segments-1)*r.headers)
 	want.Cells[r.cell].Packets = uint64(segments)
 	if t := r.tcp; t != nil {
-		want.TcpSyn, want.TcpSynack = one(t.SYN && !t.ACK), one(t.SYN && t.ACK)
-		want.TcpRst, want.TcpFin = one(t.RST), one(t.FIN)
+		want.TCPSYN, want.TCPSYNACK = one(t.SYN && !t.ACK), one(t.SYN && t.ACK)
+		want.TCPRST, want.TCPFIN = one(t.RST), one(t.FIN)
 	}
 	return want, r.trouble
 }

@@ -34,7 +34,7 @@ func TestPinned(t *testing.T) {
 	must(t, err)
 	a, b := take(t, first, 5), take(t, first, 6)
 	must(t, first.Own(b))
-	first.rows(a.Index)[0].TcpSyn = 42
+	first.row(a.Index, 0, receive).TcpSyn = 42
 	slots := map[uint16]Slot{a.Index: a, b.Index: {Index: b.Index, Generation: b.Generation, Ifindex: 6, OwnQdisc: true}}
 	must(t, first.Close())
 
@@ -54,7 +54,7 @@ func TestPinned(t *testing.T) {
 	if diff := cmp.Diff(slots, got); diff != "" {
 		t.Errorf("slots (-want +got):\n%s", diff)
 	}
-	if rx, _, err := second.Read(a); err != nil || rx.TcpSyn != 42 {
+	if rx, _, err := second.Read(a); err != nil || rx.TCPSYN != 42 {
 		t.Errorf("read %+v, %v, want 42 SYN", rx, err)
 	}
 	if c := take(t, second, 7); c.Index != 3 || c.Generation <= b.Generation {
@@ -94,7 +94,7 @@ func TestCountsWhileAway(t *testing.T) {
 	count()
 	second := load(t, Options{PinPath: path})
 	count()
-	if got := (&lab{Datapath: second}).row(second.Ingress).Interface.Packets; got != 2 {
+	if got := (&lab{Datapath: second}).counted(second.Ingress).Interface.Packets; got != 2 {
 		t.Errorf("%d packets, want 2", got)
 	}
 	must(t, second.Close())

@@ -12,10 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counters is what one direction of a slot counted: wire numbers in Cells (by
-// family: IPv4 0-3, IPv6 4-7, neither 8; within a family TCP, UDP, ICMP, other),
-// and the interface numbers.
-type Counters = classifierRow
+// Volume is an amount of packets.
+type Volume struct{ Bytes, Packets uint64 }
+
+// Counters is what one direction of a slot counted.
+type Counters struct {
+	Interface Volume // one packet per socket buffer
+
+	// Cells are the wire numbers: IPv4 0 to 3, IPv6 4 to 7, neither 8; within a family
+	// TCP, UDP, ICMP, other.
+	Cells [9]Volume
+
+	TCPSYN, TCPSYNACK, TCPRST, TCPFIN uint64
+}
 
 // Slot is the right to a row of counters. A slot that was released and taken again
 // has another generation.
@@ -42,7 +51,10 @@ func (d *Datapath) Take(ifindex int) (Slot, error) {
 	if err := d.ensureChunk(index / slotsPerChunk); err != nil {
 		return Slot{}, fmt.Errorf("make rows for slot %d: %w", index, err)
 	}
-	clear(d.rows(index))
+	for cpu := range d.cpus {
+		*d.row(index, cpu, receive) = classifierRow{}
+		*d.row(index, cpu, transmit) = classifierRow{}
+	}
 
 	s := Slot{Index: index, Generation: d.generation(), Ifindex: ifindex}
 	if err := d.remember(s); err != nil {
@@ -99,8 +111,7 @@ func (d *Datapath) Read(s Slot) (rx, tx Counters, err error) {
 	if !d.valid(s) {
 		return rx, tx, ErrReleased
 	}
-	rows := d.rows(s.Index)
-	return sum(rows[:d.cpus]), sum(rows[d.cpus:]), nil
+	return d.sum(s.Index, receive), d.sum(s.Index, transmit), nil
 }
 
 // Uncounted returns the number of packets that found no row, and so stand nowhere.
@@ -204,12 +215,11 @@ func (d *Datapath) remember(s Slot) error {
 	return nil
 }
 
-// rows returns the rows of a slot: those of the direction receive for each CPU,
-// then those of transmit.
-func (d *Datapath) rows(index uint16) []Counters {
-	size := directions * d.cpus
-	first := int(index%slotsPerChunk) * size
-	return d.chunks[index/slotsPerChunk][first : first+size]
+// row returns the row of a slot for one CPU and direction, laid out as the classifiers
+// have it.
+func (d *Datapath) row(index uint16, cpu, direction int) *classifierRow {
+	rows := d.chunks[index/slotsPerChunk]
+	return &rows[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
 }
 
 // ensureChunk maps the rows of a chunk, which it makes if the kernel has none.
@@ -230,7 +240,7 @@ func (d *Datapath) ensureChunk(index uint16) error {
 	if err != nil {
 		return err
 	}
-	d.chunks[index], err = mapped[Counters](chunk)
+	d.chunks[index], err = mapped[classifierRow](chunk)
 	return err
 }
 
@@ -254,18 +264,41 @@ func (d *Datapath) unmapChunk(index uint16) error {
 }
 
 // words is a row as the numbers it consists of.
-type words [unsafe.Sizeof(Counters{}) / 8]uint64
+type words [unsafe.Sizeof(classifierRow{}) / 8]uint64
 
 // sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
 // them meanwhile.
-func sum(rows []Counters) Counters {
-	var total Counters
+func (d *Datapath) sum(index uint16, direction int) Counters {
+	var total classifierRow
 	to := (*words)(unsafe.Pointer(&total))
-	for i := range rows {
-		from := (*words)(unsafe.Pointer(&rows[i]))
+	for cpu := range d.cpus {
+		from := (*words)(unsafe.Pointer(d.row(index, cpu, direction)))
 		for w := range from {
 			to[w] += atomic.LoadUint64(&from[w])
 		}
 	}
-	return total
+	return counters(&total)
+}
+
+// counters adds the plain packets to where the others are.
+func counters(row *classifierRow) Counters {
+	c := Counters{
+		Interface: Volume{row.Interface.Bytes, row.Interface.Packets},
+		TCPSYN:    row.TcpSyn,
+		TCPSYNACK: row.TcpSynack,
+		TCPRST:    row.TcpRst,
+		TCPFIN:    row.TcpFin,
+	}
+	for i, cell := range row.Cells {
+		c.Cells[i] = Volume{cell.Bytes, cell.Packets}
+	}
+	const protocols, plainProtocols = 4, 2 // as in classifier.c
+	for i, plain := range row.Plain {
+		cell := &c.Cells[i/plainProtocols*protocols+i%plainProtocols]
+		for _, v := range []*Volume{&c.Interface, cell} {
+			v.Bytes += plain.Bytes
+			v.Packets += plain.Packets
+		}
+	}
+	return c
 }

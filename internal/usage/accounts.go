@@ -385,10 +385,10 @@ func (a *Accounts) read(known *attachment) (Traffic, error) {
 func counts(row bpf.Counters) Counts {
 	c := Counts{
 		Interface: Volume{Bytes: row.Interface.Bytes, Packets: row.Interface.Packets},
-		SYN:       row.TcpSyn,
-		SYNACK:    row.TcpSynack,
-		RST:       row.TcpRst,
-		FIN:       row.TcpFin,
+		SYN:       row.TCPSYN,
+		SYNACK:    row.TCPSYNACK,
+		RST:       row.TCPRST,
+		FIN:       row.TCPFIN,
 	}
 	for i, cell := range row.Cells {
 		family, protocol := Family(i/int(Protocols)), Protocol(i%int(Protocols))

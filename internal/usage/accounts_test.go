@@ -232,7 +232,7 @@ func TestCounts(t *testing.T) {
 		row.Cells[i].Bytes = 1 << (4 * i)
 		want += row.Cells[i].Bytes
 	}
-	row.TcpSyn, row.TcpSynack, row.TcpRst, row.TcpFin = 1, 2, 3, 4
+	row.TCPSYN, row.TCPSYNACK, row.TCPRST, row.TCPFIN = 1, 2, 3, 4
 	row.Interface.Bytes, row.Interface.Packets = 5, 6
 	c := counts(row)
 
