@@ -175,7 +175,7 @@ static __always_inline __u32 header_size(__u8 number)
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-static __noinline void count_flags(struct row *row, __u32 flags)
+static __always_inline void count_flags(struct row *row, __u32 flags)
 {
 	if (flags & TCP_SYN) {
 		if (flags & TCP_ACK)

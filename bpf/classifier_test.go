@@ -134,7 +134,8 @@ func truncated(s sample, size int, got outcome) string {
 
 // A packet whose slot has no rows passes, and is counted as uncounted.
 func TestNoRow(t *testing.T) {
-	l := &lab{Datapath: load(t, Options{})}
+	l := newLab(t)
+	must(t, l.maps.Chunks.Delete(uint32(0)))
 	packet := join(eth(ipv4Type), ipv4(tcp, segment(synFlag, 0, 0)))
 	for want := uint64(1); want <= 2; want++ {
 		verdict, err := l.Ingress.Run(&ebpf.RunOptions{Data: packet})

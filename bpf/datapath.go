@@ -73,8 +73,15 @@ type Datapath struct {
 	chunk    *ebpf.MapSpec
 	troubles []classifierCpuTroubles // by CPU, mapped
 
+	// making is held while chunks are made or freed, which may take an RCU grace
+	// period. It is locked before mu, which never waits so long.
+	making     sync.Mutex
+	background sync.WaitGroup
+
 	mu     sync.RWMutex
-	chunks map[uint16][]classifierRow // mapped rows by chunk
+	closed bool
+	chunks map[uint16][]classifierRow      // mapped rows by chunk
+	used   [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
 	taken  map[uint16]Slot
 	newest uint64 // generation
 	lowest int    // no slot below it is free
@@ -112,6 +119,9 @@ func Load(o Options) (_ *Datapath, err error) {
 	}
 	if err := d.load(folder); err != nil {
 		return nil, err
+	}
+	if err := d.makeChunk(0); err != nil {
+		return nil, explain(err, folder)
 	}
 	if err := d.recall(); err != nil {
 		return nil, fmt.Errorf("read slots: %w", err)
@@ -162,11 +172,17 @@ func explain(err error, folder string) error {
 // Close gives up what the process holds. Filters go on counting; pinned maps stay.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.background.Wait()
+
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error
-	for index := range d.chunks {
-		errs = append(errs, d.unmapChunk(index))
+	for _, rows := range d.chunks {
+		errs = append(errs, unmap(rows))
 	}
+	clear(d.chunks)
 	clear(d.taken) // what reads meanwhile gets ErrReleased
 	if d.troubles != nil {
 		errs = append(errs, unmap(d.troubles))

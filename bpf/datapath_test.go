@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -130,36 +131,96 @@ func mappings(t *testing.T) int {
 	return strings.Count(string(maps), "anon_inode:bpf-map")
 }
 
-// Memory follows the slots in use.
+// Memory follows the slots in use, with the first chunk always and one more in time.
 func TestChunks(t *testing.T) {
 	d := load(t, Options{})
-	if id := chunkID(t, d, 0); id != 0 {
-		t.Errorf("chunk 0 is there before a slot is, as map %d", id)
+	first, before := chunkID(t, d, 0), mappings(t)
+	if first == 0 {
+		t.Error("the first chunk is not there from the start")
 	}
-	before := mappings(t)
 	var slots []Slot
-	for i := range 2*slotsPerChunk + 1 { // slots 1 to 129, in three chunks
-		slots = append(slots, take(t, d, i))
+	takeUpTo := func(n int) {
+		for len(slots) < n {
+			slots = append(slots, take(t, d, len(slots)))
+		}
+		d.background.Wait()
 	}
-	ids := []ebpf.MapID{chunkID(t, d, 0), chunkID(t, d, 1), chunkID(t, d, 2)}
-	if slices.Contains(ids, 0) || chunkID(t, d, 3) != 0 || mappings(t) != before+3 {
-		t.Errorf("chunks are maps %d and %d mappings, want three", ids, mappings(t)-before)
+	there := func(want ...bool) {
+		t.Helper()
+		for index, want := range want {
+			if got := chunkID(t, d, uint32(index)) != 0; got != want {
+				t.Errorf("with %d slots: chunk %d is there: %v", len(d.Slots()), index, got)
+			}
+		}
+	}
+	takeUpTo(slotsPerChunk / 2)
+	there(true, false)
+	takeUpTo(slotsPerChunk/2 + 1) // more than half of chunk 0, which has no slot 0 to take
+	there(true, true, false)
+	takeUpTo(slotsPerChunk + slotsPerChunk/2 - 1)
+	there(true, true, false)
+	takeUpTo(2*slotsPerChunk + 1)
+	there(true, true, true, false)
+	if n := mappings(t); n != before+2 {
+		t.Errorf("%d mappings for two more chunks", n-before)
 	}
 
-	for _, s := range slots[slotsPerChunk-1 : 2*slotsPerChunk-1] { // 64 to 127
+	second := chunkID(t, d, 1)
+	for _, s := range slots[slotsPerChunk-1:] { // 64 on
 		must(t, d.Release(s))
 	}
-	if chunkID(t, d, 0) != ids[0] || chunkID(t, d, 1) != 0 || chunkID(t, d, 2) != ids[2] || mappings(t) != before+2 {
-		t.Error("the second chunk is there without a slot, or another is not")
+	d.background.Wait()
+	there(true, true, false) // the second as the one in time
+	for _, s := range slots[:slotsPerChunk-1] {
+		must(t, d.Release(s))
+	}
+	d.background.Wait()
+	there(true, false, false)
+	if chunkID(t, d, 0) != first || mappings(t) != before {
+		t.Errorf("without slots %d mappings are left", mappings(t)-before)
 	}
 	eventually(t, func() string {
-		if !gone(ids[1]) {
+		if !gone(second) {
 			return "the second chunk's map lives on"
 		}
 		return ""
 	})
-	if s := take(t, d, 1); s.Index != slotsPerChunk || chunkID(t, d, 1) == ids[1] {
-		t.Errorf("slot %d in map %d, want the lowest in a new map", s.Index, chunkID(t, d, 1))
+}
+
+// Slots are taken and released from everywhere at once, across chunks.
+func TestTakeConcurrently(t *testing.T) {
+	d := load(t, Options{})
+	var g errgroup.Group
+	for worker := range 8 {
+		g.Go(func() error {
+			for round := range 20 {
+				var mine []Slot
+				for i := range 20 {
+					s, err := d.Take(1000*worker + i)
+					if err != nil {
+						return err
+					}
+					mine = append(mine, s)
+				}
+				for _, s := range mine {
+					if _, _, err := d.Read(s); err != nil {
+						return fmt.Errorf("round %d: read slot %d: %w", round, s.Index, err)
+					}
+					if err := d.Release(s); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	must(t, g.Wait())
+	d.background.Wait()
+	if n := len(d.Slots()); n != 0 {
+		t.Errorf("%d slots are still taken", n)
+	}
+	if chunkID(t, d, 0) == 0 || chunkID(t, d, 1) != 0 || chunkID(t, d, 2) != 0 {
+		t.Error("chunks are not as before")
 	}
 }
 

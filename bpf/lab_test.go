@@ -140,6 +140,7 @@ func (l *lab) run(tb testing.TB, program *ebpf.Program, packet []byte, c gso) ou
 }
 
 func minus(a, b Counters) Counters {
+	type words [unsafe.Sizeof(Counters{}) / 8]uint64
 	to, from := (*words)(unsafe.Pointer(&a)), (*words)(unsafe.Pointer(&b))
 	for i := range to {
 		to[i] -= from[i]

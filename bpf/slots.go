@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -42,25 +41,44 @@ const flagOwnQdisc = 1
 //
 // Returns an error wrapping [ErrFull] if there is none.
 func (d *Datapath) Take(ifindex int) (Slot, error) {
+	for {
+		s, missing, err := d.take(ifindex)
+		if err != nil {
+			return Slot{}, fmt.Errorf("take slot for ifindex %d: %w", ifindex, err)
+		}
+		if !missing {
+			return s, nil
+		}
+		if err := d.makeChunk(s.Index / slotsPerChunk); err != nil {
+			return Slot{}, fmt.Errorf("make rows for slot %d: %w", s.Index, err)
+		}
+	}
+}
+
+// take takes the lowest free slot, or says that its chunk is missing.
+func (d *Datapath) take(ifindex int) (s Slot, missing bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	index, ok := d.free()
-	if !ok {
-		return Slot{}, fmt.Errorf("take slot for ifindex %d: %w (bpf.max_interfaces %d)", ifindex, ErrFull, d.maxSlots)
+	if d.closed {
+		return s, false, ErrReleased
 	}
-	if err := d.ensureChunk(index / slotsPerChunk); err != nil {
-		return Slot{}, fmt.Errorf("make rows for slot %d: %w", index, err)
+	var ok bool
+	if s.Index, ok = d.free(); !ok {
+		return s, false, fmt.Errorf("%w (bpf.max_interfaces %d)", ErrFull, d.maxSlots)
+	}
+	if d.chunks[s.Index/slotsPerChunk] == nil {
+		return s, true, nil
 	}
 	for cpu := range d.cpus {
-		*d.row(index, cpu, receive) = classifierRow{}
-		*d.row(index, cpu, transmit) = classifierRow{}
+		*d.row(s.Index, cpu, receive) = classifierRow{}
+		*d.row(s.Index, cpu, transmit) = classifierRow{}
 	}
-
-	s := Slot{Index: index, Generation: d.generation(), Ifindex: ifindex}
+	s.Generation, s.Ifindex = d.generation(), ifindex
 	if err := d.remember(s); err != nil {
-		return Slot{}, err
+		return s, false, err
 	}
-	return s, nil
+	d.use(s, 1)
+	return s, false, nil
 }
 
 // Own notes that we made the qdisc of the slot's interface, over restarts.
@@ -83,10 +101,11 @@ func (d *Datapath) Release(s Slot) error {
 	}
 	delete(d.taken, s.Index)
 	d.lowest = min(d.lowest, int(s.Index))
+	d.use(s, -1)
 	if err := d.maps.Slots.Delete(uint32(s.Index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("release slot %d: %w", s.Index, err)
 	}
-	return d.dropChunk(s.Index / slotsPerChunk)
+	return nil
 }
 
 // Slots returns the slots in use, in no order.
@@ -142,18 +161,19 @@ func (d *Datapath) trouble(cells map[string]int) map[string]uint64 {
 
 // recall takes over the slots that an earlier process left in use.
 func (d *Datapath) recall() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	slots, err := slotsIn(d.maps.Slots)
 	if err != nil {
-		return err
+		return fmt.Errorf("read slots: %w", err)
 	}
 	for _, s := range slots {
-		if err := d.ensureChunk(s.Index / slotsPerChunk); err != nil {
+		if err := d.makeChunk(s.Index / slotsPerChunk); err != nil {
 			return fmt.Errorf("open rows of slot %d: %w", s.Index, err)
 		}
+		d.mu.Lock()
 		d.taken[s.Index] = s
 		d.newest = max(d.newest, s.Generation)
+		d.use(s, 1)
+		d.mu.Unlock()
 	}
 	return nil
 }
@@ -213,92 +233,4 @@ func (d *Datapath) remember(s Slot) error {
 	}
 	d.taken[s.Index] = s
 	return nil
-}
-
-// row returns the row of a slot for one CPU and direction, laid out as the classifiers
-// have it.
-func (d *Datapath) row(index uint16, cpu, direction int) *classifierRow {
-	rows := d.chunks[index/slotsPerChunk]
-	return &rows[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
-}
-
-// ensureChunk maps the rows of a chunk, which it makes if the kernel has none.
-func (d *Datapath) ensureChunk(index uint16) error {
-	if d.chunks[index] != nil {
-		return nil
-	}
-	var chunk *ebpf.Map
-	err := d.maps.Chunks.Lookup(uint32(index), &chunk)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		if chunk, err = ebpf.NewMap(d.chunk); err == nil {
-			err = d.maps.Chunks.Put(uint32(index), chunk)
-		}
-	}
-	if chunk != nil {
-		defer chunk.Close() // the outer map and our mapping hold it
-	}
-	if err != nil {
-		return err
-	}
-	d.chunks[index], err = mapped[classifierRow](chunk)
-	return err
-}
-
-// dropChunk frees a chunk if none of its slots is in use.
-func (d *Datapath) dropChunk(index uint16) error {
-	for s := index * slotsPerChunk; s/slotsPerChunk == index; s++ {
-		if _, ok := d.taken[s]; ok {
-			return nil
-		}
-	}
-	if err := d.maps.Chunks.Delete(uint32(index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("free chunk %d: %w", index, err)
-	}
-	return d.unmapChunk(index)
-}
-
-func (d *Datapath) unmapChunk(index uint16) error {
-	rows := d.chunks[index]
-	delete(d.chunks, index)
-	return unmap(rows)
-}
-
-// words is a row as the numbers it consists of.
-type words [unsafe.Sizeof(classifierRow{}) / 8]uint64
-
-// sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
-// them meanwhile.
-func (d *Datapath) sum(index uint16, direction int) Counters {
-	var total classifierRow
-	to := (*words)(unsafe.Pointer(&total))
-	for cpu := range d.cpus {
-		from := (*words)(unsafe.Pointer(d.row(index, cpu, direction)))
-		for w := range from {
-			to[w] += atomic.LoadUint64(&from[w])
-		}
-	}
-	return counters(&total)
-}
-
-// counters adds the plain packets to where the others are.
-func counters(row *classifierRow) Counters {
-	c := Counters{
-		Interface: Volume{row.Interface.Bytes, row.Interface.Packets},
-		TCPSYN:    row.TcpSyn,
-		TCPSYNACK: row.TcpSynack,
-		TCPRST:    row.TcpRst,
-		TCPFIN:    row.TcpFin,
-	}
-	for i, cell := range row.Cells {
-		c.Cells[i] = Volume{cell.Bytes, cell.Packets}
-	}
-	const protocols, plainProtocols = 4, 2 // as in classifier.c
-	for i, plain := range row.Plain {
-		cell := &c.Cells[i/plainProtocols*protocols+i%plainProtocols]
-		for _, v := range []*Volume{&c.Interface, cell} {
-			v.Bytes += plain.Bytes
-			v.Packets += plain.Packets
-		}
-	}
-	return c
 }

@@ -12,6 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -75,10 +78,29 @@ func selftest(ctx context.Context, out io.Writer, config *configs.Config) (err e
 		LikeDocker: true,
 	})
 	if err != nil {
-		return fmt.Errorf("make container: %w", err)
+		return interrupted(ctx, fmt.Errorf("make container: %w", err))
 	}
 	defer func() { err = errors.Join(err, container.Close()) }()
-	peer, err := testnet.StartAgent(host)
+	return interrupted(ctx, prove(ctx, out, d, container))
+}
+
+// interrupted replaces what went wrong because of a signal: ^C ends the agents and the
+// daemon, too, and their end may be seen before the signal.
+func interrupted(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(100 * time.Millisecond):
+		return err
+	}
+}
+
+// prove sends traffic between the container and its host, and compares.
+func prove(ctx context.Context, out io.Writer, d *tested, container *testnet.Container) error {
+	peer, err := testnet.StartAgent(d.host)
 	if err != nil {
 		return err
 	}
@@ -227,7 +249,6 @@ type tested struct {
 	config string // its file
 	daemon *exec.Cmd
 	ended  chan error // gets the daemon's end
-	log    bytes.Buffer
 }
 
 // startTested runs this program as a daemon in the host's namespace and waits until
@@ -244,7 +265,7 @@ func startTested(ctx context.Context, host *testnet.Namespace, config *configs.C
 		config: filepath.Join(folder, "nettally.yaml"),
 	}
 	if err := d.start(ctx, config, cgroup); err != nil {
-		return nil, errors.Join(err, d.stop())
+		return nil, errors.Join(interrupted(ctx, err), d.stop())
 	}
 	return d, nil
 }
@@ -262,7 +283,16 @@ exporter: {listen: "", socket: %q}
 		return err
 	}
 	d.daemon = exec.Command("/proc/self/exe", "run", "--config", d.config)
-	d.daemon.Stdout, d.daemon.Stderr = &d.log, &d.log
+	log, err := os.Create(d.logPath())
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	d.daemon.Stdout, d.daemon.Stderr = log, log
+	// The environment would win over the file, with the pin path of the host's nettally.
+	d.daemon.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "NETTALLY_")
+	})
 	if err := d.host.Start(d.daemon); err != nil {
 		return err
 	}
@@ -282,7 +312,7 @@ func (d *tested) await(ctx context.Context) error {
 			return ctx.Err()
 		case err := <-d.ended:
 			d.ended <- nil
-			return fmt.Errorf("nettally under test ended: %w: %s", err, &d.log)
+			return fmt.Errorf("nettally under test ended: %w: %s", err, d.said())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -300,7 +330,19 @@ func (d *tested) awaitContainer(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("nettally under test does not find the container: %s", &d.log)
+	return fmt.Errorf("nettally under test does not find the container: %s", d.said())
+}
+
+func (d *tested) logPath() string { return filepath.Join(d.folder, "log") }
+
+// said returns the last line of the daemon's log.
+func (d *tested) said() string {
+	text, err := os.ReadFile(d.logPath())
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return string(lines[len(lines)-1])
 }
 
 // stop ends the daemon and removes what it made.
@@ -309,11 +351,24 @@ func (d *tested) stop() error {
 	if d.ended != nil {
 		// It may have ended by itself: then Wait has said why.
 		_ = d.daemon.Process.Signal(unix.SIGTERM)
-		errs = append(errs, <-d.ended)
+		if err := <-d.ended; !terminated(err) {
+			errs = append(errs, err)
+		}
 	}
 	errs = append(errs, d.host.Do(func() error {
 		_, err := detach(filepath.Join(d.folder, "bpf"))
 		return err
 	}))
 	return errors.Join(append(errs, os.RemoveAll(d.folder))...)
+}
+
+// terminated says whether SIGTERM ended the daemon at once, as it does where ^C was
+// before it, or where it came before the daemon took notice of signals.
+func terminated(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == unix.SIGTERM
 }

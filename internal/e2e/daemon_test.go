@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -87,6 +86,12 @@ type daemon struct {
 // traces are gone afterwards.
 func startDaemon(t testing.TB, at place, more string) *daemon {
 	t.Helper()
+	return startListening(t, at, "", more)
+}
+
+// startListening is startDaemon with a TCP address for the exporter.
+func startListening(t testing.TB, at place, listen, more string) *daemon {
+	t.Helper()
 	folder := t.TempDir()
 	d := &daemon{
 		t:      t,
@@ -95,15 +100,17 @@ func startDaemon(t testing.TB, at place, more string) *daemon {
 		socket: filepath.Join(folder, "socket"),
 		config: filepath.Join(folder, "nettally.yaml"),
 	}
-	if !strings.Contains(more, "exporter:") {
-		more += fmt.Sprintf("\nexporter: {listen: \"\", socket: %q}", d.socket)
+	text := fmt.Sprintf("log: {level: debug}\nbpf: {pin_path: %q}\nexporter: {listen: %q, socket: %q}\n%s\n",
+		d.pins, listen, d.socket, more)
+	write := func() {
+		if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	text := fmt.Sprintf("log: {level: debug}\nbpf: {pin_path: %q}\n%s\n", d.pins, more)
-	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write()
 	t.Cleanup(func() {
 		d.stop()
+		write() // the test may have left it with a mistake
 		if out, err := d.run("detach"); err != nil {
 			t.Errorf("detach: %v: %s", err, out)
 		}

@@ -29,8 +29,13 @@ type pair struct {
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	need.Root(t)
-	p := &pair{docker: dockerhost.Start(t, dockerhost.Options{})}
-	p.daemon = startDaemon(t, p.docker, onlyDocker(p.docker))
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	return startPair(t, docker, startDaemon(t, docker, onlyDocker(docker)))
+}
+
+func startPair(t *testing.T, docker *dockerhost.Docker, d *daemon) *pair {
+	t.Helper()
+	p := &pair{docker: docker, daemon: d}
 	p.docker.NetworkCreate("dual", "--ipv6", "--subnet", "fd78:1::/64", "--subnet", "10.232.0.0/24")
 	p.server = p.docker.Run("--name", "server", "--network", "dual", dockerhost.Image)
 	p.client = p.docker.Run("--name", "client", "--network", "dual", dockerhost.Image)

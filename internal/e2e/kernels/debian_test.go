@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,17 +16,6 @@ import (
 
 // keyring has the keys of all of Debian's releases.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-
-// needDebian needs a Debian machine, whose mirror has the kernels and whose busybox runs
-// on them.
-func needDebian(t *testing.T) {
-	t.Helper()
-	release, err := os.ReadFile("/etc/os-release")
-	debian := err == nil && slices.Contains(strings.Split(string(release), "\n"), "ID=debian")
-	if !debian || runtime.GOARCH != "amd64" {
-		t.Skip("needs: Debian on amd64")
-	}
-}
 
 // aptConfig comes after the machine's own configuration. The hooks of that are left out:
 // they are for the machine's packages. The user that apt would become may not enter a

@@ -54,8 +54,8 @@ var expectations = []struct {
 // nettally says what a kernel lacks as long as it does, is exact on it afterwards, and
 // leaves nothing.
 func TestKernels(t *testing.T) {
-	needDebian(t)
-	need.Commands(t, "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb")
+	need.Debian(t)
+	need.Commands(t, "qemu-system-x86_64", "busybox")
 	nettally := filepath.Join(t.TempDir(), "nettally")
 	build := exec.Command("go", "build", "-o", nettally, "github.com/nettally/nettally/cmd/nettally")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -8,6 +8,9 @@ package need
 import (
 	"os"
 	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -26,6 +29,17 @@ func Commands(tb testing.TB, names ...string) {
 		if _, err := exec.LookPath(name); err != nil {
 			missing(tb, name+" is not installed; `make test` installs it")
 		}
+	}
+}
+
+// Debian needs a Debian machine on amd64: its mirrors have that architecture's kernels,
+// and its programs run on them.
+func Debian(tb testing.TB) {
+	tb.Helper()
+	Commands(tb, "apt-get", "apt-cache", "dpkg-deb")
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil || !slices.Contains(strings.Split(string(release), "\n"), "ID=debian") || runtime.GOARCH != "amd64" {
+		missing(tb, "Debian on amd64")
 	}
 }
 

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// wanted says whether a chunk is to be there: the first always is, so that a lone
+// container's restart costs nothing, and one more than is needed when that is half full.
+func (d *Datapath) wanted(index int) bool {
+	return index == 0 || d.used[index] > 0 || d.used[index-1] > slotsPerChunk/2
+}
+
+// use notes that slots of a chunk were taken or released, and has chunks made or freed
+// behind the caller's back where that is due.
+func (d *Datapath) use(s Slot, count int) {
+	index := int(s.Index / slotsPerChunk)
+	d.used[index] += count
+	for i := index; i <= index+1 && i < len(d.used) && !d.closed; i++ {
+		if d.wanted(i) != (d.chunks[uint16(i)] != nil) {
+			d.background.Go(func() { d.adjust(uint16(i)) })
+		}
+	}
+}
+
+// adjust makes or frees a chunk, as is due by then. A chunk that can't be made here is
+// made by Take, which then says why not.
+func (d *Datapath) adjust(index uint16) {
+	d.mu.RLock()
+	wanted := d.wanted(int(index))
+	d.mu.RUnlock()
+	if wanted {
+		_ = d.makeChunk(index)
+	} else {
+		d.freeChunk(index)
+	}
+}
+
+// makeChunk maps the rows of a chunk, which it makes if the kernel has none.
+func (d *Datapath) makeChunk(index uint16) error {
+	d.making.Lock()
+	defer d.making.Unlock()
+	if d.has(index) {
+		return nil
+	}
+	var chunk *ebpf.Map
+	err := d.maps.Chunks.Lookup(uint32(index), &chunk)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		if chunk, err = ebpf.NewMap(d.chunk); err == nil {
+			err = d.maps.Chunks.Put(uint32(index), chunk)
+		}
+	}
+	if chunk != nil {
+		defer chunk.Close() // the outer map and our mapping hold it
+	}
+	if err != nil {
+		return err
+	}
+	rows, err := mapped[classifierRow](chunk)
+	if err != nil {
+		return fmt.Errorf("map rows: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.chunks[index] = rows
+	return nil
+}
+
+func (d *Datapath) has(index uint16) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.chunks[index] != nil
+}
+
+// freeChunk frees a chunk that is not wanted.
+func (d *Datapath) freeChunk(index uint16) {
+	d.making.Lock()
+	defer d.making.Unlock()
+	d.mu.Lock()
+	rows := d.chunks[index]
+	if rows == nil || d.wanted(int(index)) {
+		d.mu.Unlock()
+		return
+	}
+	delete(d.chunks, index)
+	d.mu.Unlock()
+	// Neither fails for a mapping and a map of our own; if one did, the memory would
+	// stay until the process or the pin ends.
+	_ = unmap(rows)
+	_ = d.maps.Chunks.Delete(uint32(index))
+}
+
+// row returns the row of a slot for one CPU and direction, laid out as the classifiers
+// have it.
+func (d *Datapath) row(index uint16, cpu, direction int) *classifierRow {
+	rows := d.chunks[index/slotsPerChunk]
+	return &rows[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
+}
+
+// words is a row as the numbers it consists of.
+type words [unsafe.Sizeof(classifierRow{}) / 8]uint64
+
+// sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
+// them meanwhile.
+func (d *Datapath) sum(index uint16, direction int) Counters {
+	var total classifierRow
+	to := (*words)(unsafe.Pointer(&total))
+	for cpu := range d.cpus {
+		from := (*words)(unsafe.Pointer(d.row(index, cpu, direction)))
+		for w := range from {
+			to[w] += atomic.LoadUint64(&from[w])
+		}
+	}
+	return counters(&total)
+}
+
+// counters adds the plain packets to where the others are.
+func counters(row *classifierRow) Counters {
+	c := Counters{
+		Interface: Volume{row.Interface.Bytes, row.Interface.Packets},
+		TCPSYN:    row.TcpSyn,
+		TCPSYNACK: row.TcpSynack,
+		TCPRST:    row.TcpRst,
+		TCPFIN:    row.TcpFin,
+	}
+	for i, cell := range row.Cells {
+		c.Cells[i] = Volume{cell.Bytes, cell.Packets}
+	}
+	const protocols, plainProtocols = 4, 2 // as in classifier.c
+	for i, plain := range row.Plain {
+		cell := &c.Cells[i/plainProtocols*protocols+i%plainProtocols]
+		for _, v := range []*Volume{&c.Interface, cell} {
+			v.Bytes += plain.Bytes
+			v.Packets += plain.Packets
+		}
+	}
+	return c
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package names
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/internal/testnet/dockerhost"
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// A real Docker tells what the imitation in this package's other tests does.
+func TestDocker(t *testing.T) {
+	need.Root(t)
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	docker.NetworkCreate("backend")
+	r, _ := newResolver("unix://"+docker.Socket, "team")
+	r.refreshEvery = time.Hour // only an event can tell of a rename
+	run(t, r)
+
+	web := docker.Run("--name", "web", "--label", "team=a", "--label", "other=b", dockerhost.Image)
+	for id, want := range map[string]Meta{
+		web: {Name: "web", NetworkMode: "bridge", Labels: map[string]string{"team": "a"}},
+		docker.Run("--name", "db", "--network", "backend", dockerhost.Image):            {Name: "db", NetworkMode: "backend"},
+		docker.Run("--name", "agent", "--network", "host", dockerhost.Image):            {Name: "agent", NetworkMode: "host"},
+		docker.Run("--name", "batch", "--network", "none", dockerhost.Image):            {Name: "batch", NetworkMode: "none"},
+		docker.Run("--name", "sidecar", "--network", "container:web", dockerhost.Image): {Name: "sidecar", NetworkMode: "container"},
+	} {
+		r.Want(id)
+		eventually(t, want.Name+" is known", func() bool { return name(r, id) != "" })
+		want.Image, want.Runtime = dockerhost.Image, "docker"
+		if want.Labels == nil {
+			want.Labels = map[string]string{}
+		}
+		got, _ := r.Lookup(id)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", want.Name, diff)
+		}
+	}
+
+	docker.CLI("rename", "web", "site")
+	eventually(t, "the new name is known", func() bool { return name(r, web) == "site" })
+
+	docker.Remove(web)
+	r.Want(web)
+	eventually(t, "docker has said that it knows it no more", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.wanted[web].misses > 0
+	})
+	if got := name(r, web); got != "site" {
+		t.Errorf("the removed container is called %q, want its last name", got)
+	}
+}
