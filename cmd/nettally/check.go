@@ -109,7 +109,7 @@ func kernel() (string, error) {
 		return release, nil // a version nobody knows: the checks below will tell
 	}
 	if cmp.Or(cmp.Compare(major, 5), cmp.Compare(minor, 10)) < 0 {
-		return "", fmt.Errorf("Linux %s is too old: nettally needs 5.10", release)
+		return "", fmt.Errorf("release %s is too old: nettally needs Linux 5.10", release)
 	}
 	return "Linux " + release, nil
 }

@@ -143,7 +143,7 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 		},
 		Build: buildInfo(),
 		Ready: d.ready,
-		Extra: append(d.control.Metrics(), d.reloadOK),
+		Extra: append(d.control.Metrics(), d.reloadOK, d.degraded()),
 		Log:   d.log,
 	})
 	return err
