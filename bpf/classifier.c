@@ -55,7 +55,7 @@ enum { PLAIN_PROTOCOLS = UDP + 1, PLAIN = (IPV6 + 1) * PLAIN_PROTOCOLS };
  */
 struct row {
 	struct volume plain[PLAIN];
-	struct volume interface; /* one packet per skb, skb->len */
+	struct volume interface;    /* one packet per skb, skb->len */
 	struct volume cells[CELLS]; /* on the wire */
 	__u64 tcp_syn;
 	__u64 tcp_synack;
@@ -240,7 +240,8 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 		if (unlikely(length > there))
 			return false;
 		if (likely(v4->protocol == IPPROTO_TCP))
-			return plain_tcp(row, (void *)(v4 + 1), end, (__s32)length - (__s32)sizeof(*v4),
+			return plain_tcp(row, (void *)(v4 + 1), end,
+					 (__s32)length - (__s32)sizeof(*v4),
 					 IPV4 * PLAIN_PROTOCOLS + TCP, len);
 		if (v4->protocol == IPPROTO_UDP && length >= sizeof(*v4))
 			return count_plain(row, IPV4 * PLAIN_PROTOCOLS + UDP, len);
@@ -251,7 +252,8 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 		if (*(__u8 *)v6 >> 4 != 6 || room > there - sizeof(*v6))
 			return false;
 		if (v6->nexthdr == IPPROTO_TCP)
-			return plain_tcp(row, (void *)(v6 + 1), end, room, IPV6 * PLAIN_PROTOCOLS + TCP, len);
+			return plain_tcp(row, (void *)(v6 + 1), end, room,
+					 IPV6 * PLAIN_PROTOCOLS + TCP, len);
 		if (v6->nexthdr == IPPROTO_UDP)
 			return count_plain(row, IPV6 * PLAIN_PROTOCOLS + UDP, len);
 	}
