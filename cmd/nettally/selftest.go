@@ -293,6 +293,8 @@ exporter: {listen: "", socket: %q}
 	d.daemon.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "NETTALLY_")
 	})
+	// ^C is for us, who end the daemon in good order.
+	d.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.host.Start(d.daemon); err != nil {
 		return err
 	}
@@ -362,8 +364,8 @@ func (d *tested) stop() error {
 	return errors.Join(append(errs, os.RemoveAll(d.folder))...)
 }
 
-// terminated says whether SIGTERM ended the daemon at once, as it does where ^C was
-// before it, or where it came before the daemon took notice of signals.
+// terminated says whether SIGTERM ended the daemon at once, as it does where it comes
+// before the daemon takes notice of signals.
 func terminated(err error) bool {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
