@@ -18,8 +18,7 @@ import (
 const bpffsRoot = "/sys/fs/bpf"
 
 // marker is a folder in the root of a bpffs that we mounted: [Unpin] takes off no
-// other. The mount's source would say it too, but not before Linux 5.14, which loses
-// the source of a bpffs.
+// other. The mount's source would say it too, but Linux 5.10 loses that of a bpffs.
 const marker = "mounted-by-nettally"
 
 // claim makes the folder for pins and locks the pin path, mounting a bpffs if it

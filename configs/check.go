@@ -30,7 +30,7 @@ func (s *source) check(r raw) *Config {
 			Format: checked(s, "log.format", r.Log.Format, oneOf(FormatText, FormatJSON)),
 		},
 		BPF: BPF{
-			PinPath:       checked(s, "bpf.pin_path", r.BPF.PinPath, absolute),
+			PinPath:       checked(s, "bpf.pin_path", r.BPF.PinPath, pinPath),
 			MaxInterfaces: int(checked(s, "bpf.max_interfaces", strconv.Itoa(r.BPF.MaxInterfaces), positive16)),
 		},
 		Attach: Attach{
@@ -170,6 +170,16 @@ func absolute(text string) (string, error) {
 		return "", errUnfit
 	}
 	return filepath.Clean(text), nil
+}
+
+// pinPath takes a directory that nettally may have for itself: detach removes what it
+// finds there.
+func pinPath(text string) (string, error) {
+	clean, err := absolute(text)
+	if err != nil || clean == "/" || clean == "/sys/fs/bpf" {
+		return "", errUnfit
+	}
+	return clean, nil
 }
 
 // socket takes what fits into sun_path with its closing NUL.

@@ -20,7 +20,7 @@ const (
 var keys = []key{
 	{"log.level", "info", "debug, info, warn or error"},
 	{"log.format", "text", "text or json"},
-	{"bpf.pin_path", "/sys/fs/bpf/nettally", wantPath},
+	{"bpf.pin_path", "/sys/fs/bpf/nettally", wantPath + " to a directory of its own"},
 	{"bpf.max_interfaces", 65535, "a number from 1 to 65535"},
 	{"attach.priority", 2, "a number from 1 to 65535"},
 	{"attach.interfaces.include", []string{"*"}, wantGlob},
