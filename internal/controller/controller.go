@@ -128,8 +128,9 @@ func (c *Controller) Reload() {
 // Run acts on events until ctx ends. The filters stay: the kernel goes on counting.
 func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
 	c.adopt()
-	c.reconcile()
-	c.removeStrays()
+	if complete := c.reconcile(); complete {
+		c.removeStrays()
+	}
 	close(c.ready)
 
 	reconcile := time.NewTimer(c.Settings().Reconcile)
@@ -175,9 +176,10 @@ func (c *Controller) handle(e watcher.Event) {
 	}
 }
 
-// reconcile looks at everything and acts on what no event told.
-func (c *Controller) reconcile() {
-	c.reconcileVeths()
+// reconcile looks at everything and acts on what no event told. It returns whether all
+// host veths were to be seen.
+func (c *Controller) reconcile() bool {
+	complete := c.reconcileVeths()
 	c.reconcileContainers()
 	for _, known := range c.containers {
 		if known.reason != usage.Accounted {
@@ -187,9 +189,10 @@ func (c *Controller) reconcile() {
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}
+	return complete
 }
 
-func (c *Controller) reconcileVeths() {
+func (c *Controller) reconcileVeths() (complete bool) {
 	found, err := c.Host.HostVeths()
 	if err != nil {
 		// Incomplete: nothing is taken as gone because it is not in there.
@@ -201,13 +204,14 @@ func (c *Controller) reconcileVeths() {
 		c.vethSeen(v, time.Time{})
 	}
 	if err != nil {
-		return
+		return false
 	}
 	for index := range c.veths {
 		if !there[index] {
 			c.vethGone(index)
 		}
 	}
+	return true
 }
 
 func (c *Controller) reconcileContainers() {
