@@ -14,9 +14,9 @@ import (
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-// client returns a call of Docker's command line client, which must not look at
+// Client returns a call of Docker's command line client, which must not look at
 // the user's configuration.
-func (d *Docker) client(args ...string) *exec.Cmd {
+func (d *Docker) Client(args ...string) *exec.Cmd {
 	cmd := exec.Command("docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.Socket, "DOCKER_CONFIG="+d.dir,
 		"DOCKER_CONTEXT=", "DOCKER_TLS_VERIFY=")
@@ -27,7 +27,7 @@ func (d *Docker) client(args ...string) *exec.Cmd {
 // it.
 func (d *Docker) CLI(args ...string) string {
 	d.tb.Helper()
-	cmd := d.client(args...)
+	cmd := d.Client(args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -54,7 +54,7 @@ func (d *Docker) Exec(id string, command ...string) string {
 // Agent starts an agent in a container. It ends with the container.
 func (d *Docker) Agent(id string) *testnet.Agent {
 	d.tb.Helper()
-	a := nettest.Must(testnet.CommandAgent(d.client("exec", "-i", id, "/agent")))(d.tb)
+	a := nettest.Must(testnet.CommandAgent(d.Client("exec", "-i", id, "/agent")))(d.tb)
 	// No matter how it ends: the container may be long gone.
 	d.tb.Cleanup(func() { _ = a.Close() })
 	return a

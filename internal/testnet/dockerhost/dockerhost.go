@@ -154,7 +154,7 @@ func pipe(tb testing.TB) (r, w *os.File) {
 func (d *Docker) await() {
 	d.tb.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		out, err := d.client("version").CombinedOutput()
+		out, err := d.Client("version").CombinedOutput()
 		if err == nil {
 			return
 		}
@@ -183,9 +183,9 @@ func (d *Docker) log() string {
 // order, and has the script end the rest.
 func (d *Docker) stop() {
 	d.tb.Helper()
-	if out, err := d.client("ps", "-aq").Output(); err == nil && len(out) > 0 {
+	if out, err := d.Client("ps", "-aq").Output(); err == nil && len(out) > 0 {
 		args := append([]string{"rm", "-f", "-v"}, strings.Fields(string(out))...)
-		if out, err := d.client(args...).CombinedOutput(); err != nil {
+		if out, err := d.Client(args...).CombinedOutput(); err != nil {
 			d.tb.Errorf("remove containers: %v: %s", err, out)
 		}
 	}

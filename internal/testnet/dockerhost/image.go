@@ -25,7 +25,7 @@ func (d *Docker) importImage() {
 		d.tb.Fatalf("build agent: %v: %s", err, out)
 	}
 	content := nettest.Must(d.imageContent(agent))(d.tb)
-	load := d.client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
+	load := d.Client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
 		"--change", "ENV PATH=/bin", "-", Image)
 	load.Stdin = content
 	if out, err := load.CombinedOutput(); err != nil {
