@@ -104,7 +104,7 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 func hostLinks(host *netlink.Conn, inner []link) map[int]HostVeth {
 	candidates := map[int]HostVeth{}
 	for _, l := range inner {
-		if _, ok := l.hostVeth(); !ok {
+		if !l.crosses() {
 			continue
 		}
 		outer, err := getLink(host, l.peer)

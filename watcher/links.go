@@ -36,17 +36,26 @@ type link struct {
 	peer      int  // IFLA_LINK
 	netnsid   int  // IFLA_LINK_NETNSID
 	elsewhere bool // there is one: the peer is in another namespace
+	bridged   bool // IFLA_MASTER: it is a port of a bridge
 	moved     bool // a DELLINK's: the link lives on in another namespace
 	loopback  bool
 	up        bool
 }
 
-// hostVeth is the one test for host veths. Seen from inside of a container its
-// own end passes, too.
+// hostVeth is the one test for host veths. The peer that Docker makes is in the host's
+// namespace for some 160 ms, while the host's end is in its bridge already: that is
+// early enough to be counted before the container's process runs on a busy host too.
 func (l link) hostVeth() (HostVeth, bool) {
-	v := HostVeth{Index: l.index, Name: l.name, PeerIndex: l.peer, NetNSID: l.netnsid}
-	return v, l.kind == "veth" && l.elsewhere
+	v := HostVeth{Index: l.index, Name: l.name, PeerIndex: l.peer, NetNSID: -1}
+	if l.elsewhere {
+		v.NetNSID = l.netnsid
+	}
+	return v, l.crosses() || l.kind == "veth" && l.bridged
 }
+
+// crosses says whether a link is a veth that leads into another namespace. Seen from
+// inside of a container its own end does.
+func (l link) crosses() bool { return l.kind == "veth" && l.elsewhere }
 
 // HostVeths lists the host veths now. It needs no capability but, with
 // Options.NetNS, CAP_SYS_ADMIN. The error may be [ErrPartial], beside what was
@@ -234,6 +243,8 @@ func parseLink(b []byte) (link, error) {
 			l.peer = int(attrs.Int32())
 		case unix.IFLA_LINK_NETNSID:
 			l.netnsid, l.elsewhere = int(attrs.Int32()), true
+		case unix.IFLA_MASTER:
+			l.bridged = attrs.Uint32() != 0
 		case unix.IFLA_NEW_NETNSID:
 			l.moved = true
 		case unix.IFLA_LINKINFO:
@@ -347,8 +358,8 @@ func (l *links) take(messages []netlink.Message, now time.Time) []Event {
 // another namespace, as Docker makes its veths. The kernel sends nothing about it
 // before the end that moved is up, and by then packets may flow.
 func (l *links) peerMoved(peer link, now time.Time) []Event {
-	_, known := l.known[peer.peer]
-	if !peer.moved || peer.kind != "veth" || peer.elsewhere || known {
+	v, known := l.known[peer.peer]
+	if !peer.moved || peer.kind != "veth" || peer.elsewhere || known && v.NetNSID >= 0 {
 		return nil
 	}
 	conn, err := dial(l.netns, 0)

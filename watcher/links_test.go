@@ -71,6 +71,30 @@ func check(t *testing.T, err error) {
 	}
 }
 
+// TestEarlyBridgePort makes a veth as Docker does with its bridge: the host's end is a port
+// at once, and a host veth before the peer has moved.
+func TestEarlyBridgePort(t *testing.T) {
+	host, r := watchHost(t)
+	container := newNamespace(t)
+	check(t, host.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+	check(t, host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "vethhost"}, PeerName: "vethpeer"}))
+	outer, peer := linkIn(t, host, "vethhost"), linkIn(t, host, "vethpeer")
+	check(t, host.LinkSetMaster(outer, linkIn(t, host, "br0")))
+	want := HostVeth{Index: outer.Attrs().Index, Name: "vethhost", PeerIndex: peer.Attrs().Index, NetNSID: -1}
+	if diff := cmp.Diff(want, next[HostVethSeen](t, r).HostVeth); diff != "" {
+		t.Errorf("before the peer moves (-want +got):\n%s", diff)
+	}
+	check(t, host.LinkSetNsFd(peer, container.FD()))
+	want.NetNSID = 0
+	if diff := cmp.Diff(want, next[HostVethSeen](t, r).HostVeth); diff != "" {
+		t.Errorf("after the peer has moved (-want +got):\n%s", diff)
+	}
+	list, err := r.HostVeths()
+	if diff := cmp.Diff([]HostVeth{want}, list); err != nil || diff != "" {
+		t.Errorf("list, error %v (-want +got):\n%s", err, diff)
+	}
+}
+
 // TestDockerOrder makes a veth as Docker does: both ends in the host, then the
 // peer moves; at the end the peer comes back and both go.
 func TestDockerOrder(t *testing.T) {

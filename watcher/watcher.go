@@ -57,12 +57,13 @@ type Container struct {
 	CreatedAt time.Time
 }
 
-// HostVeth is a veth in the host's namespace whose other end is in another one.
+// HostVeth is a veth in the host's namespace whose other end is in another one, or soon
+// will be: a port of a bridge whose other end is still in the host's namespace, too.
 type HostVeth struct {
 	Index     int
 	Name      string
 	PeerIndex int // of the other end, in its own namespace
-	NetNSID   int // the other end's namespace, as the host's one numbers it
+	NetNSID   int // the other end's namespace, as the host's one numbers it; -1 for the host's
 }
 
 // Event is one of [ContainerStarted], [ContainerStopped], [HostVethSeen],
@@ -77,8 +78,8 @@ type ContainerStarted struct{ Container }
 // or after.
 type ContainerStopped struct{ ID, Cgroup string }
 
-// HostVethSeen says that a host veth is new or changed. The peer end that a
-// runtime makes in the host's namespace is none before it has moved away.
+// HostVethSeen says that a host veth is new or changed. The peer end that a runtime
+// makes in the host's namespace is none.
 type HostVethSeen struct {
 	HostVeth
 	SeenAt time.Time

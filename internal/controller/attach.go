@@ -78,7 +78,7 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	if !known.attached {
 		c.attach(known, seenAt)
 	}
-	if known.attached && !known.owned {
+	if known.attached && !known.owned && known.NetNSID >= 0 {
 		c.findOwner(known)
 	}
 }

@@ -207,9 +207,14 @@ func (c *Controller) reconcileVeths() (complete bool) {
 		return false
 	}
 	for index := range c.veths {
-		if !there[index] {
-			c.vethGone(index)
+		if there[index] {
+			continue
 		}
+		// Gone, as a rule; or it leads nowhere any more.
+		if err := c.remove(index); err != nil {
+			c.Log.Warn("detach from interface that is none of ours", "ifindex", index, "err", err)
+		}
+		delete(c.veths, index)
 	}
 	return true
 }

@@ -302,3 +302,32 @@ func TestAttachFailed(t *testing.T) {
 	upload(t, c, peer, c.Interfaces[0], 10)
 	r.sent(c.ID, 10)
 }
+
+// A port of a bridge is counted before its peer has moved; one whose peer stays is left
+// alone again once it is no port any more.
+func TestBridgePort(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	scope := nettest.Scope{Namespaces: map[string]*testnet.Namespace{"host": host}}
+	nettest.Must(host.Run("ip", "link", "add", "br0", "type", "bridge"))(t)
+	nettest.Must(host.Run("ip", "link", "add", "port", "type", "veth", "peer", "name", "end"))(t)
+	before := nettest.TakeSnapshot(t, scope)
+	r := start(t, host, "")
+	unowned := func(want int) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); len(r.accounts.Snapshot().Unowned) != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("unowned: %+v, want %d", r.accounts.Snapshot().Unowned, want)
+			}
+		}
+	}
+	nettest.Must(host.Run("ip", "link", "set", "port", "master", "br0"))(t)
+	unowned(1)
+	nettest.Must(host.Run("ip", "link", "set", "port", "nomaster"))(t)
+	r.control.Reload()
+	unowned(0)
+	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("left alone, and not as before:\n%v\n%v", after, before)
+	}
+}
