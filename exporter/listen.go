@@ -29,6 +29,7 @@ const (
 // Listeners are what [Exporter.Serve] serves on.
 type Listeners struct {
 	tcp, unix net.Listener // nil: not wanted
+	made      string       // the socket's directory if it was not there
 	webConfig string
 }
 
@@ -57,6 +58,9 @@ func Listen(tcp, socketPath, webConfig string) (_ *Listeners, err error) {
 		}
 	}
 	if socketPath != "" {
+		if l.made, err = makeParent(socketPath); err != nil {
+			return nil, listenError(socketPath, "exporter.socket", err)
+		}
 		if l.unix, err = listenUnix(socketPath); err != nil {
 			return nil, listenError(socketPath, "exporter.socket", err)
 		}
@@ -72,20 +76,20 @@ func (l *Listeners) Addr() net.Addr {
 	return l.tcp.Addr()
 }
 
-// Close closes what Serve has not closed yet and removes the socket file. It is
-// for a start that fails before Serve.
+// Close closes what Serve has not closed yet, and removes the socket file and its directory
+// if Listen made that.
 func (l *Listeners) Close() {
 	for _, listener := range []net.Listener{l.tcp, l.unix} {
 		if listener != nil {
 			_ = listener.Close() // only fails if it is closed
 		}
 	}
+	if l.made != "" {
+		_ = os.Remove(l.made) // others may use it by now
+	}
 }
 
 func listenUnix(path string) (net.Listener, error) {
-	if err := makeParent(path); err != nil {
-		return nil, err
-	}
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
@@ -106,16 +110,17 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// makeParent makes the directory of a path, open to all whatever the umask is.
-func makeParent(path string) error {
+// makeParent makes the directory of a path, open to all whatever the umask is, and
+// returns it if it was not there.
+func makeParent(path string) (made string, err error) {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return "", err
 	}
-	return os.Chmod(dir, 0o755)
+	return dir, os.Chmod(dir, 0o755)
 }
 
 // removeStale removes a socket file that nobody listens on. It returns

@@ -330,3 +330,18 @@ func TestFetchErrors(t *testing.T) {
 		})
 	}
 }
+
+// A directory that was made for the socket goes with it; one that was there stays.
+func TestSocketDirectory(t *testing.T) {
+	there := t.TempDir()
+	for path, stays := range map[string]bool{there + "/new/socket": false, there + "/socket": true} {
+		l, err := Listen("", path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		if _, err := os.Stat(filepath.Dir(path)); (err == nil) != stays {
+			t.Errorf("%s: directory stays: %v, want %v", path, err == nil, stays)
+		}
+	}
+}
