@@ -53,17 +53,43 @@ const maxProcesses = 64
 // It needs CAP_SYS_ADMIN, and CAP_SYS_PTRACE for other users' processes. The
 // namespace is held open during the call only.
 func (w *Watcher) Inspect(c Container) (Sandbox, error) {
+	n, err := w.Hold(c)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer n.Close()
+	return n.Inspect()
+}
+
+// Namespace is the network namespace of a container, held open, so that it can be looked
+// at when the container's processes have ended. It lives on until Close, and so do the
+// interfaces in it that nobody removes: hold it for no longer than a container starts.
+type Namespace struct {
+	w  *Watcher
+	of Container
+	ns namespace
+}
+
+// Hold opens the network namespace that Inspect would look at.
+func (w *Watcher) Hold(c Container) (*Namespace, error) {
 	ns, err := w.sandboxNamespace(c)
 	if err != nil {
-		return Sandbox{}, fmt.Errorf("inspect container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("inspect container %s: %w", c.ID, err)
 	}
-	defer ns.file.Close()
-	s := Sandbox{NetNS: ns.id.inode, NetNSID: -1, Host: ns.id == w.host}
+	return &Namespace{w: w, of: c, ns: ns}, nil
+}
+
+// Close gives the namespace up.
+func (n *Namespace) Close() error { return n.ns.file.Close() }
+
+// Inspect is [Watcher.Inspect] for a namespace that is held.
+func (n *Namespace) Inspect() (Sandbox, error) {
+	s := Sandbox{NetNS: n.ns.id.inode, NetNSID: -1, Host: n.ns.id == n.w.host}
 	if s.Host {
 		return s, nil
 	}
-	if err := w.fillSandbox(&s, int(ns.file.Fd())); err != nil {
-		return Sandbox{}, fmt.Errorf("inspect container %s: %w", c.ID, err)
+	if err := n.w.fillSandbox(&s, int(n.ns.file.Fd())); err != nil {
+		return Sandbox{}, fmt.Errorf("inspect container %s: %w", n.of.ID, err)
 	}
 	return s, nil
 }

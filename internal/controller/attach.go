@@ -74,6 +74,9 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	if known.attached && known.Name != v.Name {
 		c.Accounts.Rename(v.Index, v.Name)
 	}
+	if v.NetNSID < 0 && known.attached {
+		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
+	}
 	known.HostVeth = v
 	if !known.attached {
 		c.attach(known, seenAt)

@@ -53,18 +53,46 @@ func (c *Controller) containerStopped(id string) {
 	if known == nil {
 		return
 	}
+	c.lastLook(known)
 	delete(c.containers, id)
 	c.leave(known)
-	if known.reason == usage.Starting {
-		c.settle(known, usage.Ended)
-	}
+	c.release(known)
 	c.Accounts.Stop(id)
 	c.Log.Debug("container stopped", "container_id", id)
 }
 
+// lastLook takes what is known of a container that ended before all of it was.
+func (c *Controller) lastLook(known *container) {
+	known.ended = true
+	if known.held != nil {
+		c.resolve(known)
+	}
+	if known.reason != usage.Starting {
+		return
+	}
+	counted, _, _ := c.assign(known, append(known.unnamed, c.leadingTo(known.sandbox)...))
+	if counted > 0 {
+		c.settle(known, usage.Accounted)
+	} else {
+		c.settle(known, usage.Ended)
+	}
+}
+
+// leadingTo returns the interfaces that nobody owns and that led into a sandbox, by the
+// number that the host has for it as long as it is held. Their own names are not known.
+func (c *Controller) leadingTo(box *sandbox) []watcher.Interface {
+	var found []watcher.Interface
+	for _, v := range c.veths {
+		if box != nil && box.nsid >= 0 && box.nsid == v.NetNSID && !v.owned {
+			found = append(found, watcher.Interface{Name: v.Name, HostIndex: v.Index})
+		}
+	}
+	return found
+}
+
 // resolve works out which interfaces a container owns, or plans to look again.
 func (c *Controller) resolve(known *container) {
-	found, err := c.Host.Inspect(known.Container)
+	found, err := c.inspect(known)
 	waited := time.Since(known.since)
 	switch {
 	case errors.Is(err, watcher.ErrNoProcess):
@@ -80,6 +108,38 @@ func (c *Controller) resolve(known *container) {
 	default:
 		c.join(known, found)
 	}
+}
+
+// inspect looks at a container, by the namespace that is held where its processes have
+// ended already: on a busy host a short life can be over before its veth's events are read.
+func (c *Controller) inspect(known *container) (watcher.Sandbox, error) {
+	found, err := c.Host.Inspect(known.Container)
+	if known.held != nil && errors.Is(err, watcher.ErrNoProcess) {
+		return known.held.Inspect()
+	}
+	return found, err
+}
+
+// hold keeps the namespace of a container open until its interfaces are known.
+func (c *Controller) hold(known *container) {
+	if known.held != nil || known.ended {
+		return
+	}
+	held, err := c.Host.Hold(known.Container)
+	if err != nil {
+		return // it has ended, and was not there long enough for this
+	}
+	known.held = held
+}
+
+func (c *Controller) release(known *container) {
+	if known.held == nil {
+		return
+	}
+	if err := known.held.Close(); err != nil {
+		c.Log.Warn("close network namespace", "container_id", known.ID, "err", err)
+	}
+	known.held = nil
 }
 
 // join puts a container into its sandbox. The sandbox's owner gets its interfaces.
@@ -115,6 +175,11 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 	if unnamed > 0 {
 		known.lookAgain()
 	}
+	if known.next.IsZero() {
+		c.release(known)
+	} else {
+		c.hold(known)
+	}
 }
 
 // assign gives a container its interfaces. It returns how many of them are counted, how
@@ -127,7 +192,8 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 			// None, or its event is on the way: that will bring us here again.
 		case !v.attached:
 			failed++
-		case !v.owned && !i.Up && time.Since(v.since) < nameAfter:
+		case !v.owned && !i.Up && !known.ended && time.Since(v.since) < nameAfter:
+			known.unnamed = interfaces
 			unnamed++
 		default:
 			c.Accounts.Assign(v.Index, known.ID, i.Name)
@@ -172,10 +238,12 @@ func (c *Controller) settle(known *container, reason usage.Reason) {
 // later plans another look at a container that is being started. One that does not
 // come to be is left to events and the reconcile.
 func (c *Controller) later(known *container) {
-	known.next = time.Time{}
 	if time.Since(known.since) < startedAfter {
 		known.lookAgain()
+		return
 	}
+	known.next = time.Time{}
+	c.release(known)
 }
 
 // lookAgain plans another look, after a growing delay.

@@ -24,6 +24,7 @@ type host interface {
 	Containers() ([]watcher.Container, error)
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
+	Hold(watcher.Container) (*watcher.Namespace, error)
 }
 
 // hooks puts the classifiers on interfaces and takes them off: *Hooks.
@@ -82,7 +83,10 @@ type veth struct {
 // container is a container that is there.
 type container struct {
 	watcher.Container
-	sandbox *sandbox // nil until its process is in a namespace of its own
+	sandbox *sandbox            // nil until its process is in a namespace of its own
+	held    *watcher.Namespace  // that namespace, while its interfaces are still to come
+	unnamed []watcher.Interface // those seen last that had no name for good yet
+	ended   bool                // what is not known of it by now never will be
 	reason  usage.Reason
 	since   time.Time     // its cgroup was made
 	delay   time.Duration // before the next look
