@@ -87,6 +87,9 @@ func TestInspect(t *testing.T) {
 		if diff := cmp.Diff(want, c.inspect(t)); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
+		held, err := c.Hold(c.container)
+		check(t, err)
+		defer held.Close()
 		stop()
 		if _, err := c.Inspect(c.container); !errors.Is(err, ErrNoProcess) {
 			t.Errorf("after the last process: %v", err)
@@ -94,6 +97,10 @@ func TestInspect(t *testing.T) {
 		removeCgroup(t, c.dir())
 		if _, err := c.Inspect(c.container); !errors.Is(err, ErrNoProcess) {
 			t.Errorf("after the cgroup: %v", err)
+		}
+		got, err := held.Inspect()
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("held, after the cgroup: error %v (-want +got):\n%s", err, diff)
 		}
 	})
 }
