@@ -4,6 +4,7 @@ package controller
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -70,7 +71,7 @@ func (c *Controller) lastLook(known *container) {
 	if known.reason != usage.Starting {
 		return
 	}
-	counted, _, _ := c.assign(known, append(known.unnamed, c.leadingTo(known.sandbox)...))
+	counted, _, _ := c.assign(known, slices.Concat(known.unnamed, c.leadingTo(known.sandbox)))
 	if counted > 0 {
 		c.settle(known, usage.Accounted)
 	} else {
@@ -175,9 +176,7 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 	if unnamed > 0 {
 		known.lookAgain()
 	}
-	if known.next.IsZero() {
-		c.release(known)
-	} else {
+	if !known.next.IsZero() {
 		c.hold(known)
 	}
 }
@@ -232,6 +231,7 @@ func (c *Controller) leave(known *container) {
 // looks at it again.
 func (c *Controller) settle(known *container, reason usage.Reason) {
 	known.reason, known.next = reason, time.Time{}
+	c.release(known)
 	c.Accounts.Explain(known.ID, reason)
 }
 

@@ -200,7 +200,12 @@ func (d *daemon) get(path string) (string, error) {
 			},
 		},
 	}
-	answer, err := client.Get("http://nettally" + path)
+	return fetch(&client, "nettally", path)
+}
+
+// fetch returns what a server answers with, if that is good news.
+func fetch(from *http.Client, address, path string) (string, error) {
+	answer, err := from.Get("http://" + address + path)
 	if err != nil {
 		return "", err
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -367,19 +366,6 @@ func client(n *testnet.Namespace) *http.Client {
 			return conn, err
 		},
 	}}
-}
-
-func fetch(from *http.Client, address, path string) (string, error) {
-	answer, err := from.Get("http://" + address + path)
-	if err != nil {
-		return "", err
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", answer.Status, body)
-	}
-	return string(body), err
 }
 
 // Saving the file, or SIGHUP, puts a new configuration in force without a restart. One
