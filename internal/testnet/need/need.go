@@ -43,6 +43,14 @@ func Debian(tb testing.TB) {
 	}
 }
 
+// Kernel needs a kernel with something, which err says that this one has not.
+func Kernel(tb testing.TB, with string, err error) {
+	tb.Helper()
+	if err != nil {
+		missing(tb, with+": "+err.Error())
+	}
+}
+
 func missing(tb testing.TB, what string) {
 	tb.Helper()
 	if os.Getenv("NETTALLY_REQUIRE_ALL") == "1" {

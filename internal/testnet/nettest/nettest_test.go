@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
@@ -67,7 +66,7 @@ func TestSnapshotSeesTraces(t *testing.T) {
 	options.Cgroup = fmt.Sprintf("/nettally-test-%d-snapshot/%s", os.Getpid(), options.ID)
 	web := nettest.Container(t, host, options)
 	veth := web.Interfaces[0].HostName
-	bpffs := mountBPFFS(t)
+	bpffs := nettest.BPFFS(t)
 	program := loadProgram(t)
 
 	look := func() nettest.Snapshot {
@@ -122,20 +121,6 @@ func tc(t *testing.T, n *testnet.Namespace, args ...string) {
 	if _, err := n.Run("tc", args...); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func mountBPFFS(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
-		t.Fatalf("mount bpffs: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount bpffs: %v", err)
-		}
-	})
-	return dir
 }
 
 func loadProgram(t *testing.T) *ebpf.Program { return load(t, ebpf.SchedCLS, -1) }
