@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -248,61 +247,6 @@ func TestRenamed(t *testing.T) {
 		t.Errorf("started %+v", c)
 	}
 	wantWatches(t, atFirst)
-}
-
-// TestInotifyOverflow stops reading until the kernel's queue is full. What
-// happens then is found all the same, and said to be incomplete.
-func TestInotifyOverflow(t *testing.T) {
-	inEachHierarchy(t, func(t *testing.T, root string) {
-		b, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
-		if err != nil {
-			t.Fatal(err)
-		}
-		queue, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		makeDirs(t, root+"/docker/"+idA)
-		r := run(t, Options{CgroupRoot: root, NetNS: newNamespace(t).FD()})
-		next[ContainerStarted](t, r)
-		r.settle(t)
-		makeDirs(t, root+"/docker/"+hexID(0)) // nobody takes this event
-		for i := range queue/2 + 4096 {       // two each, and fsnotify holds some
-			dir := fmt.Sprintf("%s/u%d.mount", root, i%7)
-			makeDirs(t, dir)
-			removeDirs(t, dir)
-		}
-		makeDirs(t, root+"/x/y/"+idB)
-		removeDirs(t, root+"/docker/"+idA)
-
-		state := map[string]bool{idA: true}
-		for overflowed := false; !overflowed; {
-			select {
-			case e := <-r.events:
-				overflowed = e == Overflowed{Source: "inotify"}
-				apply(state, e)
-			case <-time.After(patience):
-				t.Fatal("no overflow")
-			}
-		}
-		if diff := cmp.Diff(map[string]bool{hexID(0): true, idB: true}, state); diff != "" {
-			t.Errorf("containers after the overflow (-want +got):\n%s", diff)
-		}
-		makeDirs(t, root+"/x/y/"+hexID(3))
-		if c := next[ContainerStarted](t, r); c.ID != hexID(3) {
-			t.Errorf("started %+v", c)
-		}
-	})
-}
-
-// apply keeps a set of containers as a caller would.
-func apply(state map[string]bool, e Event) {
-	switch e := e.(type) {
-	case ContainerStarted:
-		state[e.ID] = true
-	case ContainerStopped:
-		delete(state, e.ID)
-	}
 }
 
 func TestContainersWithoutRun(t *testing.T) {

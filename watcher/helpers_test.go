@@ -136,7 +136,12 @@ type running struct {
 
 func run(t *testing.T, o Options) *running {
 	t.Helper()
-	r := &running{Watcher: newWatcher(t, o), events: make(chan Event)}
+	return start(t, newWatcher(t, o))
+}
+
+func start(t *testing.T, w *Watcher) *running {
+	t.Helper()
+	r := &running{Watcher: w, events: make(chan Event)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx, r.events) }()

@@ -4,29 +4,20 @@ package watcher
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// ErrPartial means that links changed during every attempt to list them: what is
-// listed exists, and what is missing may exist too.
-var ErrPartial = errors.New("interrupted by changes, the list may lack some")
-
 // listAttempts bounds how often an interrupted dump is asked for again.
 const listAttempts = 5
 
-// subscriptionBuffer holds a few thousand link messages, some seconds of the
+// receiveBuffer holds a few thousand link messages, some seconds of the
 // worst a host does. The kernel doubles it.
-const subscriptionBuffer = 4 << 20
-
-var native = binary.NativeEndian
+const receiveBuffer = 4 << 20
 
 // link is what we read of an rtnetlink link message.
 type link struct {
@@ -74,16 +65,6 @@ func (w *Watcher) HostVeths() ([]HostVeth, error) {
 	return veths, nil
 }
 
-// dial opens an rtnetlink socket in a network namespace, 0 for the process's own.
-// It is opened on a thread of its own, which ends if it can't go back.
-func dial(netns int, groups uint32) (*netlink.Conn, error) {
-	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netns, Groups: groups})
-	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink: %w", err)
-	}
-	return conn, nil
-}
-
 // listLinks dumps the links of a kind, or all. It says ErrPartial only after
 // several attempts.
 func listLinks(netns int, kind string) ([]link, error) {
@@ -121,84 +102,20 @@ func linkRequest(index int, kind string) ([]byte, error) {
 }
 
 func dumpLinks(conn *netlink.Conn, kind string) ([]link, error) {
-	request, err := linkRequest(0, kind)
-	if err != nil {
-		return nil, err
-	}
-	_, err = conn.Send(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
-		Data:   request,
-	})
-	if err != nil {
-		return nil, err
-	}
-	messages, interrupted, err := receiveDump(conn)
+	payload, err := linkRequest(0, kind)
 	if err != nil {
 		return nil, err
 	}
 	var links []link
-	for _, m := range messages {
-		l, err := parseLink(m)
-		if err != nil {
-			return nil, err
-		}
+	err = dump(conn, unix.RTM_GETLINK, payload, make([]byte, dumpBuffer), func(answer []byte) error {
+		l, err := parseLink(answer)
 		links = append(links, l)
-	}
-	if interrupted {
-		return links, ErrPartial
-	}
-	return links, nil
-}
-
-// receiveDump reads a dump and says whether it was interrupted. The flag for that
-// can be on the closing message alone, which conn.Receive keeps to itself.
-func receiveDump(conn *netlink.Conn) (messages [][]byte, interrupted bool, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, false, err
-	}
-	buf := make([]byte, 64<<10) // the kernel's dump messages are at most 32 KiB
-	for {
-		n, err := receive(raw, buf)
-		if err != nil {
-			return nil, false, err
-		}
-		parts, err := syscall.ParseNetlinkMessage(buf[:n])
-		if err != nil {
-			return nil, false, fmt.Errorf("parse link dump: %w", err)
-		}
-		for _, p := range parts {
-			interrupted = interrupted || p.Header.Flags&unix.NLM_F_DUMP_INTR != 0
-			switch p.Header.Type {
-			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-				return messages, interrupted, dumpResult(p.Data)
-			case unix.RTM_NEWLINK:
-				messages = append(messages, append([]byte(nil), p.Data...))
-			}
-		}
-	}
-}
-
-// dumpResult reads the error number that closes a dump.
-func dumpResult(data []byte) error {
-	if len(data) < 4 {
-		return nil
-	}
-	if errno := int32(native.Uint32(data)); errno < 0 {
-		return os.NewSyscallError("dump links", syscall.Errno(-errno))
-	}
-	return nil
-}
-
-func receive(raw syscall.RawConn, buf []byte) (n int, err error) {
-	rawErr := raw.Read(func(fd uintptr) bool {
-		n, _, err = unix.Recvfrom(int(fd), buf, 0)
-		return err != unix.EAGAIN && err != unix.EINTR
+		return err
 	})
-	if rawErr != nil {
-		return 0, rawErr
+	if err != nil && !errors.Is(err, ErrPartial) {
+		return nil, err
 	}
-	return n, os.NewSyscallError("recvfrom", err)
+	return links, err
 }
 
 // getLink asks for one link. The error is ENODEV if there is none.
@@ -308,7 +225,7 @@ func (w *Watcher) followSubscription(ctx context.Context, l *links, events chan<
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := conn.SetReadBuffer(subscriptionBuffer); err != nil {
+	if err := conn.SetReadBuffer(w.receiveBuffer); err != nil {
 		return fmt.Errorf("set receive buffer: %w", err)
 	}
 	changes, err := l.list(lost)
@@ -362,16 +279,20 @@ func (l *links) peerMoved(peer link, now time.Time) []Event {
 	if !peer.moved || peer.kind != "veth" || peer.elsewhere || known && v.NetNSID >= 0 {
 		return nil
 	}
-	conn, err := dial(l.netns, 0)
-	if err != nil {
-		return nil
-	}
-	defer conn.Close()
-	link, err := getLink(conn, peer.peer)
+	link, err := l.ask(peer.peer)
 	if err != nil {
 		return nil // gone, and its own events say so
 	}
 	return l.seen(link, now)
+}
+
+func (l *links) ask(index int) (link, error) {
+	conn, err := dial(l.netns, 0)
+	if err != nil {
+		return link{}, err
+	}
+	defer conn.Close()
+	return getLink(conn, index)
 }
 
 // seen takes in a link. A known veth whose peer is back in the host's namespace
@@ -400,7 +321,16 @@ func (l *links) list(lost bool) ([]Event, error) {
 	if err != nil && !errors.Is(err, ErrPartial) {
 		return nil, err
 	}
-	now := time.Now()
+	changes := l.compare(all, err == nil, time.Now())
+	if lost {
+		changes = append(changes, Overflowed{Source: "netlink"})
+	}
+	return changes, nil
+}
+
+// compare takes in a list. On the host where events are lost lists are interrupted, too:
+// what is missing in one that is not whole is asked for.
+func (l *links) compare(all []link, whole bool, now time.Time) []Event {
 	exists := map[int]bool{}
 	var changes []Event
 	for _, link := range all {
@@ -408,12 +338,15 @@ func (l *links) list(lost bool) ([]Event, error) {
 		changes = append(changes, l.seen(link, now)...)
 	}
 	for index := range l.known {
-		if !exists[index] && err == nil {
-			changes = append(changes, l.gone(index, now)...)
+		if exists[index] {
+			continue
 		}
+		if !whole {
+			if _, err := l.ask(index); !errors.Is(err, unix.ENODEV) {
+				continue
+			}
+		}
+		changes = append(changes, l.gone(index, now)...)
 	}
-	if lost {
-		changes = append(changes, Overflowed{Source: "netlink"})
-	}
-	return changes, nil
+	return changes
 }

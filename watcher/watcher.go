@@ -113,8 +113,11 @@ type Watcher struct {
 	layout   Layout
 	patterns []*regexp.Regexp
 
-	changed     chan struct{} // wakes Run after Containers has found changes
-	rescanEvery time.Duration
+	changed       chan struct{} // wakes Run after Containers has found changes
+	rescanEvery   time.Duration
+	receiveBuffer int
+
+	stats stats
 
 	mu       sync.Mutex // guards what follows
 	tree     *tree      // nil unless Run runs
@@ -126,14 +129,15 @@ const rescanEvery = 2 * time.Second
 
 // New finds the cgroup hierarchy and checks that it is the host's: the error may
 // be [ErrCgroupNamespace] or [ErrNoCgroups]. A hierarchy given by CgroupRoot is
-// taken as it is. New starts nothing; Close gives its one descriptor back.
+// taken as it is. New starts nothing; Close gives its descriptors back.
 func New(o Options) (*Watcher, error) {
 	w := &Watcher{
-		log:         o.Log,
-		proc:        o.Proc,
-		changed:     make(chan struct{}, 1),
-		rescanEvery: rescanEvery,
-		degraded:    map[string]error{},
+		log:           o.Log,
+		proc:          o.Proc,
+		changed:       make(chan struct{}, 1),
+		rescanEvery:   rescanEvery,
+		receiveBuffer: receiveBuffer,
+		degraded:      map[string]error{},
 	}
 	if w.log == nil {
 		w.log = slog.Default()
@@ -177,14 +181,16 @@ func (w *Watcher) openHost(fd int) error {
 	return nil
 }
 
-// Close releases the host's namespace. It must not run beside another method.
+// Close releases the host's namespace and the socket for counters. It must not run
+// beside another method, and no other one may follow.
 func (w *Watcher) Close() error {
+	err := w.stats.close()
 	if w.netns == 0 {
-		return nil
+		return err
 	}
 	fd := w.netns
 	w.netns = 0
-	return os.NewSyscallError("close", unix.Close(fd))
+	return errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 }
 
 // Layout says which hierarchy is watched.
