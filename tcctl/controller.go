@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tcctl puts classifier programs on the clsact hooks of an interface
-// and takes exactly those off again. It knows ifindexes and program
+// Package tcctl puts classifier programs on the clsact or the tcx hooks of an
+// interface and takes exactly those off again. It knows ifindexes and program
 // descriptors, nothing of containers.
 //
 // A filter of ours has a fixed handle, a name that begins with "nettally_" and
 // a program whose name in the kernel begins the same way. Only what shows all
-// three is ever replaced or deleted.
+// three is ever replaced or deleted. A tcx link of ours is pinned in our folder and
+// has a program with such a name.
 package tcctl
 
 import (
@@ -32,6 +33,10 @@ type Options struct {
 	// NetNS is a descriptor of the network namespace of the interfaces, used only
 	// by Open. 0 is the namespace of the process.
 	NetNS int
+	// Pins is a folder on a bpffs for the pins of tcx links, for one namespace and
+	// one process at a time. It is made for the first pin and removed with the last;
+	// its parent must be there. "" is for who doesn't attach to tcx.
+	Pins string
 	// Priority is the place of our filters among all filters of a hook, lowest
 	// first. 0 is DefaultPriority.
 	Priority uint16
@@ -39,26 +44,38 @@ type Options struct {
 
 // Controller attaches programs to interfaces of one network namespace.
 //
-// It is safe for concurrent use: its verbs run one after the other. The kernel
-// answers them one after the other anyway.
+// It is safe for concurrent use. The verbs for clsact run one after the other, as the
+// kernel answers them anyway, and so do those that change tcx; but neither kind waits
+// for the other, and those that only look at tcx wait for none. The kernel has one lock
+// for all of them, RTNL, and holds it while something is put on tcx or taken off: for an
+// RCU grace period, some 20 ms.
 type Controller struct {
 	priority uint16
+	links    links
 
-	mu     sync.Mutex
+	mu     sync.Mutex // for what follows
 	tc     *tc.Tc
 	lister lister
 	proven map[uint32]bool // program ids whose name in the kernel is ours
 }
 
-// Open returns a Controller. It holds two netlink sockets, which keep the
-// namespace alive until Close.
+// Open returns a Controller. It holds two netlink sockets and, given a NetNS, a
+// duplicate of that. They keep the namespace alive until Close.
 func Open(options Options) (*Controller, error) {
 	if options.Priority == 0 {
 		options.Priority = DefaultPriority
 	}
 	c := &Controller{priority: options.Priority, proven: make(map[uint32]bool)}
+	c.links.pins = options.Pins
 	if err := c.open(options.NetNS); err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	if options.NetNS == 0 {
+		return c, nil
+	}
+	var err error
+	if c.links.netns, err = duplicate(options.NetNS); err != nil {
+		return nil, errors.Join(fmt.Errorf("hold network namespace: %w", err), c.Close())
 	}
 	return c, nil
 }
@@ -83,12 +100,16 @@ func (c *Controller) open(netns int) error {
 	return nil
 }
 
-// Close gives the sockets back. What was attached stays and goes on counting;
-// see [Controller.Detach].
+// Close gives the descriptors back. What was attached stays and goes on counting;
+// see [Controller.Detach] and [Controller.DetachTCX].
 func (c *Controller) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return errors.Join(c.tc.Close(), c.lister.conn.Close())
+	err := errors.Join(c.tc.Close(), c.lister.conn.Close())
+	if c.links.netns != nil {
+		err = errors.Join(err, c.links.netns.Close())
+	}
+	return err
 }
 
 // Attach puts the programs on the clsact hooks of an interface, with slot as

@@ -13,10 +13,11 @@ var (
 	// ErrGone says that the interface vanished or moved to another namespace:
 	// normal life.
 	ErrGone = errors.New("the interface is gone")
-	// ErrUnsupported says that the kernel lacks clsact or cls_bpf.
+	// ErrUnsupported says that the kernel lacks clsact or cls_bpf, or tcx.
 	ErrUnsupported = errors.New("not supported by the kernel")
 	// ErrForeign says that our place on the hook is taken by somebody else's
-	// filter, which is never replaced.
+	// filter, or the name of our pin by somebody else's link. Neither is ever
+	// replaced.
 	ErrForeign = errors.New("another program's filter is in the way")
 	// ErrIngressQdisc says that the interface has an `ingress` qdisc, which
 	// excludes clsact and is never replaced.
@@ -62,6 +63,26 @@ func (c *Controller) explainFilter(f Filter, err error) error {
 		return c.explainPlace(f, err)
 	}
 	return err
+}
+
+// explainTCX says what the refusal of a new link or of a list of programs means.
+func explainTCX(err error) error {
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("the program is on the hook already, by a link that is not pinned as ours: %w", err)
+	}
+	return err
+}
+
+// explainQuery says what the refusal to list the programs on a hook means. EINVAL is a
+// kernel that has never heard of the hook: there is nothing else to be wrong.
+func explainQuery(err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: the kernel has no tcx, which Linux 6.6 brought: %w", ErrUnsupported, err)
+	}
+	return explainTCX(err)
 }
 
 // explainPlace looks who has the priority.
