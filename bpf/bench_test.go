@@ -34,7 +34,9 @@ func BenchmarkClassifier(b *testing.B) {
 		{"udp 64", join(eth(ipv4Type), ipv4(udp, datagram(22)))},
 		{"arp", join(eth(0x0806), make([]byte, 46))},
 	}
-	for name, program := range map[string]*ebpf.Program{"ingress": l.Ingress, "egress": l.Egress} {
+	for name, program := range map[string]*ebpf.Program{
+		"ingress": l.Ingress, "egress": l.Egress, "tcx ingress": l.TCXIngress, "tcx egress": l.TCXEgress,
+	} {
 		for _, p := range packets {
 			b.Run(name+"/"+p.name, func(b *testing.B) {
 				for range b.N {

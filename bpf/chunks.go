@@ -11,6 +11,49 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+// chunk is the mapped rows of 64 slots: by CPU, then slot, then direction. Behind those
+// of the last CPU are carry rows, which no program counts on: what an older layout had
+// counted.
+type chunk []classifierRow
+
+// row returns the row of a slot for one CPU and direction, laid out as the classifiers
+// have it.
+func (c chunk) row(index uint16, cpu, direction int) *classifierRow {
+	return &c[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
+}
+
+// cpus is how many rows a slot has per direction.
+func (c chunk) cpus() int { return len(c) / (slotsPerChunk * directions) }
+
+// words is a row as the numbers it consists of.
+type words [unsafe.Sizeof(classifierRow{}) / 8]uint64
+
+// sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
+// them meanwhile.
+func (c chunk) sum(index uint16, direction int) (total classifierRow) {
+	to := (*words)(unsafe.Pointer(&total))
+	for cpu := range c.cpus() {
+		from := (*words)(unsafe.Pointer(c.row(index, cpu, direction)))
+		for w := range from {
+			to[w] += atomic.LoadUint64(&from[w])
+		}
+	}
+	return total
+}
+
+// carry puts what was counted elsewhere into a slot's carry row.
+func (c chunk) carry(index uint16, direction int, total classifierRow) {
+	*c.row(index, c.cpus()-1, direction) = total
+}
+
+// clear sets a slot's counters to 0.
+func (c chunk) clear(index uint16) {
+	for cpu := range c.cpus() {
+		*c.row(index, cpu, receive) = classifierRow{}
+		*c.row(index, cpu, transmit) = classifierRow{}
+	}
+}
+
 // wanted says whether a chunk is to be there: the first always is, so that a lone
 // container's restart costs nothing, and one more than is needed when that is half full.
 func (d *Datapath) wanted(index int) bool {
@@ -49,20 +92,20 @@ func (d *Datapath) makeChunk(index uint16) error {
 	if d.has(index) {
 		return nil
 	}
-	var chunk *ebpf.Map
-	err := d.maps.Chunks.Lookup(uint32(index), &chunk)
+	var made *ebpf.Map
+	err := d.maps.Chunks.Lookup(uint32(index), &made)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		if chunk, err = ebpf.NewMap(d.chunk); err == nil {
-			err = d.maps.Chunks.Put(uint32(index), chunk)
+		if made, err = ebpf.NewMap(d.chunk); err == nil {
+			err = d.maps.Chunks.Put(uint32(index), made)
 		}
 	}
-	if chunk != nil {
-		defer chunk.Close() // the outer map and our mapping hold it
+	if made != nil {
+		defer made.Close() // the outer map and our mapping hold it
 	}
 	if err != nil {
 		return err
 	}
-	rows, err := mapped[classifierRow](chunk)
+	rows, err := mapped[classifierRow](made)
 	if err != nil {
 		return fmt.Errorf("map rows: %w", err)
 	}
@@ -96,27 +139,14 @@ func (d *Datapath) freeChunk(index uint16) {
 	_ = d.maps.Chunks.Delete(uint32(index))
 }
 
-// row returns the row of a slot for one CPU and direction, laid out as the classifiers
-// have it.
+// row returns one of a slot's rows.
 func (d *Datapath) row(index uint16, cpu, direction int) *classifierRow {
-	rows := d.chunks[index/slotsPerChunk]
-	return &rows[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
+	return d.chunks[index/slotsPerChunk].row(index, cpu, direction)
 }
 
-// words is a row as the numbers it consists of.
-type words [unsafe.Sizeof(classifierRow{}) / 8]uint64
-
-// sum adds the rows of all CPUs. Each number is read whole: the kernel adds to
-// them meanwhile.
+// sum returns what a slot has counted in one direction.
 func (d *Datapath) sum(index uint16, direction int) Counters {
-	var total classifierRow
-	to := (*words)(unsafe.Pointer(&total))
-	for cpu := range d.cpus {
-		from := (*words)(unsafe.Pointer(d.row(index, cpu, direction)))
-		for w := range from {
-			to[w] += atomic.LoadUint64(&from[w])
-		}
-	}
+	total := d.chunks[index/slotsPerChunk].sum(index, direction)
 	return counters(&total)
 }
 

@@ -2,8 +2,9 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-/* Counts the packets of container interfaces at the clsact hooks of their host
- * veths. Every path returns TC_ACT_UNSPEC: nothing here decides about a packet.
+/* Counts the packets of container interfaces at the clsact or tcx hooks of their host
+ * veths. Every path returns TC_ACT_UNSPEC, which is TCX_NEXT too: nothing here decides
+ * about a packet.
  *
  * Only __sk_buff and uapi headers are used, so no kernel BTF is needed. Floor:
  * Linux 5.10.
@@ -37,6 +38,7 @@ enum trouble {
 	TRUNCATED,	  /* counted, but the packet ends within its headers */
 	MALFORMED,	  /* counted, but a header contradicts itself */
 	TOO_MANY_HEADERS, /* counted, but an IPv6 header chain is too long */
+	NO_SLOT,	  /* not counted: user space bound no slot to the interface */
 	TROUBLES
 };
 
@@ -81,11 +83,13 @@ struct packet {
 /* Slots share a chunk of rows, so that memory follows the attachments. */
 #define SLOTS_PER_CHUNK 64
 
-/* Rows by CPU, then slot, then direction. */
+/* Rows by CPU, then slot, then direction. One more "CPU" is user space's: what an older
+ * layout of these maps had counted.
+ */
 struct chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, SLOTS_PER_CHUNK *DIRECTIONS); /* times cpus, set at load */
+	__uint(max_entries, SLOTS_PER_CHUNK *DIRECTIONS); /* times cpus and one, set at load */
 	__type(key, __u32);
 	__type(value, struct row);
 };
@@ -107,12 +111,24 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } troubles SEC(".maps");
 
-/* Who has a slot: kept by user space alone, read back after a restart. */
+enum slot_flags {
+	OWN_QDISC = 1, /* user space made the interface's clsact qdisc */
+	HANDOVER = 2,  /* filters leave alone what a tcx program has counted */
+};
+
+/* Who has a slot: kept by user space, read back after a restart. Each layout of the maps
+ * begins this with what the one before had, so that any can be read in the form of a
+ * later one.
+ */
 struct slot {
 	__u64 generation; /* boot time in ns when it was taken: never twice the same */
 	__u32 ifindex;
 	__u32 flags;
+	struct volume seeded[DIRECTIONS]; /* counted by the kernel before us */
+	__u8 interface[16];		  /* as the owner calls it; ends with a 0 */
+	__u8 container[240];		  /* id of the owner; ends with a 0 */
 };
+_Static_assert(sizeof(struct slot) == 304, "a slot has no padding");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -122,6 +138,16 @@ struct {
 	__type(value, struct slot);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } slots SEC(".maps");
+
+/* Which slot an interface has, for tcx: a link there has no classid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);   /* ifindex */
+	__type(value, __u32); /* slot */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} routes SEC(".maps");
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -463,10 +489,10 @@ static __noinline void count_any(struct __sk_buff *skb, struct row *row)
 	count_flags(row, p.tcp_flags);
 }
 
-/* account adds a packet to its slot. The row is this CPU's own and classifiers
- * run with bottom halves off, so plain adds do.
+/* account adds a packet to its slot, and says whether it did. The row is this CPU's own
+ * and classifiers run with bottom halves off, so plain adds do.
  */
-static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direction direction)
+static __always_inline bool account(struct __sk_buff *skb, __u32 slot, enum direction direction)
 {
 	struct row *row = row_of(slot, direction);
 
@@ -475,28 +501,83 @@ static __always_inline int account(struct __sk_buff *skb, __u32 slot, enum direc
 		 * there. An undercount nobody can see would be worse.
 		 */
 		count_trouble(NO_ROW);
-		return TC_ACT_UNSPEC;
+		return false;
 	}
 	if (unlikely(!plain(skb, row, skb->len)))
 		count_any(skb, row);
+	return true;
+}
+
+/* While an interface is handed over from a filter to tcx, or back, a packet may meet
+ * both. tcx comes first: it leaves a mark in cb, which is free for programs to use, and
+ * nothing writes there before the filters of the same hook run. The mark is what "n" and
+ * the direction begin.
+ */
+#define MARK(direction) (0x6e000000 | (direction) << 16)
+
+/* handing_over says whether a mark may be believed. Where no tcx program has run, cb is
+ * what an earlier user of the packet left there.
+ */
+static __noinline bool handing_over(__u32 slot)
+{
+	struct slot *kept = bpf_map_lookup_elem(&slots, &slot);
+
+	return kept && kept->flags & HANDOVER;
+}
+
+/* account_filter counts for a filter. cls_bpf has put the minor number of its classid
+ * into tc_classid (net/sched/cls_bpf.c): our slot.
+ */
+static __always_inline int account_filter(struct __sk_buff *skb, enum direction direction)
+{
+	__u32 slot = skb->tc_classid;
+
+	if (unlikely((skb->cb[0] ^ slot) == MARK(direction)) && handing_over(slot))
+		return TC_ACT_UNSPEC;
+	account(skb, slot, direction);
 	return TC_ACT_UNSPEC;
 }
 
-/* What enters the host veth is what the container transmitted. cls_bpf has put
- * the minor number of the filter's classid into tc_classid (net/sched/cls_bpf.c):
- * our slot.
+/* account_tcx counts for tcx. */
+static __always_inline int account_tcx(struct __sk_buff *skb, enum direction direction)
+{
+	__u32 ifindex = skb->ifindex;
+	__u32 *slot = bpf_map_lookup_elem(&routes, &ifindex);
+
+	if (unlikely(!slot)) {
+		count_trouble(NO_SLOT); /* a bug in user space, as NO_ROW */
+		return TC_ACT_UNSPEC;
+	}
+	if (account(skb, *slot, direction))
+		skb->cb[0] = MARK(direction) ^ *slot;
+	return TC_ACT_UNSPEC;
+}
+
+/* What enters the host veth is what the container transmits; what leaves it is what the
+ * container receives. The kernel keeps 15 bytes of the names.
  */
 SEC("tc")
 int nettally_ingress(struct __sk_buff *skb)
 {
-	return account(skb, skb->tc_classid, TRANSMIT);
+	return account_filter(skb, TRANSMIT);
 }
 
-/* What leaves the host veth is what the container receives. */
 SEC("tc")
 int nettally_egress(struct __sk_buff *skb)
 {
-	return account(skb, skb->tc_classid, RECEIVE);
+	return account_filter(skb, RECEIVE);
+}
+
+SEC("tc")
+int nettally_tcx_in(struct __sk_buff *skb)
+{
+	return account_tcx(skb, TRANSMIT);
+}
+
+SEC("tc")
+int nettally_tcx_eg(struct __sk_buff *skb)
+{
+	return account_tcx(skb, RECEIVE);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -46,6 +46,13 @@ type classifierSlot struct {
 	Generation uint64
 	Ifindex    uint32
 	Flags      uint32
+	Seeded     [2]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Interface [16]uint8
+	Container [240]uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -53,10 +60,13 @@ type classifierSlot struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	classifierMapChunks           = "chunks"
+	classifierMapRoutes           = "routes"
 	classifierMapSlots            = "slots"
 	classifierMapTroubles         = "troubles"
 	classifierProgNettallyEgress  = "nettally_egress"
 	classifierProgNettallyIngress = "nettally_ingress"
+	classifierProgNettallyTcxEg   = "nettally_tcx_eg"
+	classifierProgNettallyTcxIn   = "nettally_tcx_in"
 )
 
 // loadClassifier returns the embedded CollectionSpec for classifier.
@@ -103,6 +113,8 @@ type classifierSpecs struct {
 type classifierProgramSpecs struct {
 	NettallyEgress  *ebpf.ProgramSpec `ebpf:"nettally_egress"`
 	NettallyIngress *ebpf.ProgramSpec `ebpf:"nettally_ingress"`
+	NettallyTcxEg   *ebpf.ProgramSpec `ebpf:"nettally_tcx_eg"`
+	NettallyTcxIn   *ebpf.ProgramSpec `ebpf:"nettally_tcx_in"`
 }
 
 // classifierMapSpecs contains maps before they are loaded into the kernel.
@@ -110,6 +122,7 @@ type classifierProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifierMapSpecs struct {
 	Chunks   *ebpf.MapSpec `ebpf:"chunks"`
+	Routes   *ebpf.MapSpec `ebpf:"routes"`
 	Slots    *ebpf.MapSpec `ebpf:"slots"`
 	Troubles *ebpf.MapSpec `ebpf:"troubles"`
 }
@@ -141,6 +154,7 @@ func (o *classifierObjects) Close() error {
 // It can be passed to loadClassifierObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifierMaps struct {
 	Chunks   *ebpf.Map `ebpf:"chunks"`
+	Routes   *ebpf.Map `ebpf:"routes"`
 	Slots    *ebpf.Map `ebpf:"slots"`
 	Troubles *ebpf.Map `ebpf:"troubles"`
 }
@@ -148,6 +162,7 @@ type classifierMaps struct {
 func (m *classifierMaps) Close() error {
 	return _ClassifierClose(
 		m.Chunks,
+		m.Routes,
 		m.Slots,
 		m.Troubles,
 	)
@@ -165,12 +180,16 @@ type classifierVariables struct {
 type classifierPrograms struct {
 	NettallyEgress  *ebpf.Program `ebpf:"nettally_egress"`
 	NettallyIngress *ebpf.Program `ebpf:"nettally_ingress"`
+	NettallyTcxEg   *ebpf.Program `ebpf:"nettally_tcx_eg"`
+	NettallyTcxIn   *ebpf.Program `ebpf:"nettally_tcx_in"`
 }
 
 func (p *classifierPrograms) Close() error {
 	return _ClassifierClose(
 		p.NettallyEgress,
 		p.NettallyIngress,
+		p.NettallyTcxEg,
+		p.NettallyTcxIn,
 	)
 }
 

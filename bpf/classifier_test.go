@@ -54,7 +54,7 @@ func TestClassify(t *testing.T) {
 	l := newLab(t)
 	for _, s := range samples() {
 		t.Run(s.name, func(t *testing.T) {
-			for _, program := range []*ebpf.Program{l.Ingress, l.Egress} {
+			for _, program := range []*ebpf.Program{l.Ingress, l.Egress, l.TCXIngress, l.TCXEgress} {
 				got := l.run(t, program, s.packet, s.gso)
 				if diff := cmp.Diff(s.want(), got); diff != "" {
 					t.Errorf("%v (-want +got):\n%s", program, diff)
@@ -142,7 +142,7 @@ func TestNoRow(t *testing.T) {
 		if err != nil || verdict != unspecified {
 			t.Fatalf("verdict %d, %v", int32(verdict), err)
 		}
-		if diff := cmp.Diff(map[string]uint64{"no_row": want}, l.Uncounted()); diff != "" {
+		if diff := cmp.Diff(map[string]uint64{"no_row": want, "no_slot": 0}, l.Uncounted()); diff != "" {
 			t.Errorf("uncounted (-want +got):\n%s", diff)
 		}
 	}

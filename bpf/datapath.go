@@ -7,6 +7,14 @@
 // (16 bits, the minor number), and a slot is a row of counters per direction and
 // CPU. Rows live in chunks of 64 slots, so that memory follows the attachments,
 // and are mapped into the process, so that reading takes no system call.
+//
+// A second pair is for tcx, where a link has no classid: it finds the slot by the
+// interface's index, once [Datapath.Bind] has said which. See [Datapath.Quiesce] for how
+// an interface moves from one to the other.
+//
+// With each slot a [Note] is kept in the kernel for the next process, so that the end of
+// this one at any moment loses nothing. What an earlier layout of the maps left is
+// [Datapath.Old].
 package bpf
 
 import (
@@ -21,10 +29,6 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
-
-// Layout is the version of the pinned maps. A change of any of their types or
-// sizes is a new version in a new folder.
-const Layout = "v1"
 
 // MaxSlots is how many interfaces can be counted at once: slot 0 is what a filter
 // without a classid would count on, and belongs to nobody.
@@ -46,6 +50,8 @@ var (
 	ErrFull = errors.New("every slot is taken")
 	// ErrReleased means that the slot was released, and maybe taken again.
 	ErrReleased = errors.New("slot was released")
+	// ErrNewer means that there are counters of a layout that this nettally does not know.
+	ErrNewer = errors.New("made by a newer nettally")
 )
 
 // Options say where the counters live.
@@ -62,10 +68,14 @@ type Options struct {
 //
 // Its methods are safe for concurrent use.
 type Datapath struct {
-	// Ingress and Egress are the programs for the two hooks of a host veth.
+	// Ingress and Egress are the programs for the two clsact hooks of a host veth.
 	Ingress *ebpf.Program
 	Egress  *ebpf.Program
+	// TCXIngress and TCXEgress are those for its tcx hooks, which need Linux 6.6.
+	TCXIngress *ebpf.Program
+	TCXEgress  *ebpf.Program
 
+	programs classifierPrograms // all of the above
 	maps     classifierMaps
 	lock     *os.File // holds the pin path, nil if not pinned
 	cpus     int
@@ -74,29 +84,35 @@ type Datapath struct {
 	troubles []classifierCpuTroubles // by CPU, mapped
 
 	// making is held while chunks are made or freed, which may take an RCU grace
-	// period. It is locked before mu, which never waits so long.
+	// period, and while one is waited for. It is locked before mu, which never waits so
+	// long.
 	making     sync.Mutex
 	background sync.WaitGroup
 
 	mu     sync.RWMutex
 	closed bool
-	chunks map[uint16][]classifierRow      // mapped rows by chunk
+	chunks map[uint16]chunk                // by index
 	used   [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
 	taken  map[uint16]Slot
 	newest uint64 // generation
 	lowest int    // no slot below it is free
+
+	older []*older          // layouts that are not settled, oldest first
+	heirs map[uint64]uint16 // by generation, what may have inherited from those
 }
 
 // Load puts the programs and maps into the kernel, or opens the maps that are
-// pinned already, with the slots that are in use.
+// pinned already, with the slots that are in use. What it finds of older layouts is
+// left as it is, for [Datapath.Old].
 //
 // It needs Linux 5.10, and CAP_BPF with CAP_NET_ADMIN to load, CAP_SYS_ADMIN to
 // open the chunks of an earlier process. Close leaves pinned maps behind; [Unpin]
 // removes them.
 //
-// Returns an error wrapping [ErrInUse] while another process has the pin path.
+// Returns an error wrapping [ErrInUse] while another process has the pin path, and
+// [ErrNewer] if slots are in use there that a newer nettally took.
 func Load(o Options) (_ *Datapath, err error) {
-	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16][]classifierRow{}, taken: map[uint16]Slot{}, lowest: 1}
+	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16]chunk{}, taken: map[uint16]Slot{}, heirs: map[uint64]uint16{}, lowest: 1}
 	if d.maxSlots == 0 {
 		d.maxSlots = MaxSlots
 	}
@@ -126,6 +142,11 @@ func Load(o Options) (_ *Datapath, err error) {
 	if err := d.recall(); err != nil {
 		return nil, fmt.Errorf("read slots: %w", err)
 	}
+	if o.PinPath != "" {
+		if err := d.openOlder(o.PinPath, olderLayouts()); err != nil {
+			return nil, err
+		}
+	}
 	return d, nil
 }
 
@@ -139,7 +160,7 @@ func (d *Datapath) load(folder string) error {
 	}
 	spec.Maps[classifierMapTroubles].MaxEntries = uint32(d.cpus)
 	d.chunk = spec.Maps[classifierMapChunks].InnerMap
-	d.chunk.MaxEntries = uint32(slotsPerChunk * directions * d.cpus)
+	d.chunk.MaxEntries = uint32(slotsPerChunk * directions * (d.cpus + 1)) // the carry rows
 	if folder == "" {
 		for _, m := range spec.Maps {
 			m.Pinning = ebpf.PinNone
@@ -151,7 +172,9 @@ func (d *Datapath) load(folder string) error {
 	if err != nil {
 		return explain(err, folder)
 	}
-	d.Ingress, d.Egress, d.maps = objects.NettallyIngress, objects.NettallyEgress, objects.classifierMaps
+	d.Ingress, d.Egress = objects.NettallyIngress, objects.NettallyEgress
+	d.TCXIngress, d.TCXEgress = objects.NettallyTcxIn, objects.NettallyTcxEg
+	d.programs, d.maps = objects.classifierPrograms, objects.classifierMaps
 	if d.troubles, err = mapped[classifierCpuTroubles](d.maps.Troubles); err != nil {
 		return fmt.Errorf("map error cells: %w", err)
 	}
@@ -175,6 +198,8 @@ func (d *Datapath) Close() error {
 	d.closed = true
 	d.mu.Unlock()
 	d.background.Wait()
+	d.making.Lock()
+	defer d.making.Unlock()
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,8 +213,12 @@ func (d *Datapath) Close() error {
 		errs = append(errs, unmap(d.troubles))
 		d.troubles = nil
 	}
+	for _, o := range d.older {
+		errs = append(errs, o.close())
+	}
+	d.older = nil
 	if d.Ingress != nil {
-		errs = append(errs, d.Ingress.Close(), d.Egress.Close(), d.maps.Close())
+		errs = append(errs, d.programs.Close(), d.maps.Close())
 		d.Ingress = nil
 	}
 	if d.lock != nil {

@@ -24,8 +24,8 @@ func TestSlots(t *testing.T) {
 	if a.Index != 1 || b.Index != 2 || a.Generation >= b.Generation || a.Ifindex != 11 {
 		t.Errorf("slots %+v and %+v, want the lowest, in order", a, b)
 	}
-	must(t, d.Own(b))
 	b.OwnQdisc = true
+	must(t, d.Keep(b))
 	slots := d.Slots()
 	slices.SortFunc(slots, func(x, y Slot) int { return int(x.Index) - int(y.Index) })
 	if diff := cmp.Diff([]Slot{a, b}, slots); diff != "" {
@@ -45,8 +45,11 @@ func TestSlots(t *testing.T) {
 	if _, _, err := d.Read(a); !errors.Is(err, ErrReleased) {
 		t.Errorf("read a slot that was released: %v, want ErrReleased", err)
 	}
-	if err := d.Own(a); !errors.Is(err, ErrReleased) {
-		t.Errorf("own a slot that was released: %v, want ErrReleased", err)
+	if err := d.Keep(a); !errors.Is(err, ErrReleased) {
+		t.Errorf("keep a note of a slot that was released: %v, want ErrReleased", err)
+	}
+	if err := d.Bind(a); !errors.Is(err, ErrReleased) {
+		t.Errorf("bind a slot that was released: %v, want ErrReleased", err)
 	}
 }
 
@@ -70,14 +73,15 @@ func TestTakeClears(t *testing.T) {
 	d := load(t, Options{})
 	keep := take(t, d, 1)
 	s := take(t, d, 2)
-	for cpu := range d.cpus {
+	rows := d.cpus + 1 // with the carry rows
+	for cpu := range rows {
 		d.row(s.Index, cpu, receive).TcpSyn = uint64(cpu + 1)
-		d.row(s.Index, cpu, transmit).TcpSyn = uint64(d.cpus + cpu + 1)
+		d.row(s.Index, cpu, transmit).TcpSyn = uint64(rows + cpu + 1)
 	}
 	rx, tx, err := d.Read(s)
 	must(t, err)
-	if n := uint64(d.cpus); rx.TCPSYN != n*(n+1)/2 || tx.TCPSYN != n*(3*n+1)/2 {
-		t.Errorf("sums over %d CPUs are %d and %d", n, rx.TCPSYN, tx.TCPSYN)
+	if n := uint64(rows); rx.TCPSYN != n*(n+1)/2 || tx.TCPSYN != n*(3*n+1)/2 {
+		t.Errorf("sums over %d rows are %d and %d", n, rx.TCPSYN, tx.TCPSYN)
 	}
 	must(t, d.Release(s))
 	rx, tx, err = d.Read(take(t, d, 3))

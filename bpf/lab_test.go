@@ -74,23 +74,35 @@ type outcome struct {
 	Trouble string // how it is counted in Unclassified or Uncounted, if it is
 }
 
-// lab runs packets by hand. It reads the rows of slot 0, which is what a test run
-// counts on since it cannot set tc_classid.
+// lab runs packets by hand. The programs for clsact count on slot 0 there, since a test
+// run cannot set tc_classid, and those for tcx on slot 1, which the loopback interface is
+// bound to.
 type lab struct {
 	*Datapath
 	out []byte
 }
 
+// loopback is the ifindex that a test run has unless it says another.
+const loopback = 1
+
 func newLab(tb testing.TB) *lab {
 	tb.Helper()
 	d := load(tb, Options{})
-	take(tb, d, 1) // slot 1, in the chunk that has the rows of slot 0
+	s := take(tb, d, loopback) // slot 1, in the chunk that has the rows of slot 0
+	if err := d.Bind(s); err != nil {
+		tb.Fatal(err)
+	}
 	return &lab{Datapath: d, out: make([]byte, 1<<12)}
 }
 
 func (l *lab) counted(program *ebpf.Program) Counters {
-	if program == l.Egress {
+	switch program {
+	case l.Egress:
 		return l.sum(0, receive)
+	case l.TCXEgress:
+		return l.sum(1, receive)
+	case l.TCXIngress:
+		return l.sum(1, transmit)
 	}
 	return l.sum(0, transmit)
 }

@@ -36,8 +36,18 @@ type cable struct {
 // if it is quiet.
 func newCable(t *testing.T, quiet bool) *cable {
 	t.Helper()
+	c := newCableUncounted(t, quiet)
+	c.Datapath = load(t, Options{})
+	c.attach(t)
+	c.up(t)
+	return c
+}
+
+// newCableUncounted makes a cable that is down, with nothing on it.
+func newCableUncounted(t *testing.T, quiet bool) *cable {
+	t.Helper()
 	need.Root(t)
-	c := &cable{Datapath: load(t, Options{}), host: namespace(t), container: namespace(t)}
+	c := &cable{host: namespace(t), container: namespace(t)}
 	if quiet {
 		sysctl(t, c.host, "ipv6/conf/default/disable_ipv6", "1")
 		sysctl(t, c.container, "ipv6/conf/default/disable_ipv6", "1")
@@ -50,10 +60,23 @@ func newCable(t *testing.T, quiet bool) *cable {
 	}
 	must(t, c.host.LinkAdd(pair))
 	c.hostEnd, c.end = link(t, c.host, "veth0"), link(t, c.container, "eth0")
-	c.attach(t)
+	return c
+}
+
+// up sets both ends up, and waits until they carry packets: before the kernel's link
+// watch has been there it drops what is sent, without a word.
+func (c *cable) up(t *testing.T) {
+	t.Helper()
 	must(t, c.container.LinkSetUp(c.end))
 	must(t, c.host.LinkSetUp(c.hostEnd))
-	return c
+	eventually(t, func() string {
+		for n, name := range map[*testnet.Namespace]string{c.host: "veth0", c.container: "eth0"} {
+			if state := link(t, n, name).Attrs().OperState; state != netlink.OperUp {
+				return fmt.Sprintf("%s is %v", name, state)
+			}
+		}
+		return ""
+	})
 }
 
 func namespace(t *testing.T) *testnet.Namespace {
@@ -91,21 +114,32 @@ func (c *cable) attach(t *testing.T) {
 		take(t, c.Datapath, 0)
 	}
 	c.slot = take(t, c.Datapath, c.hostEnd.Attrs().Index)
+	c.addQdiscs(t)
+	witness := c.newWitness(t)
+	c.attachFilters(t)
+	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 3, witness)
+	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 3, witness)
+}
+
+func (c *cable) addQdiscs(t *testing.T) {
+	t.Helper()
 	for n, l := range map[*testnet.Namespace]netlink.Link{c.host: c.hostEnd, c.container: c.end} {
 		must(t, n.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_CLSACT, Handle: clsact,
 		}}))
 	}
-	witness := c.newWitness(t)
+}
+
+// attachFilters puts the classifiers on the host's end, or in the place of others.
+func (c *cable) attachFilters(t *testing.T) {
+	t.Helper()
 	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 2, c.Ingress)
 	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 2, c.Egress)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 3, witness)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 3, witness)
 }
 
 func (c *cable) filter(t *testing.T, n *testnet.Namespace, l netlink.Link, hook uint32, priority uint16, program *ebpf.Program) {
 	t.Helper()
-	must(t, n.FilterAdd(&netlink.BpfFilter{
+	must(t, n.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs:  netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: hook, Handle: 1, Priority: priority, Protocol: unix.ETH_P_ALL},
 		ClassId:      0x6e74<<16 | uint32(c.slot.Index), // the minor number is what counts
 		Fd:           program.FD(),
@@ -263,7 +297,23 @@ func plainSend(fd int, frame []byte) error {
 // Through the real hooks, samples and what is left of them when they are cut give
 // what they give in test runs.
 func TestLiveSamples(t *testing.T) {
-	c := newCable(t, true)
+	for name, attach := range map[string]func(*testing.T, *cable){
+		"clsact": func(*testing.T, *cable) {},
+		"tcx": func(t *testing.T, c *cable) {
+			c.detachFilters(t)
+			c.attachTCX(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCable(t, true)
+			attach(t, c)
+			c.compareSamples(t)
+		})
+	}
+}
+
+func (c *cable) compareSamples(t *testing.T) {
+	t.Helper()
 	var frames [][]byte
 	for _, s := range samples() {
 		if s.GSOSize != 0 {

@@ -25,11 +25,12 @@ func TestObjects(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, name := range []string{"nettally_ingress", "nettally_egress"} {
+			names := []string{"nettally_ingress", "nettally_egress", "nettally_tcx_in", "nettally_tcx_eg"}
+			for _, name := range names {
 				checkProgram(t, spec, name)
 			}
-			if len(spec.Programs) != 2 {
-				t.Errorf("%d programs, want 2", len(spec.Programs))
+			if len(spec.Programs) != len(names) {
+				t.Errorf("%d programs, want %d", len(spec.Programs), len(names))
 			}
 		})
 	}
@@ -63,7 +64,10 @@ func checkProgram(t *testing.T, spec *ebpf.CollectionSpec, name string) {
 func TestProgramNames(t *testing.T) {
 	d := load(t, Options{})
 	var tags []string
-	for program, want := range map[*ebpf.Program]string{d.Ingress: "nettally_ingress", d.Egress: "nettally_egress"} {
+	for program, want := range map[*ebpf.Program]string{
+		d.Ingress: "nettally_ingress", d.Egress: "nettally_egress",
+		d.TCXIngress: "nettally_tcx_in", d.TCXEgress: "nettally_tcx_eg",
+	} {
 		info, err := program.Info()
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +77,8 @@ func TestProgramNames(t *testing.T) {
 		}
 		tags = append(tags, info.Tag)
 	}
-	if slices.Contains(tags, "") || tags[0] == tags[1] {
-		t.Errorf("tags %q, want two", tags)
+	slices.Sort(tags)
+	if slices.Contains(tags, "") || len(slices.Compact(slices.Clone(tags))) != len(tags) {
+		t.Errorf("tags %q, want four", tags)
 	}
 }

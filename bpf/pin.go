@@ -5,9 +5,11 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -23,14 +25,24 @@ const marker = "mounted-by-nettally"
 
 // claim makes the folder for pins and locks the pin path, mounting a bpffs if it
 // lies on none.
-func claim(pinPath, folder string) (*os.File, error) {
+func claim(pinPath, folder string) (_ *os.File, err error) {
 	if err := ensureBPFFS(pinPath); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	if err := os.MkdirAll(pinPath, 0o700); err != nil {
 		return nil, fmt.Errorf("make pin path: %w", err)
 	}
-	return lockPath(pinPath)
+	lock, err := lockPath(pinPath)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseNewer(pinPath); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("make pin path: %w", err), lock.Close())
+	}
+	return lock, nil
 }
 
 // lockPath locks a folder for this process, until the file is closed.
@@ -119,14 +131,19 @@ func Unpin(pinPath string) error {
 	return unmountOurs(pinPath)
 }
 
+// layouts returns the folders of all layouts that are pinned below a path.
+func layouts(pinPath string) ([]string, error) {
+	return filepath.Glob(filepath.Join(pinPath, "v[0-9]*"))
+}
+
 // removePins removes v1, v2, … with the maps in them, and the pin path if that
 // leaves it empty and it is not the mount itself.
 func removePins(pinPath string) error {
-	layouts, err := filepath.Glob(filepath.Join(pinPath, "v[0-9]*"))
+	folders, err := layouts(pinPath)
 	if err != nil {
 		return err
 	}
-	for _, layout := range layouts {
+	for _, layout := range folders {
 		if err := os.RemoveAll(layout); err != nil {
 			return err
 		}
@@ -166,8 +183,8 @@ func foreign(e os.DirEntry) bool {
 	return e.Name() != marker && e.Name() != "maps.debug" && e.Name() != "progs.debug"
 }
 
-// PinnedSlots returns the slots that are in use below a pin path, without loading
-// anything: none if nothing is pinned.
+// PinnedSlots returns the slots that are in use below a pin path, of this layout and
+// of the older ones, without loading anything: none if nothing is pinned.
 //
 // Returns an error wrapping [ErrInUse] while a process has the pin path.
 func PinnedSlots(pinPath string) ([]Slot, error) {
@@ -179,13 +196,77 @@ func PinnedSlots(pinPath string) ([]Slot, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	pinned, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, Layout, classifierMapSlots), nil)
+	// What a newer layout has inherited from an older one is the same attachment.
+	newest := map[uint64]Slot{}
+	for _, layout := range append(olderLayouts(), Layout) {
+		slots, err := slotsPinned(filepath.Join(pinPath, layout))
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range slots {
+			newest[s.Generation] = s
+		}
+	}
+	return slices.Collect(maps.Values(newest)), nil
+}
+
+// slotsPinned returns the slots in a layout's folder, none if there is no such folder.
+func slotsPinned(folder string) ([]Slot, error) {
+	pinned, err := openSlots(folder)
+	if pinned == nil {
+		return nil, err
+	}
+	defer pinned.Close()
+	return slotsIn(pinned)
+}
+
+// openSlots opens the map of slots in a layout's folder. It returns nil if there is
+// none.
+func openSlots(folder string) (*ebpf.Map, error) {
+	pinned, err := ebpf.LoadPinnedMap(filepath.Join(folder, classifierMapSlots), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open pinned slots: %w", err)
+		return nil, fmt.Errorf("open pinned slots in %s: %w", folder, err)
 	}
-	defer pinned.Close()
-	return slotsIn(pinned)
+	return pinned, nil
+}
+
+// refuseNewer returns an error wrapping [ErrNewer] if a layout that comes after ours has
+// slots: to count beside it would count twice, and what it has could not be told.
+func refuseNewer(pinPath string) error {
+	folders, err := layouts(pinPath)
+	if err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		if version(folder) <= version(Layout) {
+			continue
+		}
+		slots, err := openSlots(folder)
+		if err != nil {
+			return err
+		}
+		if slots == nil {
+			continue
+		}
+		first, err := slots.NextKeyBytes(nil)
+		if err := errors.Join(err, slots.Close()); err != nil {
+			return fmt.Errorf("read slots in %s: %w", folder, err)
+		}
+		if first != nil {
+			return fmt.Errorf("open counters in %s: %w: run that one, or `nettally detach` to discard what it counted", folder, ErrNewer)
+		}
+	}
+	return nil
+}
+
+// version returns the number in the name of a layout, 0 for what is none.
+func version(layout string) int {
+	n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(layout), "v"))
+	if err != nil {
+		return 0
+	}
+	return n
 }

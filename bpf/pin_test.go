@@ -33,9 +33,13 @@ func TestPinned(t *testing.T) {
 	first, err := Load(Options{PinPath: path})
 	must(t, err)
 	a, b := take(t, first, 5), take(t, first, 6)
-	must(t, first.Own(b))
+	b.Note = Note{
+		OwnQdisc: true, Handover: true, Container: strings.Repeat("c", 239), Interface: "fifteen-bytes-0",
+		SeededReceive: Volume{1, 2}, SeededTransmit: Volume{1 << 63, 4},
+	}
+	must(t, first.Keep(b))
 	first.row(a.Index, 0, receive).TcpSyn = 42
-	slots := map[uint16]Slot{a.Index: a, b.Index: {Index: b.Index, Generation: b.Generation, Ifindex: 6, OwnQdisc: true}}
+	slots := map[uint16]Slot{a.Index: a, b.Index: b}
 	must(t, first.Close())
 
 	pinned, err := PinnedSlots(path)
@@ -133,6 +137,37 @@ func TestIncompatible(t *testing.T) {
 		t.Errorf("error %q says neither where nor what to do", err)
 	}
 	// The failed load holds nothing that keeps one from doing it.
+	must(t, Unpin(path))
+	must(t, load(t, Options{PinPath: path}).Close())
+	must(t, Unpin(path))
+}
+
+// Counters of a layout that we do not know are not counted beside.
+func TestNewer(t *testing.T) {
+	path := pinPath(t)
+	must(t, ensureBPFFS(path))
+	newer := filepath.Join(path, "v99")
+	must(t, os.MkdirAll(newer, 0o700))
+	must(t, load(t, Options{PinPath: path}).Close()) // there is nothing in it
+
+	slots, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 8, ValueSize: 1000, MaxEntries: 9})
+	must(t, err)
+	defer slots.Close()
+	must(t, slots.Pin(filepath.Join(newer, "slots")))
+	must(t, load(t, Options{PinPath: path}).Close()) // nor now
+
+	must(t, slots.Put(uint64(7), make([]byte, 1000)))
+	_, err = Load(Options{PinPath: path})
+	if !errors.Is(err, ErrNewer) {
+		t.Fatalf("load: %v, want ErrNewer", err)
+	}
+	want := "open counters in " + newer + ": made by a newer nettally: run that one, or `nettally detach` to discard what it counted"
+	if err.Error() != want {
+		t.Errorf("error %q, want %q", err, want)
+	}
+	if pinned, err := PinnedSlots(path); err != nil || len(pinned) != 0 {
+		t.Errorf("slots that we know: %+v, %v", pinned, err)
+	}
 	must(t, Unpin(path))
 	must(t, load(t, Options{PinPath: path}).Close())
 	must(t, Unpin(path))

@@ -25,87 +25,80 @@ type Counters struct {
 	TCPSYN, TCPSYNACK, TCPRST, TCPFIN uint64
 }
 
-// Slot is the right to a row of counters. A slot that was released and taken again
-// has another generation.
-type Slot struct {
-	Index      uint16
-	Generation uint64 // CLOCK_BOOTTIME in ns when it was taken
-	Ifindex    int
-	OwnQdisc   bool // we made the interface's clsact qdisc
-}
-
-// flagOwnQdisc is Slot.OwnQdisc in the flags of a pinned slot.
-const flagOwnQdisc = 1
-
 // Take takes a slot for an interface, with all its counters at 0.
 //
 // Returns an error wrapping [ErrFull] if there is none.
 func (d *Datapath) Take(ifindex int) (Slot, error) {
+	s, err := d.place(Slot{Ifindex: ifindex}, d.takeLowest)
+	if err != nil {
+		return Slot{}, fmt.Errorf("take slot for ifindex %d: %w", ifindex, err)
+	}
+	return s, nil
+}
+
+// place puts an attachment into the free slot that choose returns, with all its
+// counters at 0, and makes the rows for it if they are missing.
+func (d *Datapath) place(s Slot, choose func(*Slot) error) (Slot, error) {
 	for {
-		s, missing, err := d.take(ifindex)
-		if err != nil {
-			return Slot{}, fmt.Errorf("take slot for ifindex %d: %w", ifindex, err)
+		placed, err := d.tryPlace(s, choose)
+		if !errors.Is(err, errNoRows) {
+			return placed, err
 		}
-		if !missing {
-			return s, nil
-		}
-		if err := d.makeChunk(s.Index / slotsPerChunk); err != nil {
-			return Slot{}, fmt.Errorf("make rows for slot %d: %w", s.Index, err)
+		if err := d.makeChunk(placed.Index / slotsPerChunk); err != nil {
+			return Slot{}, fmt.Errorf("make rows for slot %d: %w", placed.Index, err)
 		}
 	}
 }
 
-// take takes the lowest free slot, or says that its chunk is missing.
-func (d *Datapath) take(ifindex int) (s Slot, missing bool, err error) {
+// errNoRows says that the chunk of a slot is missing.
+var errNoRows = errors.New("no rows")
+
+func (d *Datapath) tryPlace(s Slot, choose func(*Slot) error) (Slot, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return s, false, ErrReleased
+		return s, ErrReleased
 	}
-	var ok bool
-	if s.Index, ok = d.free(); !ok {
-		return s, false, fmt.Errorf("%w (bpf.max_interfaces %d)", ErrFull, d.maxSlots)
+	if err := choose(&s); err != nil {
+		return s, err
 	}
-	if d.chunks[s.Index/slotsPerChunk] == nil {
-		return s, true, nil
+	rows := d.chunks[s.Index/slotsPerChunk]
+	if rows == nil {
+		return s, errNoRows
 	}
-	for cpu := range d.cpus {
-		*d.row(s.Index, cpu, receive) = classifierRow{}
-		*d.row(s.Index, cpu, transmit) = classifierRow{}
-	}
-	s.Generation, s.Ifindex = d.generation(), ifindex
+	rows.clear(s.Index)
 	if err := d.remember(s); err != nil {
-		return s, false, err
+		return s, err
 	}
 	d.use(s, 1)
-	return s, false, nil
+	return s, nil
 }
 
-// Own notes that we made the qdisc of the slot's interface, over restarts.
-func (d *Datapath) Own(s Slot) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.valid(s) {
-		return ErrReleased
+// takeLowest chooses the lowest slot, in a new generation.
+func (d *Datapath) takeLowest(s *Slot) error {
+	var ok bool
+	if s.Index, ok = d.free(); !ok || len(d.taken) >= d.maxSlots {
+		return fmt.Errorf("%w (bpf.max_interfaces %d)", ErrFull, d.maxSlots)
 	}
-	s.OwnQdisc = true
-	return d.remember(s)
+	s.Generation = d.generation()
+	return nil
 }
 
-// Release gives a slot back. No filter may use it any more.
+// Release gives a slot back. No program may count on it any more.
 func (d *Datapath) Release(s Slot) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.valid(s) {
 		return nil
 	}
+	err := d.unbind(d.taken[s.Index])
 	delete(d.taken, s.Index)
 	d.lowest = min(d.lowest, int(s.Index))
 	d.use(s, -1)
 	if err := d.maps.Slots.Delete(uint32(s.Index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("release slot %d: %w", s.Index, err)
 	}
-	return nil
+	return err
 }
 
 // Slots returns the slots in use, in no order.
@@ -133,9 +126,10 @@ func (d *Datapath) Read(s Slot) (rx, tx Counters, err error) {
 	return d.sum(s.Index, receive), d.sum(s.Index, transmit), nil
 }
 
-// Uncounted returns the number of packets that found no row, and so stand nowhere.
+// Uncounted returns the number of packets that found no row or, at tcx, no slot, and so
+// stand nowhere.
 func (d *Datapath) Uncounted() map[string]uint64 {
-	return d.trouble(map[string]int{"no_row": 1})
+	return d.trouble(map[string]int{"no_row": 1, "no_slot": 5})
 }
 
 // Unclassified returns the number of packets whose headers could not be read: they
@@ -178,23 +172,6 @@ func (d *Datapath) recall() error {
 	return nil
 }
 
-// slotsIn reads the map of slots.
-func slotsIn(m *ebpf.Map) ([]Slot, error) {
-	var slots []Slot
-	var index uint32
-	var pinned classifierSlot
-	all := m.Iterate()
-	for all.Next(&index, &pinned) {
-		slots = append(slots, Slot{
-			Index:      uint16(index),
-			Generation: pinned.Generation,
-			Ifindex:    int(pinned.Ifindex),
-			OwnQdisc:   pinned.Flags&flagOwnQdisc != 0,
-		})
-	}
-	return slots, all.Err()
-}
-
 // valid says whether a slot is still the one that was taken.
 func (d *Datapath) valid(s Slot) bool {
 	now, ok := d.taken[s.Index]
@@ -203,9 +180,6 @@ func (d *Datapath) valid(s Slot) bool {
 
 // free returns the lowest free slot, which keeps the chunks few.
 func (d *Datapath) free() (uint16, bool) {
-	if len(d.taken) >= d.maxSlots {
-		return 0, false
-	}
 	for ; d.lowest <= MaxSlots; d.lowest++ {
 		if _, ok := d.taken[uint16(d.lowest)]; !ok {
 			return uint16(d.lowest), true
@@ -221,16 +195,4 @@ func (d *Datapath) generation() uint64 {
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
 	d.newest = max(d.newest+1, uint64(now.Nano()))
 	return d.newest
-}
-
-func (d *Datapath) remember(s Slot) error {
-	pinned := classifierSlot{Generation: s.Generation, Ifindex: uint32(s.Ifindex)}
-	if s.OwnQdisc {
-		pinned.Flags |= flagOwnQdisc
-	}
-	if err := d.maps.Slots.Put(uint32(s.Index), pinned); err != nil {
-		return fmt.Errorf("remember slot %d: %w", s.Index, err)
-	}
-	d.taken[s.Index] = s
-	return nil
 }

@@ -25,6 +25,7 @@ var errUnfit = errors.New("unfit")
 // check makes a Config of settings, and a problem of every value that is unfit.
 func (s *source) check(r raw) *Config {
 	return &Config{
+		StateDir: checked(s, "state_dir", r.StateDir, absolute),
 		Log: Log{
 			Level:  checked(s, "log.level", r.Log.Level, level),
 			Format: checked(s, "log.format", r.Log.Format, oneOf(FormatText, FormatJSON)),
@@ -34,6 +35,7 @@ func (s *source) check(r raw) *Config {
 			MaxInterfaces: int(checked(s, "bpf.max_interfaces", strconv.Itoa(r.BPF.MaxInterfaces), positive16)),
 		},
 		Attach: Attach{
+			Mode:     checked(s, "attach.mode", r.Attach.Mode, oneOf(Auto, ModeClsact, ModeTCX)),
 			Priority: checked(s, "attach.priority", strconv.Itoa(r.Attach.Priority), positive16),
 			Interfaces: Selection{
 				Include: checkedList(s, "attach.interfaces.include", r.Attach.Interfaces.Include, glob),
@@ -55,10 +57,7 @@ func (s *source) check(r raw) *Config {
 				once(oneOf(FamilyInterface, FamilyProtocol, FamilyFamily, FamilyTCPFlags))),
 			Compat: checked(s, "metrics.compat", r.Metrics.Compat, oneOf("", CompatCadvisor)),
 		},
-		Retention: Retention{
-			Metrics: checked(s, "retention.metrics", r.Retention.Metrics, atLeast(0)),
-			API:     checked(s, "retention.api", r.Retention.API, atLeast(0)),
-		},
+		Retention: s.checkRetention(r),
 	}
 }
 
@@ -72,6 +71,26 @@ func (s *source) checkWatch(r raw) Watch {
 		},
 		Patterns: checkedList(s, "watch.patterns", r.Watch.Patterns, pattern),
 	}
+}
+
+func (s *source) checkRetention(r raw) Retention {
+	good := len(s.problems)
+	kept := Retention{
+		Metrics: checked(s, "retention.metrics", r.Retention.Metrics, atLeast(0)),
+		API:     checked(s, "retention.api", r.Retention.API, atLeast(0)),
+		Hours:   checked(s, "retention.hours", r.Retention.Hours, atLeast(day)),
+		Days:    checked(s, "retention.days", r.Retention.Days, atLeast(0)),
+	}
+	if len(s.problems) > good || kept.Hours <= kept.Days {
+		return kept
+	}
+	// The one that was not left at its default is to blame.
+	if k, _ := keyAt("retention.days"); r.Retention.Days == k.value {
+		s.report("retention.hours", "", r.Retention.Hours, fmt.Errorf("retention.days is %s", r.Retention.Days))
+	} else {
+		s.report("retention.days", "", r.Retention.Days, fmt.Errorf("retention.hours is %s", r.Retention.Hours))
+	}
+	return kept
 }
 
 // A reader makes a value of its text.
@@ -156,9 +175,8 @@ func positive16(text string) (uint16, error) {
 
 func atLeast(least time.Duration) reader[time.Duration] {
 	return func(text string) (time.Duration, error) {
-		d, err := time.ParseDuration(text)
-		// The standard library lets a bare 0 pass: without a unit it is a number.
-		if err != nil || d < least || text == "0" {
+		d, err := parseDuration(text)
+		if err != nil || d < least {
 			return 0, errUnfit
 		}
 		return d, nil

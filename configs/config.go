@@ -17,8 +17,8 @@ import (
 // DefaultPath is where the configuration lies unless the user says otherwise.
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
-// Values of settings that are words. Auto and Off belong to [Watch.CgroupRoot] and
-// [Names.Docker], the rest to the field they are named after.
+// Values of settings that are words. Auto and Off belong to [Attach.Mode],
+// [Watch.CgroupRoot] and [Names.Docker], the rest to the field they are named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -32,11 +32,16 @@ const (
 	FamilyTCPFlags  = "tcp_flags"
 
 	CompatCadvisor = "cadvisor"
+
+	ModeClsact = "clsact"
+	ModeTCX    = "tcx"
 )
 
 // Config is a checked configuration. It is made by [Load] and never changes
 // afterwards, so that goroutines may share it; a reload makes a new one.
 type Config struct {
+	StateDir string // absolute, clean
+
 	Log       Log
 	BPF       BPF
 	Attach    Attach
@@ -63,6 +68,7 @@ type BPF struct {
 
 // Attach says where filters are put.
 type Attach struct {
+	Mode       string    // Auto, ModeClsact or ModeTCX
 	Priority   uint16    // never 0: there the kernel would choose
 	Interfaces Selection // by the host interface's name
 }
@@ -94,8 +100,11 @@ type Metrics struct {
 	Compat   string   // "" or CompatCadvisor
 }
 
-// Retention says how long an ended container is still shown.
+// Retention says how long an ended container is still shown, and how far the history
+// reaches back.
 type Retention struct {
 	Metrics time.Duration
 	API     time.Duration
+	Hours   time.Duration // at least a day
+	Days    time.Duration // at least Hours
 }

@@ -12,16 +12,18 @@ type key struct {
 }
 
 const (
-	wantDuration = "a duration such as 30s, 5m or 24h"
+	wantDuration = "a duration such as 5m, 24h or 90d"
 	wantGlob     = "a glob such as veth*"
 	wantPath     = "an absolute path"
 )
 
 var keys = []key{
+	{"state_dir", "/var/lib/nettally", wantPath},
 	{"log.level", "info", "debug, info, warn or error"},
 	{"log.format", "text", "text or json"},
 	{"bpf.pin_path", "/sys/fs/bpf/nettally", wantPath + " to a directory of its own"},
 	{"bpf.max_interfaces", 65535, "a number from 1 to 65535"},
+	{"attach.mode", "auto", "auto, clsact or tcx"},
 	{"attach.priority", 2, "a number from 1 to 65535"},
 	{"attach.interfaces.include", []string{"*"}, wantGlob},
 	{"attach.interfaces.exclude", []string{}, wantGlob},
@@ -39,6 +41,8 @@ var keys = []key{
 	{"metrics.compat", "", `cadvisor, or "" for none`},
 	{"retention.metrics", "5m", wantDuration},
 	{"retention.api", "24h", wantDuration},
+	{"retention.hours", "90d", wantDuration + ", at least 1d and at most retention.days"},
+	{"retention.days", "5y", wantDuration + ", at least retention.hours"},
 }
 
 func keyAt(path string) (key, bool) {

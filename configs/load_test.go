@@ -39,14 +39,15 @@ func TestLoadDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
+		StateDir:  "/var/lib/nettally",
 		Log:       Log{Level: slog.LevelInfo, Format: FormatText},
 		BPF:       BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
-		Attach:    Attach{Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
+		Attach:    Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
 		Watch:     Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:     Names{Docker: Auto, Labels: []string{}},
 		Exporter:  Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
 		Metrics:   Metrics{Families: []string{}},
-		Retention: Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour},
+		Retention: Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
 	}
 	if diff := cmp.Diff(want.raw(), config.raw()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -77,22 +78,24 @@ func TestLoadNothing(t *testing.T) {
 }
 
 const everything = `
+state_dir: /srv/nettally/
 log: {level: debug, format: json}
 bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
-attach: {priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
+attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, labels: [com.docker.compose.service, Team]}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
-retention: {metrics: 0s, api: 1h0.5s}
+retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
 `
 
 func TestLoadEverything(t *testing.T) {
 	c := mustLoad(t, everything)
 	var want raw
+	want.StateDir = "/srv/nettally"
 	want.Log.Level, want.Log.Format = "debug", "json"
 	want.BPF.PinPath, want.BPF.MaxInterfaces = "/sys/fs/bpf/other", 100
-	want.Attach.Priority = 65535
+	want.Attach.Mode, want.Attach.Priority = "tcx", 65535
 	want.Attach.Interfaces.Include = []string{"veth*", "lxc[0-9]?"}
 	want.Attach.Interfaces.Exclude = []string{"vethX"}
 	want.Watch.CgroupRoot, want.Watch.Reconcile = "/host/cgroup", "1m30s"
@@ -103,6 +106,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
 	want.Retention.Metrics, want.Retention.API = "0s", "1h0m0.5s"
+	want.Retention.Hours, want.Retention.Days = "24h", "18372h"
 	if diff := cmp.Diff(want, c.raw()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -124,6 +128,11 @@ func TestLoadAccepts(t *testing.T) {
 		"retention: {metrics: &d 1h, api: *d}\n",
 		`metrics: {families: [interface, protocol, family, tcp_flags]}`,
 		`watch: {reconcile: 1s}`,
+		`state_dir: /`,
+		`attach: {mode: auto}`,
+		`attach: {mode: clsact}`,
+		`retention: {hours: 1d, days: 24h}`,
+		`retention: {hours: 5y, days: 1825d}`,
 	} {
 		if _, err := Load(write(t, text), true, nil); err != nil {
 			t.Errorf("%s: %v", text, err)
@@ -154,6 +163,7 @@ func TestPrecedence(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	for name, value := range map[string]string{
+		"NETTALLY_STATE_DIR":                 "/x",
 		"NETTALLY_LOG_LEVEL":                 "error",
 		"NETTALLY_ATTACH_PRIORITY":           "08",
 		"NETTALLY_ATTACH_INTERFACES_INCLUDE": "",
@@ -166,7 +176,7 @@ func TestEnvironment(t *testing.T) {
 	} {
 		t.Setenv(name, value)
 	}
-	want := mustLoadAs(t, "log: {level: error}\nattach: {priority: 8, interfaces: {include: []}}\n"+
+	want := mustLoadAs(t, "state_dir: /x\nlog: {level: error}\nattach: {priority: 8, interfaces: {include: []}}\n"+
 		"watch: {include: [/docker/*, 3f2a*], patterns: ['/(?P<id>[a-z]+)$']}\nexporter: {listen: \"\"}\nretention: {api: 1h}\n")
 	c, err := Load("", false, nil)
 	if err != nil {
@@ -277,10 +287,12 @@ func TestReferenceMarksRestart(t *testing.T) {
 
 // changed has a file for every key that sets it to other than its default.
 var changed = map[string]string{
+	"state_dir":                 `state_dir: /x`,
 	"log.level":                 `log: {level: warn}`,
 	"log.format":                `log: {format: json}`,
 	"bpf.pin_path":              `bpf: {pin_path: /x}`,
 	"bpf.max_interfaces":        `bpf: {max_interfaces: 1}`,
+	"attach.mode":               `attach: {mode: tcx}`,
 	"attach.priority":           `attach: {priority: 1}`,
 	"attach.interfaces.include": `attach: {interfaces: {include: [veth*]}}`,
 	"attach.interfaces.exclude": `attach: {interfaces: {exclude: [veth*]}}`,
@@ -298,13 +310,15 @@ var changed = map[string]string{
 	"metrics.compat":            `metrics: {compat: cadvisor}`,
 	"retention.metrics":         `retention: {metrics: 1s}`,
 	"retention.api":             `retention: {api: 1s}`,
+	"retention.hours":           `retention: {hours: 1d}`,
+	"retention.days":            `retention: {days: 90d}`,
 }
 
 func TestNeedsRestart(t *testing.T) {
 	base := mustLoad(t, "")
 	next := mustLoad(t, everything)
 	want := []string{
-		"bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
+		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
 		"names.docker", "exporter.listen", "exporter.socket", "exporter.web_config",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {

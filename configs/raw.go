@@ -10,13 +10,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // raw is the configuration as it is written: the shape of the file.
 type raw struct {
+	StateDir string `yaml:"state_dir"`
+
 	Log struct {
 		Level  string `yaml:"level"`
 		Format string `yaml:"format"`
@@ -26,7 +27,8 @@ type raw struct {
 		MaxInterfaces int    `yaml:"max_interfaces"`
 	} `yaml:"bpf"`
 	Attach struct {
-		Priority   int `yaml:"priority"`
+		Mode       string `yaml:"mode"`
+		Priority   int    `yaml:"priority"`
 		Interfaces struct {
 			Include []string `yaml:"include,flow"`
 			Exclude []string `yaml:"exclude,flow"`
@@ -55,6 +57,8 @@ type raw struct {
 	Retention struct {
 		Metrics string `yaml:"metrics"`
 		API     string `yaml:"api"`
+		Hours   string `yaml:"hours"`
+		Days    string `yaml:"days"`
 	} `yaml:"retention"`
 }
 
@@ -72,10 +76,12 @@ func (c *Config) YAML() ([]byte, error) {
 
 func (c *Config) raw() raw {
 	var r raw
+	r.StateDir = c.StateDir
 	r.Log.Level = strings.ToLower(c.Log.Level.String())
 	r.Log.Format = c.Log.Format
 	r.BPF.PinPath = c.BPF.PinPath
 	r.BPF.MaxInterfaces = c.BPF.MaxInterfaces
+	r.Attach.Mode = c.Attach.Mode
 	r.Attach.Priority = int(c.Attach.Priority)
 	r.Attach.Interfaces.Include = list(c.Attach.Interfaces.Include)
 	r.Attach.Interfaces.Exclude = list(c.Attach.Interfaces.Exclude)
@@ -93,6 +99,8 @@ func (c *Config) raw() raw {
 	r.Metrics.Compat = c.Metrics.Compat
 	r.Retention.Metrics = duration(c.Retention.Metrics)
 	r.Retention.API = duration(c.Retention.API)
+	r.Retention.Hours = duration(c.Retention.Hours)
+	r.Retention.Days = duration(c.Retention.Days)
 	return r
 }
 
@@ -107,22 +115,10 @@ func expressions(patterns []*regexp.Regexp) []string {
 	return texts
 }
 
-// duration writes 5m, where the standard library writes 5m0s.
-func duration(d time.Duration) string {
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
-}
-
-// fixed are the keys and sections that are used once, when the daemon starts: maps
-// and filters are made by them, sockets opened, containers identified.
+// fixed are the keys and sections that are used once, when the daemon starts: files and
+// maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
+	"state_dir", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
 }
 
 // NeedsRestart returns the keys in which next differs and that a running daemon

@@ -20,6 +20,7 @@ var refusals = []struct {
 	// Keys.
 	{"typing error", "watch: {recncile: 30s}", "FILE: watch.recncile: unknown key; did you mean watch.reconcile?"},
 	{"typing error in a section", "exporters: {}", "FILE: exporters: unknown key; did you mean exporter?"},
+	{"typing error beside sections", "statedir: /x", "FILE: statedir: unknown key; did you mean state_dir?"},
 	{"upper case", "Log: {level: info}", "FILE: Log: unknown key; did you mean log?"},
 	{"upper case below", "log: {Level: info}", "FILE: log.Level: unknown key; did you mean log.level?"},
 	{"in another section", "listen: :9819", "FILE: listen: unknown key; did you mean exporter.listen?"},
@@ -33,12 +34,9 @@ var refusals = []struct {
 	{"list as a key", "? [a]\n: 1", `FILE: "": expected a plain key, with the keys below it indented, got a list`},
 	{"of a later release: quotas", "quotas: []", "FILE: quotas: unknown key"},
 	{"of a later release: notifiers", "notifiers: []", "FILE: notifiers: unknown key"},
-	{"of a later release: state_dir", "state_dir: /var/lib/nettally", "FILE: state_dir: unknown key"},
 	{"of a later release: accounting", "accounting: {cgroup: auto}", "FILE: accounting: unknown key"},
-	{"of a later release: attach.mode", "attach: {mode: auto}", "FILE: attach.mode: unknown key"},
 	{"of a later release: names.cri", "names: {cri: auto}", "FILE: names.cri: unknown key"},
 	{"of a later release: names.podman", "names: {podman: auto}", "FILE: names.podman: unknown key"},
-	{"of a later release: retention.hours", "retention: {hours: 90d}", "FILE: retention.hours: unknown key"},
 	{"twice", "log:\n  level: info\n  format: text\n  level: warn\n", "FILE:4: log.level: already set in line 2"},
 	{"section twice", "log: {}\nbpf: {}\nlog: {}\n", "FILE:3: log: already set in line 1"},
 
@@ -49,6 +47,8 @@ var refusals = []struct {
 	{"section as list", "attach: {interfaces: [veth*]}", "FILE: attach.interfaces: expected keys below it, got a list"},
 	{"value as section", "log: {level: {is: info}}", "FILE: log.level: expected debug, info, warn or error, got keys below it"},
 	{"value as list", "log: {level: [info]}", "FILE: log.level: expected debug, info, warn or error, got a list"},
+	{"state_dir as a section", "state_dir: {path: /x}", "FILE: state_dir: expected an absolute path, got keys below it"},
+	{"state_dir left out", "state_dir:", "FILE: state_dir: expected an absolute path, got nothing"},
 	{"value left out", "exporter: {listen: }", `FILE: exporter.listen: expected an address such as 127.0.0.1:9819 or :9819, or "" for none, got nothing`},
 	{"list as text", "names: {labels: team}", `FILE: names.labels: expected a list, got "team"`},
 	{"list with commas", `attach: {interfaces: {include: "a,b"}}`, `FILE: attach.interfaces.include: expected a list, got "a,b"`},
@@ -71,12 +71,15 @@ var refusals = []struct {
 	{"level", "log: {level: loud}", `FILE: log.level: expected debug, info, warn or error, got "loud"`},
 	{"level in capitals", "log: {level: INFO}", `FILE: log.level: expected debug, info, warn or error, got "INFO"`},
 	{"format", "log: {format: xml}", `FILE: log.format: expected text or json, got "xml"`},
+	{"relative state_dir", "state_dir: nettally", `FILE: state_dir: expected an absolute path, got "nettally"`},
 	{"relative pin_path", "bpf: {pin_path: nettally}", `FILE: bpf.pin_path: expected an absolute path to a directory of its own, got "nettally"`},
 	{"the bpffs itself", "bpf: {pin_path: /sys/fs/bpf/}", `FILE: bpf.pin_path: expected an absolute path to a directory of its own, got "/sys/fs/bpf/"`},
 	{"number as a path", "bpf: {pin_path: 5}", `FILE: bpf.pin_path: expected an absolute path to a directory of its own, got "5"`},
 	{"no interfaces", "bpf: {max_interfaces: 0}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "0"`},
 	{"too many interfaces", "bpf: {max_interfaces: 65536}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "65536"`},
 	{"far too many interfaces", "bpf: {max_interfaces: 18446744073709551615}", `FILE: bpf.max_interfaces: expected a number from 1 to 65535, got "18446744073709551615"`},
+	{"mode", "attach: {mode: xdp}", `FILE: attach.mode: expected auto, clsact or tcx, got "xdp"`},
+	{"mode off", "attach: {mode: off}", `FILE: attach.mode: expected auto, clsact or tcx, got "off"`},
 	{"word as a number", "attach: {priority: two}", `FILE: attach.priority: expected a number from 1 to 65535, got "two"`},
 	{"text as a number", `attach: {priority: "2"}`, `FILE: attach.priority: expected a number from 1 to 65535, got "2"`},
 	{"fraction", "attach: {priority: 2.7}", `FILE: attach.priority: expected a number from 1 to 65535, got "2.7"`},
@@ -86,7 +89,7 @@ var refusals = []struct {
 	{"glob", "attach: {interfaces: {include: [a, 'veth[']}}", `FILE: attach.interfaces.include[1]: expected a glob such as veth*, got "veth["`},
 	{"empty glob", `attach: {interfaces: {exclude: [""]}}`, `FILE: attach.interfaces.exclude[0]: expected a glob such as veth*, got ""`},
 	{"cgroup_root", "watch: {cgroup_root: cgroup}", `FILE: watch.cgroup_root: expected auto or an absolute path, got "cgroup"`},
-	{"reconcile too fast", "watch: {reconcile: 999ms}", `FILE: watch.reconcile: expected a duration such as 30s, 5m or 24h, at least 1s, got "999ms"`},
+	{"reconcile too fast", "watch: {reconcile: 999ms}", `FILE: watch.reconcile: expected a duration such as 5m, 24h or 90d, at least 1s, got "999ms"`},
 	{"watch.include", `watch: {include: ['\']}`, `FILE: watch.include[0]: expected a glob such as /docker/*, got "\\"`},
 	{"watch.exclude", `watch: {exclude: ['a[b']}`, `FILE: watch.exclude[0]: expected a glob such as /docker/*, got "a[b"`},
 	{"pattern", "watch: {patterns: ['(?P<id>x']}", `FILE: watch.patterns[0]: expected a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$, got "(?P<id>x" (missing closing ))`},
@@ -107,11 +110,16 @@ var refusals = []struct {
 	{"family", "metrics: {families: [protocols]}", `FILE: metrics.families[0]: expected interface, protocol, family or tcp_flags, each only once, got "protocols"`},
 	{"family twice", "metrics: {families: [family, family]}", `FILE: metrics.families[1]: expected interface, protocol, family or tcp_flags, each only once, got "family"`},
 	{"compat", "metrics: {compat: docker}", `FILE: metrics.compat: expected cadvisor, or "" for none, got "docker"`},
-	{"no unit", "retention: {metrics: 5}", `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "5"`},
-	{"no unit in text", `retention: {metrics: "5"}`, `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "5"`},
-	{"zero without unit", `retention: {metrics: "0"}`, `FILE: retention.metrics: expected a duration such as 30s, 5m or 24h, got "0"`},
-	{"unit of days", "retention: {api: 1d}", `FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "1d"`},
-	{"past", "retention: {api: -1h}", `FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "-1h"`},
+	{"no unit", "retention: {metrics: 5}", `FILE: retention.metrics: expected a duration such as 5m, 24h or 90d, got "5"`},
+	{"no unit in text", `retention: {metrics: "5"}`, `FILE: retention.metrics: expected a duration such as 5m, 24h or 90d, got "5"`},
+	{"zero without unit", `retention: {metrics: "0"}`, `FILE: retention.metrics: expected a duration such as 5m, 24h or 90d, got "0"`},
+	{"unit of weeks", "retention: {api: 1w}", `FILE: retention.api: expected a duration such as 5m, 24h or 90d, got "1w"`},
+	{"past", "retention: {api: -1h}", `FILE: retention.api: expected a duration such as 5m, 24h or 90d, got "-1h"`},
+	{"hours for less than a day", "retention: {hours: 23h}", `FILE: retention.hours: expected a duration such as 5m, 24h or 90d, at least 1d and at most retention.days, got "23h"`},
+	{"hours longer than days", "retention: {hours: 6y}", `FILE: retention.hours: expected a duration such as 5m, 24h or 90d, at least 1d and at most retention.days, got "6y" (retention.days is 5y)`},
+	{"days shorter than hours", "retention: {days: 89d}", `FILE: retention.days: expected a duration such as 5m, 24h or 90d, at least retention.hours, got "89d" (retention.hours is 90d)`},
+	{"days shorter than hours, both set", "retention: {days: 4d, hours: 5d}", `FILE: retention.days: expected a duration such as 5m, 24h or 90d, at least retention.hours, got "4d" (retention.hours is 5d)`},
+	{"days as a word", "retention: {days: ever, hours: 6y}", `FILE: retention.days: expected a duration such as 5m, 24h or 90d, at least retention.hours, got "ever"`},
 }
 
 func TestLoadRefuses(t *testing.T) {
@@ -130,7 +138,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestLoadRefusesAllAtOnce(t *testing.T) {
-	file := write(t, "log: {level: loud}\nbanana: 1\nattach: {priority: two}\nlog: {}\nretention: {api: 1d}\n")
+	file := write(t, "log: {level: loud}\nbanana: 1\nattach: {priority: two}\nlog: {}\nretention: {api: 1w}\n")
 	t.Setenv("NETTALLY_METRICS_COMPAT", "none")
 	_, err := Load(file, true, nil)
 	want := `FILE: banana: unknown key
@@ -138,7 +146,7 @@ FILE: attach.priority: expected a number from 1 to 65535, got "two"
 FILE:4: log: already set in line 1
 FILE: log.level: expected debug, info, warn or error, got "loud"
 NETTALLY_METRICS_COMPAT: expected cadvisor, or "" for none, got "none"
-FILE: retention.api: expected a duration such as 30s, 5m or 24h, got "1d"`
+FILE: retention.api: expected a duration such as 5m, 24h or 90d, got "1w"`
 	if diff := cmp.Diff(want, strings.ReplaceAll(err.Error(), file, "FILE")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -153,7 +161,7 @@ func TestLoadRefusesEnvironment(t *testing.T) {
 		{"NETTALLY_WATCH_INCLUDE", "a,[", `expected a glob such as /docker/*, got "["`},
 		{"NETTALLY_WATCH_INCLUDE", "a,", `expected a glob such as /docker/*, got ""`},
 		{"NETTALLY_NAMES_LABELS", "\xff", `expected a label key, each only once, got "\xff"`},
-		{"NETTALLY_RETENTION_API", "5", `expected a duration such as 30s, 5m or 24h, got "5"`},
+		{"NETTALLY_RETENTION_API", "5", `expected a duration such as 5m, 24h or 90d, got "5"`},
 	} {
 		t.Run(c.name+"="+c.value, func(t *testing.T) {
 			t.Setenv(c.name, c.value)

@@ -23,6 +23,16 @@ func TestUnit(t *testing.T) {
 	if !strings.Contains(string(text), installed) {
 		t.Fatalf("no line %q", installed)
 	}
+	// systemd has the directories of the defaults ready.
+	defaults := mustLoad(t, "")
+	for _, line := range []string{
+		"StateDirectory=" + strings.TrimPrefix(defaults.StateDir, "/var/lib/"),
+		"RuntimeDirectory=" + strings.TrimPrefix(filepath.Dir(defaults.Exporter.Socket), "/run/"),
+	} {
+		if !strings.Contains(string(text), "\n"+line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
 	unit := filepath.Join(t.TempDir(), "nettally.service")
 	replaced := strings.Replace(string(text), installed, "ExecStart="+program+" run", 1)
 	must(t, os.WriteFile(unit, []byte(replaced), 0o644))

@@ -43,13 +43,15 @@ func TestYAML(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `log:
+	want := `state_dir: /var/lib/nettally
+log:
   level: info
   format: text
 bpf:
   pin_path: /sys/fs/bpf/nettally
   max_interfaces: 65535
 attach:
+  mode: auto
   priority: 2
   interfaces:
     include: ['*']
@@ -73,6 +75,8 @@ metrics:
 retention:
   metrics: 5m
   api: 24h
+  hours: 90d
+  days: 5y
 `
 	if diff := cmp.Diff(want, string(text)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,12 +19,13 @@ import (
 
 // routes returns the handler of all paths. What it answers by itself, unknown
 // paths and wrong methods too, is JSON.
-func (e *Exporter) routes(metrics, landing http.Handler) http.Handler {
+func (e *Exporter) routes(landing http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, h http.Handler) { mux.Handle(pattern, readOnly(h)) }
-	handle("/metrics", metrics)
+	handle("/metrics", http.HandlerFunc(e.metrics))
 	handle("/api/v1/containers", http.HandlerFunc(e.containers))
 	handle("/api/v1/containers/{container}", http.HandlerFunc(e.container))
+	handle("/api/v1/history", http.HandlerFunc(e.history))
 	handle("/healthz", http.HandlerFunc(e.health))
 	handle("/readyz", http.HandlerFunc(e.readiness))
 	handle("/version", http.HandlerFunc(e.version))
@@ -46,13 +48,28 @@ func readOnly(next http.Handler) http.Handler {
 	})
 }
 
+// take takes the snapshot for a request. Where that can't be had it answers, and
+// returns false.
+func (e *Exporter) take(w http.ResponseWriter, r *http.Request) (usage.Snapshot, bool) {
+	ctx, cancel := context.WithTimeout(r.Context(), waitTimeout)
+	defer cancel()
+	snap, err := e.snapshot(ctx)
+	if err != nil {
+		e.fail(w, http.StatusServiceUnavailable, err)
+	}
+	return snap, err == nil
+}
+
 func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
 	q, err := parseQuery(r.URL.RawQuery)
 	if err != nil {
 		e.fail(w, http.StatusBadRequest, err)
 		return
 	}
-	snap := e.snapshot()
+	snap, ok := e.take(w, r)
+	if !ok {
+		return
+	}
 	body := Containers{
 		Containers: containersOf(slices.DeleteFunc(snap.Containers, q.excludes)),
 		TakenAt:    snap.TakenAt.UTC(),
@@ -68,8 +85,12 @@ func (e *Exporter) container(w http.ResponseWriter, r *http.Request) {
 		e.fail(w, http.StatusBadRequest, err)
 		return
 	}
+	snap, ok := e.take(w, r)
+	if !ok {
+		return
+	}
 	wanted := r.PathValue("container")
-	found := find(e.snapshot().Containers, wanted)
+	found := find(snap.Containers, wanted)
 	switch len(found) {
 	case 0:
 		e.fail(w, http.StatusNotFound, fmt.Errorf("find container %q: no id, name or start of an id matches", wanted))

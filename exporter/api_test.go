@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -157,7 +158,7 @@ func TestOneSnapshot(t *testing.T) {
 	opts := options(snapshot())
 	taken := 0
 	take := opts.Snapshot
-	opts.Snapshot = func() usage.Snapshot { taken++; return take() }
+	opts.Snapshot = func(ctx context.Context) (usage.Snapshot, error) { taken++; return take(ctx) }
 	h := newExporter(t, opts).Handler()
 
 	_, _, body := request(t, h, "GET", "/api/v1/containers/aaa111")

@@ -22,18 +22,17 @@ const (
 	causeInvalidText        = "invalid_text"
 )
 
-// collector shows a snapshot as metrics. Labels come from outside and may hold
+// collector shows snapshots as metrics. Labels come from outside and may hold
 // anything, and one bad or repeated label set would fail the whole scrape, so
 // both are dealt with here and counted.
 type collector struct {
-	snapshot func() usage.Snapshot
 	settings func() Settings
 	descs    descs
 	trouble  *prometheus.CounterVec
 }
 
-func newCollector(snapshot func() usage.Snapshot, settings func() Settings) *collector {
-	c := &collector{snapshot: snapshot, settings: settings, descs: newDescs()}
+func newCollector(settings func() Settings) *collector {
+	c := &collector{settings: settings, descs: newDescs()}
 	c.trouble = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "nettally_scrape_troubles_total",
 		Help: "Containers or interfaces left out of a scrape because an earlier one had the same labels, " +
@@ -43,6 +42,21 @@ func newCollector(snapshot func() usage.Snapshot, settings func() Settings) *col
 		c.trouble.WithLabelValues(cause)
 	}
 	return c
+}
+
+// of returns the metrics of one snapshot. A scrape has its own, since prometheus has no
+// way to hand Collect the context of the request.
+func (c *collector) of(snap usage.Snapshot) prometheus.Collector { return snapshotMetrics{c, snap} }
+
+// reserved takes the names of a collector, so that no other metric can have them.
+type reserved struct{ *collector }
+
+// Collect implements [prometheus.Collector].
+func (reserved) Collect(chan<- prometheus.Metric) {}
+
+type snapshotMetrics struct {
+	*collector
+	snap usage.Snapshot
 }
 
 // Describe implements [prometheus.Collector]. It sends the metrics of all
@@ -55,7 +69,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // Collect implements [prometheus.Collector].
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
+func (c snapshotMetrics) Collect(ch chan<- prometheus.Metric) {
 	defer c.trouble.Collect(ch) // last, so that it counts what this scrape met
 	s := &scrape{
 		descs:    &c.descs,
@@ -63,7 +77,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		settings: c.settings(),
 		trouble:  c.trouble,
 	}
-	s.run(c.snapshot())
+	s.run(c.snap)
 }
 
 // scrape is one run of Collect.
@@ -108,7 +122,7 @@ func byID(containers []usage.Container) []*usage.Container {
 // host sends the metrics that belong to no container.
 func (s *scrape) host(snap usage.Snapshot) {
 	running := 0
-	hooks := map[string]int{"clsact": 0} // there from the start, for alerts
+	hooks := map[string]int{"clsact": 0, "tcx": 0} // there from the start, for alerts
 	count := func(interfaces []usage.Interface) {
 		for i := range interfaces {
 			if interfaces[i].Attached {
@@ -156,9 +170,10 @@ func (s *scrape) container(c *usage.Container, id string) {
 			continue
 		}
 		ifname := s.text(iface.Name)
-		s.network(iface, series{id, ifname, name, namespace, pod})
+		began := beginnings(c, iface)
+		s.network(iface, series{id, ifname, name, namespace, pod}, began)
 		if s.settings.CompatCAdvisor {
-			s.compat(iface, [6]string{cgroup, image, ifname, name, namespace, pod})
+			s.compat(iface, began, [6]string{cgroup, image, ifname, name, namespace, pod})
 		}
 	}
 }
@@ -177,16 +192,15 @@ func repeated(before []usage.Interface, name string) bool {
 type series struct{ id, iface, name, namespace, pod string }
 
 // network sends an interface's counters of all families.
-func (s *scrape) network(iface *usage.Interface, of series) {
+func (s *scrape) network(iface *usage.Interface, of series, began began) {
 	labels := pairs(seriesLabels, of.id, of.iface, of.name, of.namespace, of.pod)
-	since := created(iface.AttachedAt)
+	since := began.ours
 	for d, counts := range directions(iface) {
 		wire, to := counts.Wire(), &s.descs.network[d]
-		s.counter(to.bytes, labels, wire.Bytes, since)
-		s.counter(to.packets, labels, wire.Packets, since)
+		s.volume(to.volumeDescs, labels, wire, began.all)
 		s.counter(to.syn, labels, counts.SYN, since)
 		if s.settings.shows(FamilyInterface) {
-			s.volume(s.descs.iface[d], labels, counts.Interface, since)
+			s.volume(s.descs.iface[d], labels, counts.Interface, began.all)
 		}
 	}
 	if s.settings.shows(FamilyProtocol) {
@@ -230,7 +244,7 @@ func (s *scrape) tcpFlags(iface *usage.Interface, of series, since *timestamppb.
 
 // compat sends an interface's counters as cAdvisor names them. Those are keyed
 // by cgroup, which is not ours and may be unknown.
-func (s *scrape) compat(iface *usage.Interface, values [6]string) {
+func (s *scrape) compat(iface *usage.Interface, began began, values [6]string) {
 	if _, ok := s.cadvisor[values]; ok {
 		s.trouble.WithLabelValues(causeDuplicateInterface).Inc()
 		return
@@ -238,7 +252,7 @@ func (s *scrape) compat(iface *usage.Interface, values [6]string) {
 	s.cadvisor[values] = struct{}{}
 	labels := pairs(cadvisorLabels, values[:]...)
 	for d, counts := range directions(iface) {
-		s.volume(s.descs.cadvisor[d], labels, counts.Interface, created(iface.AttachedAt))
+		s.volume(s.descs.cadvisor[d], labels, counts.Interface, began.all)
 	}
 }
 
@@ -301,6 +315,21 @@ func pairs(names []string, values ...string) []*dto.LabelPair {
 
 func directions(iface *usage.Interface) [2]*usage.Counts {
 	return [2]*usage.Counts{receive: &iface.Receive, transmit: &iface.Transmit}
+}
+
+// began says when counters were at 0: all, and those of what we saw ourselves. They
+// differ where an interface began with what the kernel had counted before us.
+type began struct{ all, ours *timestamppb.Timestamp }
+
+func beginnings(c *usage.Container, iface *usage.Interface) began {
+	ours := created(iface.AttachedAt)
+	if iface.Receive.Seeded == (usage.Volume{}) && iface.Transmit.Seeded == (usage.Volume{}) {
+		return began{all: ours, ours: ours}
+	}
+	if c.StartedAt.After(iface.AttachedAt) { // it has been restarted since
+		return began{all: ours, ours: ours}
+	}
+	return began{all: created(c.StartedAt), ours: ours}
 }
 
 // created is when a series began to count from 0. There is none where that is

@@ -53,6 +53,7 @@ func TestScrape(t *testing.T) {
 	got := scrapeText(t, collectorOf(snapshot(), Settings{MetricsRetention: 5 * time.Minute}))
 	want := []string{
 		`nettally_attachments{hook="clsact"} 2`,
+		`nettally_attachments{hook="tcx"} 0`,
 		`nettally_container_accounted{container_id="aaa111",name="web",reason=""} 1`,
 		`nettally_container_accounted{container_id="aaa222",name="agent",reason="host_network"} 0`,
 		`nettally_container_accounted{container_id="bbb333",name="web",reason=""} 1`,

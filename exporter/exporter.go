@@ -2,20 +2,25 @@
 
 // Package exporter shows usage as Prometheus metrics and JSON, on a TCP address
 // and on a unix socket. It computes nothing: every number is one of a
-// [usage.Snapshot], and both formats are made of the same snapshot function.
+// [usage.Snapshot], and both formats are made of the same snapshot function. Those
+// of the history are the ledger's.
 package exporter
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -49,11 +54,20 @@ type BuildInfo struct {
 	GoVersion string `json:"go_version"`
 }
 
-// Options is what an exporter shows. All fields but Extra and Ready are needed.
+// waitTimeout is how long a request waits for what can't be had yet. It leaves the
+// time to say so within answerTimeout.
+const waitTimeout = 30 * time.Second
+
+// Options is what an exporter shows. All fields but History, Extra and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
-	// goroutines at a time.
-	Snapshot func() usage.Snapshot
+	// goroutines at a time. It may wait until the usage is complete; when the
+	// context ends it returns an error, and the request is answered 503.
+	Snapshot func(ctx context.Context) (usage.Snapshot, error)
+	// History reads usage over time, by start and then by key. It is called
+	// concurrently too. An error that wraps [ErrBadHistory] is answered 400, any other
+	// 503, as everything is if History is nil.
+	History func(ctx context.Context, q HistoryQuery) ([]HistoryRow, error)
 	// Settings returns the settings in force. Like Snapshot it is called
 	// concurrently.
 	Settings func() Settings
@@ -71,11 +85,14 @@ type Options struct {
 
 // Exporter answers HTTP requests about usage. It is safe for concurrent use.
 type Exporter struct {
-	snapshot func() usage.Snapshot
-	ready    func() error
-	build    BuildInfo
-	log      *slog.Logger
-	handler  http.Handler
+	snapshot  func(context.Context) (usage.Snapshot, error)
+	rows      func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	ready     func() error
+	build     BuildInfo
+	log       *slog.Logger
+	registry  *prometheus.Registry // of the metrics that are of no snapshot
+	collector *collector
+	handler   http.Handler
 }
 
 // New makes an exporter. It starts no goroutine and opens nothing.
@@ -83,31 +100,33 @@ type Exporter struct {
 // Returns an error if a collector of opts.Extra can not be registered beside
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
-	registry := prometheus.NewRegistry()
-	if err := register(registry, opts); err != nil {
+	e := &Exporter{
+		snapshot: opts.Snapshot, rows: opts.History, ready: opts.Ready, build: opts.Build, log: opts.Log,
+		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
+	}
+	if err := e.register(opts.Extra); err != nil {
 		return nil, err
 	}
 	landing, err := landingPage(opts.Build)
 	if err != nil {
 		return nil, fmt.Errorf("make landing page: %w", err)
 	}
-	e := &Exporter{snapshot: opts.Snapshot, ready: opts.Ready, build: opts.Build, log: opts.Log}
-	e.handler = e.routes(metricsHandler(registry, opts.Log), landing)
+	e.handler = e.routes(landing)
 	return e, nil
 }
 
 // Handler returns the handler of all paths, without TLS and authentication.
 func (e *Exporter) Handler() http.Handler { return e.handler }
 
-func register(registry *prometheus.Registry, opts Options) error {
+func (e *Exporter) register(extra []prometheus.Collector) error {
 	own := []prometheus.Collector{
-		newCollector(opts.Snapshot, opts.Settings),
-		buildInfo(opts.Build),
+		reserved{e.collector},
+		buildInfo(e.build),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	}
-	for _, c := range slices.Concat(own, opts.Extra) {
-		if err := registry.Register(c); err != nil {
+	for _, c := range slices.Concat(own, extra) {
+		if err := e.registry.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
@@ -126,16 +145,42 @@ func buildInfo(b BuildInfo) prometheus.Collector {
 	return info
 }
 
-// metricsHandler lets a failing collector cost its own metrics only. The failure
-// is logged and counted in promhttp_metric_handler_errors_total.
-func metricsHandler(registry *prometheus.Registry, logger *slog.Logger) http.Handler {
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorLog:                            errorLog(logger),
+// metrics answers a scrape of one snapshot, or 503: part of the metrics would look
+// like all of them. A failing collector costs its own metrics only. The failure is
+// logged and counted in promhttp_metric_handler_errors_total.
+func (e *Exporter) metrics(w http.ResponseWriter, r *http.Request) {
+	snap, ok := e.take(w, r)
+	if !ok {
+		return
+	}
+	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap)}, promhttp.HandlerOpts{
+		ErrorLog:                            errorLog(e.log),
 		ErrorHandling:                       promhttp.ContinueOnError,
-		Registry:                            registry,
+		Registry:                            e.registry,
 		EnableOpenMetrics:                   true,
 		EnableOpenMetricsTextCreatedSamples: true,
-	})
+	}).ServeHTTP(w, r)
+}
+
+// gatherer gathers the metrics of a snapshot and all others, of which none has the same
+// name: see [reserved]. That saves a scrape the second look at every series which
+// prometheus.Gatherers takes.
+type gatherer struct {
+	others   *prometheus.Registry
+	snapshot prometheus.Collector
+}
+
+// Gather implements [prometheus.Gatherer].
+func (g gatherer) Gather() ([]*dto.MetricFamily, error) {
+	registry := prometheus.NewRegistry()
+	if err := registry.Register(g.snapshot); err != nil {
+		return nil, err
+	}
+	own, ownErr := registry.Gather()
+	others, otherErr := g.others.Gather()
+	families := append(own, others...)
+	slices.SortFunc(families, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return families, errors.Join(ownErr, otherErr)
 }
 
 // errorLog is a logger for libraries that want one of package log.
@@ -152,6 +197,7 @@ func landingPage(build BuildInfo) (http.Handler, error) {
 		Links: []web.LandingLinks{
 			{Address: "/metrics", Text: "Metrics", Description: "for Prometheus"},
 			{Address: "/api/v1/containers", Text: "Containers", Description: "as JSON"},
+			{Address: "/api/v1/history", Text: "History", Description: "usage by day, as JSON or CSV"},
 			{Address: "/readyz", Text: "Readiness"},
 			{Address: "/healthz", Text: "Health"},
 			{Address: "/version", Text: "Version"},

@@ -35,6 +35,22 @@ func Fetch(ctx context.Context, socket string, all bool) (*Containers, error) {
 	return &containers, nil
 }
 
+// FetchHistory asks the nettally behind a unix socket for usage over time. It needs
+// write permission on the socket.
+//
+// Returns an error wrapping [ErrNotRunning] as [Fetch] does.
+func FetchHistory(ctx context.Context, socket string, q HistoryQuery) (*History, error) {
+	body, err := get(ctx, socket, "/api/v1/history?"+q.encode())
+	if err != nil {
+		return nil, fmt.Errorf("read history from %s: %w", socket, err)
+	}
+	var history History
+	if err := json.Unmarshal(body, &history); err != nil {
+		return nil, fmt.Errorf("parse history from %s: %w", socket, err)
+	}
+	return &history, nil
+}
+
 func get(ctx context.Context, socket, target string) ([]byte, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,

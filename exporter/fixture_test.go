@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -98,10 +99,10 @@ func many(n int) usage.Snapshot {
 // options show a snapshot with the default settings.
 func options(snap usage.Snapshot) Options {
 	return Options{
-		Snapshot: func() usage.Snapshot {
+		Snapshot: func(context.Context) (usage.Snapshot, error) {
 			s := snap
 			s.Containers = append([]usage.Container(nil), snap.Containers...)
-			return s
+			return s, nil
 		},
 		Settings: func() Settings { return Settings{MetricsRetention: 5 * time.Minute} },
 		Build:    build,
@@ -143,9 +144,34 @@ func everything() Settings {
 	}
 }
 
-func collectorOf(snap usage.Snapshot, settings Settings) *collector {
-	opts := options(snap)
-	return newCollector(opts.Snapshot, func() Settings { return settings })
+func collectorOf(snap usage.Snapshot, settings Settings) prometheus.Collector {
+	return newCollector(func() Settings { return settings }).of(snap)
 }
 
-var _ prometheus.Collector = (*collector)(nil)
+// adopting is what nettally says while it does not know yet what an earlier process
+// counted.
+func adopting(ctx context.Context) (usage.Snapshot, error) {
+	<-ctx.Done()
+	return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
+}
+
+// midnight is not in UTC, as it is on most hosts.
+var midnight = time.Date(2026, 11, 1, 0, 0, 0, 0, time.FixedZone("CET", 3600))
+
+// historyRows are two days, with keys of all kinds.
+func historyRows() []HistoryRow {
+	rows := []HistoryRow{{Key: "web"}, {Key: ""}, {Key: "=1+1,\"x\""}}
+	for i := range rows {
+		n := uint64(100 * i)
+		rows[i].Start, rows[i].End = midnight.AddDate(0, 0, i/2), midnight.AddDate(0, 0, i/2+1)
+		rows[i].Receive = HistoryCounts{Bytes: n + 1, Packets: n + 2, TCPSYN: n + 3}
+		rows[i].Transmit = HistoryCounts{Bytes: n + 4, Packets: n + 5, TCPSYN: n + 6}
+	}
+	return rows
+}
+
+// withHistory adds a history that always has the same rows.
+func withHistory(opts Options) Options {
+	opts.History = func(context.Context, HistoryQuery) ([]HistoryRow, error) { return historyRows(), nil }
+	return opts
+}

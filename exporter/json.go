@@ -43,8 +43,10 @@ type Container struct {
 type Interface struct {
 	Name          string     `json:"name"` // as the container calls it
 	HostInterface string     `json:"host_interface"`
-	Hook          string     `json:"hook"`
+	Hook          string     `json:"hook"` // "clsact" or "tcx"
 	AttachedAt    *time.Time `json:"attached_at"`
+	Reason        string     `json:"reason"`       // "shadowed", or ""
+	SeededBytes   uint64     `json:"seeded_bytes"` // of both directions
 	Receive       Counts     `json:"receive"`
 	Transmit      Counts     `json:"transmit"`
 }
@@ -54,6 +56,8 @@ type Counts struct {
 	Volume                  // wire numbers
 	InterfaceBytes   uint64 `json:"interface_bytes"`
 	InterfacePackets uint64 `json:"interface_packets"`
+	SeededBytes      uint64 `json:"seeded_bytes"` // part of both, and in no protocol or family
+	SeededPackets    uint64 `json:"seeded_packets"`
 	TCPSYN           uint64 `json:"tcp_syn"` // without ACK; retransmitted ones too
 	TCPSYNACK        uint64 `json:"tcp_synack"`
 	TCPRST           uint64 `json:"tcp_rst"`
@@ -127,6 +131,8 @@ func interfacesOf(interfaces []usage.Interface) []Interface {
 			HostInterface: iface.HostInterface,
 			Hook:          iface.Hook,
 			AttachedAt:    utc(iface.AttachedAt),
+			Reason:        reasonOf(iface),
+			SeededBytes:   iface.Receive.Seeded.Bytes + iface.Transmit.Seeded.Bytes,
 			Receive:       countsOf(&iface.Receive),
 			Transmit:      countsOf(&iface.Transmit),
 		}
@@ -134,11 +140,20 @@ func interfacesOf(interfaces []usage.Interface) []Interface {
 	return out
 }
 
+func reasonOf(iface *usage.Interface) string {
+	if iface.Shadowed {
+		return string(usage.Shadowed)
+	}
+	return ""
+}
+
 func countsOf(c *usage.Counts) Counts {
 	return Counts{
 		Volume:           Volume(c.Wire()),
 		InterfaceBytes:   c.Interface.Bytes,
 		InterfacePackets: c.Interface.Packets,
+		SeededBytes:      c.Seeded.Bytes,
+		SeededPackets:    c.Seeded.Packets,
 		TCPSYN:           c.SYN,
 		TCPSYNACK:        c.SYNACK,
 		TCPRST:           c.RST,

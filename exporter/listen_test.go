@@ -92,10 +92,10 @@ func TestServeDrains(t *testing.T) {
 	opts := options(snapshot())
 	entered, leave := make(chan struct{}), make(chan struct{})
 	take := opts.Snapshot
-	opts.Snapshot = func() usage.Snapshot {
+	opts.Snapshot = func(ctx context.Context) (usage.Snapshot, error) {
 		close(entered)
 		<-leave
-		return take()
+		return take(ctx)
 	}
 	_, socket, stop := serve(t, opts, "")
 	fetched := make(chan error, 1)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/tcctl"
@@ -41,6 +42,8 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
 		{"classifiers", true, func() (string, error) { return classifiers(config.Attach.Priority) }},
 		{"counters", true, func() (string, error) { return counters(config.BPF.PinPath) }},
+		{"tcx", config.Attach.Mode == configs.ModeTCX, func() (string, error) { return tcx(config.Attach.Mode) }},
+		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
 		{"names", false, func() (string, error) { return runtimeNames(ctx, config) }},
 	}
@@ -188,6 +191,24 @@ func classifiers(priority uint16) (_ string, err error) {
 		return "", err
 	}
 	return "loaded, and attached to a veth with clsact", nil
+}
+
+// tcx looks for the other hook.
+func tcx(mode string) (string, error) {
+	if err := tcctl.HaveTCX(); err != nil && mode == configs.ModeTCX {
+		return "", fmt.Errorf("%w: set attach.mode to auto", err)
+	} else if err != nil {
+		return "", fmt.Errorf("%w: packets that another's tc filter lets past ours are not counted, nor interfaces with an `ingress` qdisc", err)
+	}
+	return "there, for interfaces where clsact does not do", nil
+}
+
+// kept looks at where totals and history are.
+func kept(path string) (string, error) {
+	if err := ledger.Check(path); err != nil {
+		return "", errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return "totals and history in " + path, nil
 }
 
 // counters looks at where the maps are pinned, and makes nothing there.

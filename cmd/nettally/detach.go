@@ -3,19 +3,23 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/tcctl"
 )
 
 func newDetach() *cobra.Command {
 	return &cobra.Command{
 		Use:   "detach",
-		Short: "Take every trace of nettally off this host's interfaces and bpffs; counters are lost",
+		Short: "Take every trace of nettally off this host's interfaces and bpffs; what was counted stays in the ledger",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := loadConfig(cmd)
@@ -25,7 +29,12 @@ func newDetach() *cobra.Command {
 			if err := privileged(); err != nil {
 				return err
 			}
-			count, err := detach(config.BPF.PinPath)
+			if err := saveCounts(config); errors.Is(err, bpf.ErrInUse) {
+				return err
+			} else if err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "nettally: not kept, what was counted since the last run: %v\n", err)
+			}
+			count, err := detach(config)
 			if err != nil {
 				return err
 			}
@@ -35,14 +44,53 @@ func newDetach() *cobra.Command {
 	}
 }
 
-// detach removes our filters, the qdiscs that we made, and the pinned maps. It
-// returns the number of interfaces that had filters.
-func detach(pinPath string) (int, error) {
-	ours, err := ownQdiscs(pinPath)
+// saveCounts writes down what the kernel has counted since the last run ended.
+func saveCounts(config *configs.Config) error {
+	slots, err := bpf.PinnedSlots(config.BPF.PinPath)
+	if err != nil || len(slots) == 0 {
+		return err
+	}
+	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
+	if err != nil {
+		return err
+	}
+	defer datapath.Close()
+	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	d.config.Store(config)
+	defer d.close()
+	if err := d.open(datapath); err != nil {
+		return err
+	}
+	if _, err := d.accounts.Inherit(); err != nil {
+		return err
+	}
+	if err := d.accounts.Settle(); err != nil {
+		return err
+	}
+	for _, left := range d.accounts.Leftovers() {
+		if _, err := d.accounts.Retire(left); err != nil {
+			return err
+		}
+	}
+	ended, end := context.WithCancel(context.Background())
+	end()
+	if err := d.ledger.Keep(ended, d.accounts); err != nil { // writes once
+		return err
+	}
+	if status := d.ledger.Status(); !status.Up {
+		return errors.New(status.Error)
+	}
+	return nil
+}
+
+// detach removes our programs, the qdiscs that we made, and the pinned maps. It
+// returns the number of interfaces that had programs.
+func detach(config *configs.Config) (int, error) {
+	ours, err := ownQdiscs(config.BPF.PinPath)
 	if err != nil {
 		return 0, err
 	}
-	control, err := tcctl.Open(tcctl.Options{})
+	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config)})
 	if err != nil {
 		return 0, err
 	}
@@ -51,7 +99,16 @@ func detach(pinPath string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	count := 0
+	links, err := control.TCXInterfaces()
+	if err != nil {
+		return 0, err
+	}
+	count := len(links)
+	for _, ifindex := range links {
+		if err := control.DetachTCX(ifindex); err != nil {
+			return count, err
+		}
+	}
 	for _, ifindex := range candidates {
 		filters, err := control.Filters(ifindex)
 		if err != nil && !errors.Is(err, tcctl.ErrGone) {
@@ -60,11 +117,11 @@ func detach(pinPath string) (int, error) {
 		if err := control.Detach(ifindex, ours[ifindex]); err != nil {
 			return count, err
 		}
-		if len(filters) > 0 {
+		if len(filters) > 0 && !slices.Contains(links, ifindex) {
 			count++
 		}
 	}
-	return count, bpf.Unpin(pinPath)
+	return count, bpf.Unpin(config.BPF.PinPath)
 }
 
 // ownQdiscs returns the interfaces whose qdisc we made, by what is pinned.
@@ -75,7 +132,7 @@ func ownQdiscs(pinPath string) (map[int]bool, error) {
 	}
 	ours := map[int]bool{}
 	for _, s := range slots {
-		ours[s.Ifindex] = s.OwnQdisc
+		ours[s.Ifindex] = ours[s.Ifindex] || s.OwnQdisc
 	}
 	return ours, nil
 }

@@ -29,7 +29,7 @@ func newList() *cobra.Command {
 			print, ok := map[string]func(io.Writer, *exporter.Containers) error{
 				"table": printTable,
 				"wide":  printWide,
-				"json":  printJSON,
+				"json":  printJSON[exporter.Containers],
 			}[output]
 			if !ok {
 				return fmt.Errorf("%w: --output: expected table, wide or json, got %q", errUsage, output)
@@ -55,7 +55,7 @@ func newList() *cobra.Command {
 	return list
 }
 
-func printJSON(w io.Writer, found *exporter.Containers) error {
+func printJSON[T any](w io.Writer, found *T) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(found)
@@ -69,7 +69,7 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), brief(c.Receive), brief(c.Transmit), state(c))
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t%s\t%s\t%s\tno container known\n", i.HostInterface, brief(i.Receive), brief(i.Transmit))
+		fmt.Fprintf(t, "-\t%s\t%s\t%s\t%s\n", i.HostInterface, brief(i.Receive), brief(i.Transmit), unowned(i))
 	}
 	return t.Flush()
 }
@@ -77,19 +77,21 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 // printWide prints a line per interface with every digit.
 func printWide(w io.Writer, found *exporter.Containers) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSTATE\tCGROUP")
+	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tHOOK\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSEEDED BYTES\tSTATE\tCGROUP")
 	for _, c := range found.Containers {
 		lines := c.Interfaces
 		if len(lines) == 0 {
 			lines = []exporter.Interface{{}}
 		}
 		for _, i := range lines {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
-				dash(i.Name), dash(i.HostInterface), exact(i.Receive), exact(i.Transmit), state(c), c.Cgroup)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
+				dash(i.Name), dash(i.HostInterface), dash(i.Hook), exact(i.Receive), exact(i.Transmit), i.SeededBytes,
+				stateOn(c, i), c.Cgroup)
 		}
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\tno container known\t-\n", i.HostInterface, exact(i.Receive), exact(i.Transmit))
+		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\t%s\t%d\t%s\t-\n", i.HostInterface, dash(i.Hook),
+			exact(i.Receive), exact(i.Transmit), i.SeededBytes, unowned(i))
 	}
 	return t.Flush()
 }
@@ -118,10 +120,28 @@ func label(c exporter.Container) string {
 }
 
 func state(c exporter.Container) string {
-	if !c.Accounted {
+	switch {
+	case c.Reason == string(usage.Shadowed):
+		return "counted in part: shadowed"
+	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
 	}
 	return c.State
+}
+
+// stateOn is the state of a container as far as one of its interfaces goes.
+func stateOn(c exporter.Container, i exporter.Interface) string {
+	if c.Reason == string(usage.Shadowed) && i.Reason == "" {
+		return c.State
+	}
+	return state(c)
+}
+
+func unowned(i exporter.Interface) string {
+	if i.Reason != "" {
+		return "no container known, " + i.Reason
+	}
+	return "no container known"
 }
 
 func dash(text string) string { return cmp.Or(text, "-") }

@@ -66,7 +66,7 @@ func newRoot() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.String("config", configs.DefaultPath, "configuration `file`")
 	configs.BindFlags(flags)
-	root.AddCommand(newRun(), newList(), newCheck(), newSelftest(), newConfig(), newDetach(), newVersion())
+	root.AddCommand(newRun(), newList(), newHistory(), newCheck(), newSelftest(), newConfig(), newDetach(), newVersion())
 	return root
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/controller"
+	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
@@ -61,6 +63,8 @@ type daemon struct {
 
 	watch    *watcher.Watcher
 	names    *names.Resolver
+	accounts *usage.Accounts
+	ledger   *ledger.Ledger
 	control  *controller.Controller
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
@@ -93,7 +97,7 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.closers = append(d.closers, closer(d.listen.Close))
-	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority})
+	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority, Pins: linkPins(config)})
 	if err != nil {
 		return nil, err
 	}
@@ -112,18 +116,22 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 		Labels: func() []string { return d.config.Load().Names.Labels },
 		Log:    d.log,
 	})
-	accounts := usage.New(usage.Options{
-		Datapath:  datapath,
-		Identify:  d.identify,
-		Retention: func() time.Duration { return d.config.Load().Retention.API },
-	})
+	if err := d.open(datapath); err != nil {
+		return err
+	}
 	d.control = controller.New(controller.Options{
-		Host:     d.watch,
-		Hooks:    &controller.Hooks{Control: control, Ingress: datapath.Ingress, Egress: datapath.Egress},
-		Accounts: accounts,
-		Names:    d.names,
-		Settings: d.settings,
-		Log:      d.log,
+		Host: d.watch,
+		Hooks: &controller.Hooks{
+			Controller: control,
+			Ingress:    datapath.Ingress, Egress: datapath.Egress,
+			TCXIngress: datapath.TCXIngress, TCXEgress: datapath.TCXEgress,
+		},
+		Accounts:  d.accounts,
+		TCX:       tcctl.HaveTCX() == nil,
+		CNIConfig: cniConfig,
+		Names:     d.names,
+		Settings:  d.settings,
+		Log:       d.log,
 	})
 	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "nettally_config_last_reload_successful",
@@ -132,7 +140,8 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 	d.reloadOK.Set(1)
 	var err error
 	d.exporter, err = exporter.New(exporter.Options{
-		Snapshot: accounts.Snapshot,
+		Snapshot: d.snapshot,
+		History:  d.history,
 		Settings: func() exporter.Settings {
 			c := d.config.Load()
 			return exporter.Settings{
@@ -143,14 +152,77 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 		},
 		Build: buildInfo(),
 		Ready: d.ready,
-		Extra: append(d.control.Metrics(), d.reloadOK, d.degraded()),
+		Extra: slices.Concat(d.control.Metrics(), d.ledger.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded()}),
 		Log:   d.log,
 	})
 	return err
 }
 
+// cniConfig is where the configuration of container networks lies, by convention of the
+// CNI project and every runtime's default.
+const cniConfig = "/etc/cni/net.d"
+
+// linkPins is the folder for the links of programs on tcx. It is none of a layout: the
+// links outlive that.
+func linkPins(config *configs.Config) string { return filepath.Join(config.BPF.PinPath, "links") }
+
+// open opens the accounts, with what the ledger has of them. A ledger that can't be read
+// keeps nobody from counting: it is asked again for each container.
+func (d *daemon) open(datapath *bpf.Datapath) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	d.accounts = usage.New(usage.Options{
+		Datapath:  datapath,
+		Identify:  d.identify,
+		Retention: func() time.Duration { return d.config.Load().Retention.API },
+		Boot:      boot,
+		Kept:      true,
+	})
+	d.ledger = ledger.New(ledger.Options{
+		Path: ledgerPath(d.config.Load()),
+		Retention: func() (hours, days time.Duration) {
+			r := d.config.Load().Retention
+			return r.Hours, r.Days
+		},
+		Log: d.log,
+	})
+	d.closers = append(d.closers, d.ledger)
+	records, err := d.ledger.Load(time.Now().Add(-d.config.Load().Retention.API))
+	if err != nil {
+		d.log.Error("read what was counted before", "err", err)
+	}
+	d.accounts.Restore(records)
+	return nil
+}
+
+func ledgerPath(config *configs.Config) string { return filepath.Join(config.StateDir, "ledger.db") }
+
+// bootID tells one run of the kernel from another.
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}
+
+// snapshot waits until all that was counted before is known again.
+func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
+	select {
+	case <-d.control.Adopted():
+		return d.accounts.Snapshot(), nil
+	case <-ctx.Done():
+		return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
+	}
+}
+
 // identify puts what a runtime tells into usage's words.
 func (d *daemon) identify(id string) (usage.Identity, bool) {
+	if d.names == nil {
+		return usage.Identity{}, false // detach asks nobody
+	}
 	meta, ok := d.names.Lookup(id)
 	return usage.Identity{
 		Name:        meta.Name,
@@ -201,6 +273,7 @@ func (d *daemon) settings() controller.Settings {
 		Interface: func(name string) bool { return c.Attach.Interfaces.Match(name) },
 		Container: func(found watcher.Container) bool { return c.Watch.Containers.Match(found.ID, found.Cgroup) },
 		Reconcile: c.Watch.Reconcile,
+		Mode:      controller.Mode(c.Attach.Mode),
 	}
 }
 
@@ -220,6 +293,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.watch.Run(ctx, events) })
 	group.Go(func() error { return d.control.Run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
+	group.Go(func() error { return d.ledger.Keep(ctx, d.accounts) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 

@@ -273,12 +273,13 @@ func startTested(ctx context.Context, host *testnet.Namespace, config *configs.C
 // start runs the daemon with a configuration by which it knows one container, whose
 // path means nothing to any other nettally on this host.
 func (d *tested) start(ctx context.Context, config *configs.Config, cgroup string) error {
-	text := fmt.Sprintf(`bpf: {pin_path: %q}
-attach: {priority: %d}
+	text := fmt.Sprintf(`state_dir: %q
+bpf: {pin_path: %q}
+attach: {mode: %s, priority: %d}
 watch: {cgroup_root: %q, patterns: ['^%s/(?P<id>[^/]+)$'], include: [%q]}
 names: {docker: "off"}
 exporter: {listen: "", socket: %q}
-`, filepath.Join(d.folder, "bpf"), config.Attach.Priority, config.Watch.CgroupRoot, cgroup, selftestID, d.socket)
+`, filepath.Join(d.folder, "state"), filepath.Join(d.folder, "bpf"), config.Attach.Mode, config.Attach.Priority, config.Watch.CgroupRoot, cgroup, selftestID, d.socket)
 	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -358,7 +359,7 @@ func (d *tested) stop() error {
 		}
 	}
 	errs = append(errs, d.host.Do(func() error {
-		_, err := detach(filepath.Join(d.folder, "bpf"))
+		_, err := detach(&configs.Config{BPF: configs.BPF{PinPath: filepath.Join(d.folder, "bpf")}})
 		return err
 	}))
 	return errors.Join(append(errs, os.RemoveAll(d.folder))...)

@@ -11,54 +11,6 @@ import (
 	"github.com/nettally/nettally/watcher"
 )
 
-// adopt goes on with the slots of an earlier process whose filters are still on,
-// and frees the others. The reconcile that follows puts our own programs in place
-// of the old ones, on the same slots.
-func (c *Controller) adopt() {
-	for _, left := range c.Accounts.Leftovers() {
-		slot, ok, err := c.Hooks.Current(left.Ifindex)
-		if err == nil && ok && slot == left.Slot {
-			c.Accounts.Adopt(left, "", hookName)
-			continue
-		}
-		own, err := c.Accounts.Discard(left)
-		if err == nil {
-			// The interface may live on with one of two filters, or our empty qdisc.
-			err = c.Hooks.Detach(left.Ifindex, own)
-		}
-		if err != nil {
-			c.Log.Warn("clean up after an earlier run", "ifindex", left.Ifindex, "err", err)
-		}
-	}
-}
-
-// removeStrays takes our filters off interfaces that are not to be counted: they
-// are excluded now, or their counters are lost.
-func (c *Controller) removeStrays() {
-	candidates, err := c.Hooks.Interfaces()
-	if err != nil {
-		c.Log.Warn("list qdiscs", "err", err)
-		return
-	}
-	for _, index := range candidates {
-		if _, wanted := c.veths[index]; wanted {
-			continue
-		}
-		if err := c.remove(index); err != nil {
-			c.Log.Warn("remove stray filters", "ifindex", index, "err", err)
-		}
-	}
-}
-
-// remove ends the counting of an interface that lives on.
-func (c *Controller) remove(index int) error {
-	own := c.Accounts.QdiscOwned(index)
-	if err := c.Hooks.Detach(index, own); err != nil {
-		return err
-	}
-	return c.Accounts.Close(index)
-}
-
 // vethSeen counts a host veth that is new, or notes what changed. seenAt is zero if
 // no event told of it.
 func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
@@ -71,66 +23,131 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 		known = &veth{since: time.Now()}
 		c.veths[v.Index] = known
 	}
-	if known.attached && known.Name != v.Name {
+	if known.attached() && known.Name != v.Name {
 		c.Accounts.Rename(v.Index, v.Name)
 	}
-	if v.NetNSID < 0 && known.attached {
+	if v.NetNSID < 0 && known.attached() {
 		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
 	}
 	known.HostVeth = v
-	if !known.attached {
+	if !known.attached() {
 		c.attach(known, seenAt)
 	}
-	if known.attached && !known.owned && known.NetNSID >= 0 {
+	if known.attached() && !known.owned && known.NetNSID >= 0 {
 		c.findOwner(known)
 	}
 }
 
+// exclude ends the counting of an interface that is not to be counted any more.
 func (c *Controller) exclude(index int) {
-	if c.veths[index] == nil {
-		return
+	v := c.veths[index]
+	if v == nil || v.moving {
+		return // one that is being moved is excluded by the next reconcile
 	}
-	if err := c.remove(index); err != nil {
-		c.Log.Warn("detach excluded interface", "ifindex", index, "err", err)
-		return
-	}
-	delete(c.veths, index)
+	v.moving = true
+	c.jobs.put(job{index: index, off: true})
 }
 
+// attach puts a host veth on the hook it can be put on at once. What is to be on tcx is
+// moved there afterwards: that takes some 40 ms, and a container does not wait.
 func (c *Controller) attach(v *veth, seenAt time.Time) {
-	err := c.tryAttach(v)
-	switch {
-	case err == nil:
-		v.attached, v.failure = true, ""
-		if !seenAt.IsZero() {
-			c.metrics.attach.Observe(time.Since(seenAt).Seconds())
-		}
-		c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index)
-	case errors.Is(err, tcctl.ErrGone):
-		delete(c.veths, v.Index)
-	default:
-		c.metrics.failures.Inc()
-		if v.failure != err.Error() {
-			c.Log.Error("interface is not counted; trying again with each reconcile", "interface", v.Name, "err", err)
-		}
-		v.failure = err.Error()
+	if v.moving || c.waitsForCNI(v) {
+		return
+	}
+	slot, on, err := c.Accounts.Open(v.Index, v.Name, HookClsact)
+	if err != nil {
+		c.failed(v, err)
+		return
+	}
+	v.slot = slot
+	if on == HookTCX {
+		c.counting(v, HookTCX, true)
+		c.move(v, HookTCX) // to our own programs
+		return
+	}
+	if on == "" && c.onlyTCX(v) {
+		c.move(v, HookTCX)
+		return
+	}
+	err = c.attachClsact(v)
+	if errors.Is(err, tcctl.ErrIngressQdisc) && c.tcxAllowed() {
+		v.needsTCX = true
+		c.move(v, HookTCX)
+		return
+	}
+	if err != nil {
+		c.failed(v, errors.Join(err, c.Accounts.Close(v.Index)))
+		return
+	}
+	if !seenAt.IsZero() {
+		c.metrics.attach.Observe(time.Since(seenAt).Seconds())
+	}
+	c.counting(v, HookClsact, on != "")
+	if c.wanted(v) == HookTCX {
+		c.move(v, HookTCX)
 	}
 }
 
-func (c *Controller) tryAttach(v *veth) error {
-	slot, err := c.Accounts.Open(v.Index, v.Name, hookName)
-	if err != nil {
+// place moves an interface to the hook it is wanted on by now.
+func (c *Controller) place(index int) {
+	v := c.veths[index]
+	if v == nil || !v.attached() || v.moving {
+		return
+	}
+	if !v.needsTCX && c.TCX && c.Settings().Mode == ModeAuto {
+		others, err := c.Hooks.Others(index)
+		if err != nil {
+			c.Log.Debug("look at the others on an interface", "interface", v.Name, "err", err)
+		}
+		v.needsTCX = others.TCX
+	}
+	if to := c.wanted(v); to != v.hook {
+		c.move(v, to)
+	}
+}
+
+func (c *Controller) attachClsact(v *veth) error {
+	created, err := c.Hooks.Attach(v.Index, v.slot)
+	if err != nil || !created {
 		return err
 	}
-	created, err := c.Hooks.Attach(v.Index, slot)
-	if err != nil {
-		return errors.Join(err, c.Accounts.Close(v.Index))
-	}
+	return c.Accounts.OwnQdisc(v.Index)
+}
+
+// counting notes that a host veth is counted now. again: an earlier process counted it,
+// so what the kernel counted before is known.
+func (c *Controller) counting(v *veth, hook string, again bool) {
+	v.hook, v.failure, v.check = hook, "", nil
+	// An adopted one is its owner's already.
+	v.owned = c.Accounts.Owner(v.Index) != ""
 	c.Accounts.Rename(v.Index, v.Name) // an adopted one has no name yet
-	if created {
-		return c.Accounts.OwnQdisc(v.Index)
+	c.Accounts.Hook(v.Index, hook)
+	if !again {
+		c.seed(v, reading{})
 	}
-	return nil
+	c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index, "hook", hook)
+}
+
+// failed notes why an interface is not counted.
+func (c *Controller) failed(v *veth, err error) {
+	if errors.Is(err, tcctl.ErrGone) {
+		delete(c.veths, v.Index)
+		return
+	}
+	c.metrics.failures.Inc()
+	if v.failure != err.Error() {
+		c.Log.Error("interface is not counted; trying again", "interface", v.Name, "err", err)
+	}
+	v.failure = err.Error()
+}
+
+// remove ends the counting of an interface that lives on.
+func (c *Controller) remove(index int) error {
+	own := c.Accounts.QdiscOwned(index)
+	if err := errors.Join(c.Hooks.Detach(index, own), c.Hooks.DetachTCX(index)); err != nil {
+		return err
+	}
+	return c.Accounts.Close(index)
 }
 
 // findOwner looks again at the containers that may own an interface that nobody
@@ -152,10 +169,14 @@ func (c *Controller) findOwner(v *veth) {
 }
 
 func (c *Controller) vethGone(index int) {
-	if c.veths[index] == nil {
+	v := c.veths[index]
+	if v == nil {
 		return
 	}
 	delete(c.veths, index)
+	if v.hook == HookTCX || v.moving {
+		c.jobs.put(job{index: index, gone: true})
+	}
 	if err := c.Accounts.Close(index); err != nil {
 		c.Log.Error("close interface", "ifindex", index, "err", err)
 	}

@@ -156,6 +156,11 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 		box.members[known.ID] = known
 	}
 	box.nsid = found.NetNSID
+	if box.owner != known && c.owns(known, found.Interfaces) {
+		// So it was before nettally was started again, and came to know the others first.
+		c.settle(box.owner, usage.SharedNetwork)
+		box.owner = known
+	}
 	if box.owner != known {
 		c.settle(known, usage.SharedNetwork)
 		return
@@ -181,6 +186,13 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 	}
 }
 
+// owns says whether a container owns one of some interfaces already.
+func (c *Controller) owns(known *container, interfaces []watcher.Interface) bool {
+	return slices.ContainsFunc(interfaces, func(i watcher.Interface) bool {
+		return i.HostIndex != 0 && c.Accounts.Owner(i.HostIndex) == known.ID
+	})
+}
+
 // assign gives a container its interfaces. It returns how many of them are counted, how
 // many should be and are not, and how many do not have their name yet.
 func (c *Controller) assign(known *container, interfaces []watcher.Interface) (counted, failed, unnamed int) {
@@ -189,13 +201,15 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 		switch {
 		case v == nil:
 			// None, or its event is on the way: that will bring us here again.
-		case !v.attached:
+		case !v.attached():
 			failed++
 		case !v.owned && !i.Up && !known.ended && time.Since(v.since) < nameAfter:
 			known.unnamed = interfaces
 			unnamed++
 		default:
-			c.Accounts.Assign(v.Index, known.ID, i.Name)
+			if err := c.Accounts.Assign(v.Index, known.ID, i.Name); err != nil {
+				c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", known.ID, "err", err)
+			}
 			v.owned = true
 			counted++
 		}

@@ -11,11 +11,13 @@ package controller
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -25,6 +27,8 @@ type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
+	Counters(ifindex int) (watcher.LinkCounters, error)
+	AllCounters() (map[int]watcher.LinkCounters, error)
 }
 
 // hooks puts the classifiers on interfaces and takes them off: *Hooks.
@@ -33,6 +37,13 @@ type hooks interface {
 	Detach(ifindex int, removeQdisc bool) error
 	Current(ifindex int) (slot uint16, ok bool, err error)
 	Interfaces() ([]int, error)
+
+	AttachTCX(ifindex int) error
+	DetachTCX(ifindex int) error
+	Raise(ifindex int) error
+	TCX(ifindex int) (attached, first bool, err error)
+	TCXInterfaces() ([]int, error)
+	Others(ifindex int) (tcctl.Others, error)
 }
 
 // names finds names for containers: *names.Resolver.
@@ -46,6 +57,7 @@ type Settings struct {
 	Interface func(name string) bool       // whether to count a host interface
 	Container func(watcher.Container) bool // whether to know a container
 	Reconcile time.Duration                // between two looks at everything
+	Mode      Mode
 }
 
 // Options are what the controller works with.
@@ -54,6 +66,10 @@ type Options struct {
 	Hooks    hooks
 	Accounts *usage.Accounts
 	Settings func() Settings
+	// TCX says that the kernel has tcx: Linux 6.6.
+	TCX bool
+	// CNIConfig is the folder with the configuration of container networks.
+	CNIConfig string
 	// Names is told whose names are wanted, and for how long.
 	Names names
 	Log   *slog.Logger
@@ -66,6 +82,9 @@ type Controller struct {
 	veths      map[int]*veth
 	containers map[string]*container
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
+	bandwidth  bool                // a CNI configuration names that plugin
+	jobs       *jobs
+	adopted    chan struct{}
 	reload     chan struct{}
 	ready      chan struct{}
 	metrics    metrics
@@ -75,10 +94,18 @@ type Controller struct {
 type veth struct {
 	watcher.HostVeth
 	since    time.Time // we know it
-	attached bool
+	slot     uint16
+	hook     string // it is counted on, "" for none
 	owned    bool
 	failure  string // of the last attempt to attach, as it stands in the log
+	needsTCX bool   // clsact does not do here
+	moving   bool   // a job is at it
+	shadowed bool
+	check    *check
+	mend     backoff
 }
+
+func (v *veth) attached() bool { return v.hook != "" }
 
 // container is a container that is there.
 type container struct {
@@ -109,6 +136,8 @@ func New(o Options) *Controller {
 		veths:      map[int]*veth{},
 		containers: map[string]*container{},
 		sandboxes:  map[uint64]*sandbox{},
+		jobs:       newJobs(),
+		adopted:    make(chan struct{}),
 		reload:     make(chan struct{}, 1),
 		ready:      make(chan struct{}),
 		metrics:    newMetrics(),
@@ -129,16 +158,32 @@ func (c *Controller) Reload() {
 	}
 }
 
+// Adopted is closed when all that an earlier process counted is known again: totals
+// that are read before would be too low.
+func (c *Controller) Adopted() <-chan struct{} { return c.adopted }
+
 // Run acts on events until ctx ends. The filters stay: the kernel goes on counting.
 func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
+	var worker sync.WaitGroup
+	defer worker.Wait()
+	worker.Go(func() { c.work(ctx) })
+
 	c.adopt()
+	close(c.adopted)
 	if complete := c.reconcile(); complete {
 		c.removeStrays()
 	}
+	c.stopUnseen()
 	close(c.ready)
+	return c.loop(ctx, events)
+}
 
+func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) error {
 	reconcile := time.NewTimer(c.Settings().Reconcile)
 	defer reconcile.Stop()
+	check := time.NewTimer(checkEvery)
+	defer check.Stop()
+	checked := make(chan map[int]watcher.LinkCounters, 1)
 	for {
 		retry, stop := c.retryTimer()
 		select {
@@ -153,6 +198,13 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 			c.handle(e)
 		case <-retry:
 			c.resolveDue()
+		case done := <-c.jobs.done:
+			c.moved(done)
+		case <-check.C:
+			go c.look(checked)
+		case all := <-checked:
+			c.selfCheck(all)
+			check.Reset(checkEvery)
 		case <-c.reload:
 			reconcile.Reset(0)
 		case <-reconcile.C:
@@ -183,6 +235,7 @@ func (c *Controller) handle(e watcher.Event) {
 // reconcile looks at everything and acts on what no event told. It returns whether all
 // host veths were to be seen.
 func (c *Controller) reconcile() bool {
+	c.bandwidth = usesBandwidth(c.CNIConfig)
 	complete := c.reconcileVeths()
 	c.reconcileContainers()
 	for _, known := range c.containers {
@@ -206,6 +259,7 @@ func (c *Controller) reconcileVeths() (complete bool) {
 	for _, v := range found {
 		there[v.Index] = true
 		c.vethSeen(v, time.Time{})
+		c.place(v.Index)
 	}
 	if err != nil {
 		return false
@@ -241,5 +295,11 @@ func (c *Controller) reconcileContainers() {
 	}
 }
 
-// hookName is what metrics and JSON call the way an interface is counted.
-const hookName = "clsact"
+// stopUnseen ends the containers of an earlier process that are not there any more.
+func (c *Controller) stopUnseen() {
+	for _, id := range c.Accounts.Running() {
+		if c.containers[id] == nil {
+			c.Accounts.Stop(id)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -34,15 +35,20 @@ type rig struct {
 	accounts *usage.Accounts
 	control  *Controller
 	excluded atomic.Pointer[string] // the host interface that is not to be counted
+	mode     Mode
 	stop     func()
 }
 
 // start runs a controller on a host, with its maps below pinPath if that is not "".
 func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...func(*Controller)) *rig {
 	t.Helper()
-	r := &rig{t: t, host: host}
+	r := &rig{t: t, host: host, mode: ModeAuto}
 	datapath := nettest.Must(bpf.Load(bpf.Options{PinPath: pinPath}))(t)
-	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD()}))(t)
+	pins := pinPath
+	if pins == "" {
+		pins = nettest.BPFFS(t)
+	}
+	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD(), Pins: filepath.Join(pins, "links")}))(t)
 	log := slog.New(slog.DiscardHandler)
 	if _, ok := t.(*testing.T); ok {
 		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -50,8 +56,13 @@ func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...fun
 	watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: log}))(t)
 	r.accounts = usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
 	r.control = New(Options{
-		Host:     watch,
-		Hooks:    &Hooks{Control: hooks, Ingress: datapath.Ingress, Egress: datapath.Egress},
+		Host: watch,
+		Hooks: &Hooks{
+			Controller: hooks,
+			Ingress:    datapath.Ingress, Egress: datapath.Egress,
+			TCXIngress: datapath.TCXIngress, TCXEgress: datapath.TCXEgress,
+		},
+		TCX:      tcctl.HaveTCX() == nil,
 		Accounts: r.accounts,
 		Names:    nobody{},
 		Settings: r.settings,
@@ -103,6 +114,7 @@ func (r *rig) settings() Settings {
 		Interface: func(name string) bool { x := r.excluded.Load(); return x == nil || *x != name },
 		Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
 		Reconcile: time.Minute,
+		Mode:      r.mode,
 	}
 }
 
@@ -293,7 +305,7 @@ func TestAttachFailed(t *testing.T) {
 	c := nettest.Container(t, host, testnet.ContainerOptions{})
 	veth := c.Interfaces[0].HostName
 	nettest.Must(host.Run("tc", "qdisc", "add", "dev", veth, "ingress"))(t)
-	r := start(t, host, "")
+	r := start(t, host, "", func(c *Controller) { c.TCX = false })
 	r.waitReason(c.ID, usage.AttachFailed)
 
 	nettest.Must(host.Run("tc", "qdisc", "del", "dev", veth, "ingress"))(t)

@@ -6,33 +6,42 @@ import (
 	"github.com/nettally/nettally/tcctl"
 )
 
+// The ways in which an interface is counted, as metrics and JSON call them.
+const (
+	HookClsact = "clsact"
+	HookTCX    = "tcx"
+)
+
 // program is a loaded classifier.
 type program interface{ FD() int }
 
-// Hooks puts one pair of programs on interfaces.
+// Hooks puts our programs on interfaces. What it does not say itself is
+// *tcctl.Controller's.
 type Hooks struct {
-	Control *tcctl.Controller
-	Ingress program
-	Egress  program
+	*tcctl.Controller
+	Ingress, Egress       program // for clsact
+	TCXIngress, TCXEgress program
 }
 
-// Attach puts the programs on both hooks of an interface, or in place of our own.
+// Attach puts the programs on both clsact hooks of an interface, or in place of our own.
 func (h *Hooks) Attach(ifindex int, slot uint16) (createdQdisc bool, err error) {
-	return h.Control.Attach(ifindex, slot, h.Ingress, h.Egress)
+	return h.Controller.Attach(ifindex, slot, h.Ingress, h.Egress)
 }
 
-// Detach takes our filters off an interface.
-func (h *Hooks) Detach(ifindex int, removeQdisc bool) error {
-	return h.Control.Detach(ifindex, removeQdisc)
+// AttachTCX puts the programs at the head of both tcx hooks, or in place of our own.
+func (h *Hooks) AttachTCX(ifindex int) error {
+	return h.Controller.AttachTCX(ifindex, h.TCXIngress, h.TCXEgress)
 }
 
-// Interfaces lists the interfaces that may carry our filters.
-func (h *Hooks) Interfaces() ([]int, error) { return h.Control.Interfaces() }
+// Raise puts our programs back at the head of the tcx hooks.
+func (h *Hooks) Raise(ifindex int) error {
+	return h.Controller.Raise(ifindex, h.TCXIngress, h.TCXEgress)
+}
 
 // Current returns the slot that both of our filters on an interface count on. Not
 // ok: they are not both there.
 func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
-	filters, err := h.Control.Filters(ifindex)
+	filters, err := h.Filters(ifindex)
 	if err != nil || len(filters) != 2 {
 		return 0, false, err
 	}

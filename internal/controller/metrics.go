@@ -9,6 +9,10 @@ type metrics struct {
 	attach    prometheus.Histogram
 	failures  prometheus.Counter
 	overflows *prometheus.CounterVec
+
+	reattached   prometheus.Counter
+	shadowed     prometheus.Gauge
+	completeness prometheus.Gauge
 }
 
 func newMetrics() metrics {
@@ -27,11 +31,24 @@ func newMetrics() metrics {
 			Help: "Times that the kernel dropped events, each followed by a look at everything.",
 		}, []string{"source"}),
 	}
+	m.reattached = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "nettally_reattach_total",
+		Help: "Times that our programs were put back on an interface: somebody removed them, or let packets past them.",
+	})
+	m.shadowed = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nettally_attachment_shadowed",
+		Help: "Attachments where the kernel counts packets that our programs don't see.",
+	})
+	m.completeness = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nettally_completeness_ratio",
+		Help: "Bytes that our programs counted, over those that the kernel counted on the same interfaces, since this process attached.",
+	})
+	m.completeness.Set(1)
 	m.overflows.WithLabelValues("inotify")
 	m.overflows.WithLabelValues("netlink")
 	return m
 }
 
 func (m metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.attach, m.failures, m.overflows}
+	return []prometheus.Collector{m.attach, m.failures, m.overflows, m.reattached, m.shadowed, m.completeness}
 }

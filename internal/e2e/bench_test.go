@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,13 +57,17 @@ func scrapeServer(b *testing.B, containers int) *httptest.Server {
 	accounts := usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
 	for n := 1; n <= containers; n++ {
 		id := fmt.Sprintf("%064x", n)
-		nettest.Must(accounts.Open(n, "veth"+id[56:], "clsact"))(b)
+		if _, _, err := accounts.Open(n, "veth"+id[56:], "clsact"); err != nil {
+			b.Fatal(err)
+		}
 		accounts.Start(usage.Container{ID: id, Runtime: "docker", Cgroup: "/docker/" + id})
-		accounts.Assign(n, id, "eth0")
+		if err := accounts.Assign(n, id, "eth0"); err != nil {
+			b.Fatal(err)
+		}
 		accounts.Explain(id, usage.Accounted)
 	}
 	e := nettest.Must(exporter.New(exporter.Options{
-		Snapshot: accounts.Snapshot,
+		Snapshot: func(context.Context) (usage.Snapshot, error) { return accounts.Snapshot(), nil },
 		Settings: func() exporter.Settings { return exporter.Settings{MetricsRetention: time.Hour} },
 		Log:      slog.New(slog.DiscardHandler),
 	}))(b)

@@ -100,8 +100,8 @@ func startListening(t testing.TB, at place, listen, more string) *daemon {
 		socket: filepath.Join(folder, "socket"),
 		config: filepath.Join(folder, "nettally.yaml"),
 	}
-	text := fmt.Sprintf("log: {level: debug}\nbpf: {pin_path: %q}\nexporter: {listen: %q, socket: %q}\n%s\n",
-		d.pins, listen, d.socket, more)
+	text := fmt.Sprintf("log: {level: debug}\nstate_dir: %q\nbpf: {pin_path: %q}\nexporter: {listen: %q, socket: %q}\n%s\n",
+		filepath.Join(folder, "state"), d.pins, listen, d.socket, more)
 	write := func() {
 		if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -27,7 +27,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	pins := filepath.Join(folder, "bpf")
-	good := fmt.Sprintf("bpf: {pin_path: %q}\nexporter: {listen: \"\", socket: %q}\n", pins, filepath.Join(folder, "socket"))
+	good := fmt.Sprintf("state_dir: %q\nbpf: {pin_path: %q}\nexporter: {listen: \"\", socket: %q}\n", folder, pins, filepath.Join(folder, "socket"))
 	busy := "127.0.0.1:9819"
 	var listener net.Listener
 	if err := host.Do(func() (err error) { listener, err = net.Listen("tcp", busy); return err }); err != nil {
@@ -97,7 +97,7 @@ func TestRefusals(t *testing.T) {
 func unpin(t *testing.T, pins string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "detach.yaml")
-	if err := os.WriteFile(path, fmt.Appendf(nil, "bpf: {pin_path: %q}", pins), 0o600); err != nil {
+	if err := os.WriteFile(path, fmt.Appendf(nil, "state_dir: %q\nbpf: {pin_path: %q}", t.TempDir(), pins), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := runIn(t, on{nettest.Host(t)}, "detach", "--config", path); err != nil {
@@ -143,11 +143,12 @@ func TestNoBPFFS(t *testing.T) {
 	folder := t.TempDir()
 	script := fmt.Sprintf(`set -e
 while umount /sys/fs/bpf 2>/dev/null; do :; done
+export NETTALLY_STATE_DIR=%[1]s
 "$0" run --listen '' --socket %[1]s/socket >%[1]s/log 2>&1 &
 daemon=$!
 for i in $(seq 500); do [ -S %[1]s/socket ] && break; sleep 0.02; done
 grep -c ' /sys/fs/bpf .* bpf nettally ' /proc/self/mountinfo
-ls /sys/fs/bpf/nettally/v1
+ls /sys/fs/bpf/nettally/v2
 kill $daemon; wait $daemon
 "$0" detach
 grep -c ' /sys/fs/bpf ' /proc/self/mountinfo || true`, folder)
@@ -157,7 +158,7 @@ grep -c ' /sys/fs/bpf ' /proc/self/mountinfo || true`, folder)
 		log, _ := os.ReadFile(folder + "/log")
 		t.Fatalf("%v: %s\n%s", err, out, log)
 	}
-	want := "1\nchunks\nslots\ntroubles\ntook filters off 0 interfaces\n0\n"
+	want := "1\nchunks\nroutes\nslots\ntroubles\ntook filters off 0 interfaces\n0\n"
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("printed (-want +got):\n%s", diff)
 	}

@@ -29,11 +29,19 @@ func (s *slots) Take(ifindex int) (bpf.Slot, error) {
 	return slot, nil
 }
 
-func (s *slots) Own(slot bpf.Slot) error {
-	slot.OwnQdisc = true
+func (s *slots) Keep(slot bpf.Slot) error {
+	if _, ok := s.taken[slot.Index]; !ok {
+		return bpf.ErrReleased
+	}
 	s.taken[slot.Index] = slot
 	return nil
 }
+
+func (s *slots) Bind(bpf.Slot) error               { return nil }
+func (s *slots) Quiesce() error                    { return nil }
+func (s *slots) Old() []bpf.Old                    { return nil }
+func (s *slots) Inherit(bpf.Old) (bpf.Slot, error) { return bpf.Slot{}, nil }
+func (s *slots) Settle() error                     { return nil }
 
 func (s *slots) Release(slot bpf.Slot) error {
 	delete(s.taken, slot.Index)
@@ -78,11 +86,18 @@ func newAccounts(t *testing.T) (*Accounts, *slots, *clock) {
 // open begins to count an interface and returns its slot.
 func open(t *testing.T, a *Accounts, ifindex int, host string) uint16 {
 	t.Helper()
-	slot, err := a.Open(ifindex, host, "clsact")
+	slot, _, err := a.Open(ifindex, host, "clsact")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return slot
+}
+
+func assign(t *testing.T, a *Accounts, ifindex int, id, name string) {
+	t.Helper()
+	if err := a.Assign(ifindex, id, name); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func closeInterface(t *testing.T, a *Accounts, ifindex int) {
@@ -114,7 +129,7 @@ func TestRestart(t *testing.T) {
 			a, kernel, _ := newAccounts(t)
 			a.Start(Container{ID: "web"})
 			kernel.counts[open(t, a, 7, "veth7")] = 10
-			a.Assign(7, "web", "eth0")
+			assign(t, a, 7, "web", "eth0")
 			if err := stop(a); err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +139,7 @@ func TestRestart(t *testing.T) {
 
 			a.Start(Container{ID: "web"})
 			kernel.counts[open(t, a, 8, "veth8")] = 5
-			a.Assign(8, "web", "eth0")
+			assign(t, a, 8, "web", "eth0")
 			if got := received(t, a, "web"); got != 15 {
 				t.Errorf("restarted: %d packets, want 15", got)
 			}
@@ -144,7 +159,7 @@ func TestLateOwner(t *testing.T) {
 		t.Fatalf("unowned %+v, want veth7 with 10 packets", u)
 	}
 	a.Start(Container{ID: "web"})
-	a.Assign(7, "web", "eth0")
+	assign(t, a, 7, "web", "eth0")
 	if got := received(t, a, "web"); got != 10 {
 		t.Errorf("%d packets, want 10", got)
 	}
@@ -159,8 +174,8 @@ func TestFirstOwnerStays(t *testing.T) {
 	a.Start(Container{ID: "web"})
 	a.Start(Container{ID: "sidecar"})
 	kernel.counts[open(t, a, 7, "veth7")] = 10
-	a.Assign(7, "web", "eth0")
-	a.Assign(7, "sidecar", "eth0")
+	assign(t, a, 7, "web", "eth0")
+	assign(t, a, 7, "sidecar", "eth0")
 	if web, sidecar := received(t, a, "web"), received(t, a, "sidecar"); web != 10 || sidecar != 0 {
 		t.Errorf("web %d, sidecar %d packets, want 10 and 0", web, sidecar)
 	}
@@ -171,7 +186,7 @@ func TestExpire(t *testing.T) {
 	a.Start(Container{ID: "done"})
 	a.Start(Container{ID: "draining"})
 	open(t, a, 7, "veth7")
-	a.Assign(7, "draining", "eth0")
+	assign(t, a, 7, "draining", "eth0")
 	a.Start(Container{ID: "running"})
 	a.Stop("done")
 	a.Stop("draining")
@@ -193,7 +208,7 @@ func TestExpire(t *testing.T) {
 	}
 }
 
-// The slots of an earlier process are adopted or discarded, each once.
+// The slots of an earlier process are adopted or retired, each once.
 func TestLeftovers(t *testing.T) {
 	before, kernel, _ := newAccounts(t)
 	kept, lost := open(t, before, 7, "veth7"), open(t, before, 8, "veth8")
@@ -207,9 +222,9 @@ func TestLeftovers(t *testing.T) {
 		t.Fatalf("leftovers %+v, want two", left)
 	}
 	a.Adopt(Leftover{Ifindex: 7, Slot: kept}, "veth7", "clsact")
-	own, err := a.Discard(Leftover{Ifindex: 8, Slot: lost})
+	own, err := a.Retire(Leftover{Ifindex: 8, Slot: lost})
 	if err != nil || !own {
-		t.Errorf("discard: own qdisc %v, err %v, want true and none", own, err)
+		t.Errorf("retire: own qdisc %v, err %v, want true and none", own, err)
 	}
 	if left := a.Leftovers(); len(left) != 0 {
 		t.Errorf("still left: %+v", left)
@@ -218,7 +233,7 @@ func TestLeftovers(t *testing.T) {
 		t.Errorf("slot %d after adopting %d", slot, kept)
 	}
 	a.Start(Container{ID: "web"})
-	a.Assign(7, "web", "eth0")
+	assign(t, a, 7, "web", "eth0")
 	if got := received(t, a, "web"); got != 10 {
 		t.Errorf("%d packets, want the 10 from before", got)
 	}

@@ -55,15 +55,23 @@ type Counts struct {
 	// as the segments it stands for, each with its own headers.
 	Cells [Families][Protocols]Volume
 
+	// Seeded is what the kernel's interface counters said when counting began, part of
+	// Interface and of Wire: it belongs to the lifetime of the container and to no
+	// hour, period or rate. Of its protocols and families nothing is known.
+	Seeded Volume
+
 	SYN    uint64 // SYN without ACK: requests, retransmitted ones too
 	SYNACK uint64
 	RST    uint64
 	FIN    uint64
 }
 
-// Wire returns the wire numbers over all families and protocols: the primary
-// numbers.
-func (c Counts) Wire() Volume {
+// Wire returns the primary numbers: the wire numbers over all families and protocols,
+// and what was seeded.
+func (c Counts) Wire() Volume { return c.Counted().plus(c.Seeded) }
+
+// Counted returns the wire numbers that we counted ourselves.
+func (c Counts) Counted() Volume {
 	var sum Volume
 	for family := range c.Cells {
 		sum = sum.plus(c.Family(Family(family)))
@@ -93,6 +101,7 @@ func (c Counts) Protocol(p Protocol) Volume {
 func (c Counts) Plus(d Counts) Counts {
 	sum := Counts{
 		Interface: c.Interface.plus(d.Interface),
+		Seeded:    c.Seeded.plus(d.Seeded),
 		SYN:       c.SYN + d.SYN,
 		SYNACK:    c.SYNACK + d.SYNACK,
 		RST:       c.RST + d.RST,
@@ -138,6 +147,7 @@ const (
 	SharedNetwork Reason = "shared_network" // counted with the container that owns the namespace
 	NoHostVeth    Reason = "no_host_veth"   // no interface, or one without an end in the host
 	AttachFailed  Reason = "attach_failed"  // see the log
+	Shadowed      Reason = "shadowed"       // another's program lets packets past that we don't see
 )
 
 // Interface is one interface of a container, or an attachment nobody owns.
@@ -147,6 +157,7 @@ type Interface struct {
 	Hook          string // how it is counted: "clsact"
 	AttachedAt    time.Time
 	Attached      bool // false: the numbers are final until a new veth takes over
+	Shadowed      bool // the kernel counts packets here that do not reach our filters
 	Traffic
 }
 

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nettally_layout_next
+
+package bpf
+
+// Layout is the version of the pinned maps. A change of any of their types or
+// sizes is a new version in a new folder.
+//
+//   - v1 had no carry rows, and kept generation, ifindex and flags of a slot.
+//   - v2 has carry rows, notes with the slots, and routes for tcx.
+const Layout = "v2"
+
+// olderLayouts returns the layouts whose counts are taken over, oldest first.
+func olderLayouts() []string { return []string{"v1"} }

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// ErrTooLong means that a name is too long to be kept with a slot.
+var ErrTooLong = errors.New("name is too long to be kept with a slot")
+
+// Slot is the right to a row of counters. A slot that was released and taken again
+// has another generation.
+type Slot struct {
+	Index      uint16
+	Generation uint64 // CLOCK_BOOTTIME in ns when it was taken
+	Ifindex    int
+	Note
+}
+
+// Note is what is kept with a slot for the next process.
+type Note struct {
+	OwnQdisc bool // we made the interface's clsact qdisc
+	// Handover makes the programs for clsact leave alone what those for tcx have
+	// counted, so that both can be on the interface: see [Datapath.Quiesce].
+	Handover bool
+
+	Container string // id of the owner, at most 239 bytes; "" while nobody owns it
+	Interface string // what the owner calls it, at most 15 bytes
+
+	// What the kernel had counted on the interface before we did.
+	SeededReceive, SeededTransmit Volume
+}
+
+// The flags of a pinned slot, by enum slot_flags in classifier.c.
+const (
+	flagOwnQdisc = 1 << iota
+	flagHandover
+)
+
+// Keep puts the slot's note in the place of the one that was kept. It is in the kernel
+// when Keep returns.
+//
+// Returns an error wrapping [ErrTooLong] for names that are too long, and [ErrReleased]
+// if the slot is no longer the one that was taken.
+func (d *Datapath) Keep(s Slot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.valid(s) {
+		return ErrReleased
+	}
+	kept := d.taken[s.Index]
+	kept.Note = s.Note
+	return d.remember(kept)
+}
+
+func (d *Datapath) remember(s Slot) error {
+	pinned, err := s.pinned()
+	if err == nil {
+		err = d.maps.Slots.Put(uint32(s.Index), pinned)
+	}
+	if err != nil {
+		return fmt.Errorf("remember slot %d: %w", s.Index, err)
+	}
+	d.taken[s.Index] = s
+	return nil
+}
+
+// pinned returns the slot as the map has it.
+func (s Slot) pinned() (*classifierSlot, error) {
+	p := &classifierSlot{Generation: s.Generation, Ifindex: uint32(s.Ifindex)}
+	if s.OwnQdisc {
+		p.Flags |= flagOwnQdisc
+	}
+	if s.Handover {
+		p.Flags |= flagHandover
+	}
+	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
+		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
+	}
+	// Each ends with a 0.
+	for _, name := range []struct {
+		text string
+		to   []uint8
+	}{{s.Container, p.Container[:]}, {s.Interface, p.Interface[:]}} {
+		if len(name.text) >= len(name.to) {
+			return nil, fmt.Errorf("%w: %.*q has %d bytes, of at most %d", ErrTooLong, len(name.to), name.text, len(name.text), len(name.to)-1)
+		}
+		copy(name.to, name.text)
+	}
+	return p, nil
+}
+
+// slot is the reverse of [Slot.pinned].
+func (p *classifierSlot) slot(index uint32) Slot {
+	return Slot{
+		Index:      uint16(index),
+		Generation: p.Generation,
+		Ifindex:    int(p.Ifindex),
+		Note: Note{
+			OwnQdisc:       p.Flags&flagOwnQdisc != 0,
+			Handover:       p.Flags&flagHandover != 0,
+			Container:      text(p.Container[:]),
+			Interface:      text(p.Interface[:]),
+			SeededReceive:  Volume{p.Seeded[receive].Bytes, p.Seeded[receive].Packets},
+			SeededTransmit: Volume{p.Seeded[transmit].Bytes, p.Seeded[transmit].Packets},
+		},
+	}
+}
+
+func text(b []uint8) string {
+	before, _, _ := bytes.Cut(b, []byte{0})
+	return string(before)
+}
+
+// slotsIn reads the map of slots, of this layout or an older one: its slots have the
+// first of our fields, and nothing noted in the others.
+func slotsIn(m *ebpf.Map) ([]Slot, error) {
+	var slots []Slot
+	var index uint32
+	var value []byte
+	all := m.Iterate()
+	for all.Next(&index, &value) {
+		var pinned classifierSlot
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&pinned)), unsafe.Sizeof(pinned)), value)
+		slots = append(slots, pinned.slot(index))
+	}
+	return slots, all.Err()
+}

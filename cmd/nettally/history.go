@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/ledger"
+)
+
+// historyFlags are the parameters of exporter.ParseHistoryQuery.
+var historyFlags = [...]struct{ name, value, usage string }{
+	{"by", "name", "sum up by name, container, namespace or label:`KEY`"},
+	{"step", "day", "hour, day or month"},
+	{"from", "", "since this `time`: 2026-11-01, 2026-11-01T13:00:00Z or seconds since 1970 (default 24 hours, 30 days or 12 months back)"},
+	{"to", "", "until this `time`, in the same forms (default now)"},
+	{"name", "", "only containers with such a name, a `glob`"},
+	{"container", "", "only the container with this `id`, or with the id that begins so"},
+	{"namespace", "", "only this Kubernetes `namespace`"},
+	{"label", "", "only what has this label, `KEY=VALUE` or KEY"},
+}
+
+func newHistory() *cobra.Command {
+	var output string
+	history := &cobra.Command{
+		Use:   "history",
+		Short: "Show what was used in each hour, day or month",
+		Example: `  nettally history --step hour --name 'web-*'
+  nettally history --step month --by label:team --from 2026-01-01 -o csv`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			print, ok := map[string]func(io.Writer, *exporter.History) error{
+				"table": printHistory,
+				"json":  printJSON[exporter.History],
+				"csv":   func(w io.Writer, h *exporter.History) error { return h.WriteCSV(w) },
+			}[output]
+			if !ok {
+				return fmt.Errorf("%w: --output: expected table, json or csv, got %q", errUsage, output)
+			}
+			parameters := map[string]string{}
+			for _, f := range historyFlags {
+				parameters[f.name] = cmd.Flag(f.name).Value.String()
+			}
+			query, err := exporter.ParseHistoryQuery(parameters, time.Now())
+			if err != nil {
+				return fmt.Errorf("%w: --%w", errUsage, err)
+			}
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			found, err := exporter.FetchHistory(cmd.Context(), config.Exporter.Socket, query)
+			if err != nil {
+				return err
+			}
+			return print(cmd.OutOrStdout(), found)
+		},
+	}
+	for _, f := range historyFlags {
+		history.Flags().String(f.name, f.value, f.usage)
+	}
+	history.Flags().StringVarP(&output, "output", "o", "table", "table, json or csv")
+	return history
+}
+
+// printHistory prints a line per step and key, for people. Times are in the offset they
+// came with, which is the daemon's: in another one its days begin at odd hours.
+func printHistory(w io.Writer, h *exporter.History) error {
+	if len(h.History) == 0 {
+		const minutes = "2006-01-02 15:04"
+		_, err := fmt.Fprintf(w, "no usage from %s to %s\n", h.From.Format(minutes), h.To.Format(minutes))
+		return err
+	}
+	widest := 0.0
+	for _, row := range h.History {
+		widest = max(widest, total(row))
+	}
+	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "month": "2006-01"}[h.Step]
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "START\t%s\tRECEIVED\tSENT\tREQUESTS\tRECEIVED + SENT\n", keyTitle(h.By))
+	for _, row := range h.History {
+		key := printable(row.Key)
+		if h.By == "container" {
+			key = short(key)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", row.Start.Format(format), dash(key),
+			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),
+			row.Receive.TCPSYN, bar(total(row)/widest))
+	}
+	return t.Flush()
+}
+
+func keyTitle(by string) string {
+	if label, ok := strings.CutPrefix(by, "label:"); ok {
+		return printable(label)
+	}
+	return map[string]string{"name": "NAME", "container": "CONTAINER ID", "namespace": "NAMESPACE"}[by]
+}
+
+func total(row exporter.HistoryRow) float64 {
+	return float64(row.Receive.Bytes) + float64(row.Transmit.Bytes)
+}
+
+// bar draws a share of the widest bar. What is not nothing can be seen.
+func bar(share float64) string {
+	const cells = 20
+	if !(share > 0) { // also where all are 0
+		return ""
+	}
+	eighths := int(math.Ceil(share * cells * 8))
+	return strings.Repeat("█", eighths/8) + [...]string{"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"}[eighths%8]
+}
+
+// printable keeps what anybody wrote into a label from moving the cursor.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
+}
+
+// history asks the ledger, for the exporter.
+func (d *daemon) history(ctx context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+	found, err := d.ledger.History(ctx, ledger.Query{
+		From:       q.From,
+		To:         q.To,
+		Step:       ledger.Step(q.Step),
+		By:         q.By,
+		Name:       q.Name,
+		Container:  q.Container,
+		Namespace:  q.Namespace,
+		LabelKey:   q.LabelKey,
+		LabelValue: q.LabelValue,
+	})
+	if errors.Is(err, ledger.ErrBadQuery) {
+		return nil, badHistory{err}
+	}
+	rows := make([]exporter.HistoryRow, len(found))
+	for i, r := range found {
+		rows[i] = exporter.HistoryRow{
+			Start: r.Start, End: r.End, Key: r.Key,
+			Receive: exporter.HistoryCounts(r.Receive), Transmit: exporter.HistoryCounts(r.Transmit),
+		}
+	}
+	return rows, err
+}
+
+// badHistory is an error of the ledger that is the fault of who asked.
+type badHistory struct{ error }
+
+func (badHistory) Is(target error) bool { return target == exporter.ErrBadHistory }
+
+func (b badHistory) Unwrap() error { return b.error }

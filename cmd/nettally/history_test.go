@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/ledger"
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// daemonWith serves usage on a socket, as `run` does, and returns the flags that lead
+// there.
+func daemonWith(t *testing.T, snap usage.Snapshot, rows func(exporter.HistoryQuery) ([]exporter.HistoryRow, error)) []string {
+	t.Helper()
+	dir := t.TempDir()
+	config, socket := filepath.Join(dir, "nettally.yaml"), filepath.Join(dir, "socket")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e, err := exporter.New(exporter.Options{
+		Snapshot: func(context.Context) (usage.Snapshot, error) { return snap, nil },
+		History:  func(_ context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) { return rows(q) },
+		Settings: func() exporter.Settings { return exporter.Settings{} },
+		Log:      slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listeners, err := exporter.Listen("", socket, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error)
+	go func() { served <- e.Serve(ctx, listeners) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return []string{"--config", config, "--socket", socket}
+}
+
+// output runs a command and returns what it prints.
+func output(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	root := newRoot()
+	var out bytes.Buffer
+	root.SetOut(&out)
+	root.SetArgs(args)
+	err := root.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func mustOutput(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := output(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// trimmed is a table without the spaces at the end of its lines.
+func trimmed(table string) string {
+	var lines []string
+	for line := range strings.Lines(table) {
+		lines = append(lines, strings.TrimRight(line, " \n"))
+	}
+	return strings.Join(lines, "\n")
+}
+
+var first = time.Date(2026, 11, 1, 0, 0, 0, 0, time.FixedZone("", -5*3600))
+
+func row(days int, key string, received, sent, requests uint64) exporter.HistoryRow {
+	return exporter.HistoryRow{
+		Start: first.AddDate(0, 0, days), End: first.AddDate(0, 0, days+1), Key: key,
+		Receive:  exporter.HistoryCounts{Bytes: received, Packets: received / 100, TCPSYN: requests},
+		Transmit: exporter.HistoryCounts{Bytes: sent, Packets: sent / 100},
+	}
+}
+
+func TestHistory(t *testing.T) {
+	var asked exporter.HistoryQuery
+	var rows []exporter.HistoryRow
+	flags := daemonWith(t, usage.Snapshot{}, func(q exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+		asked = q
+		return rows, nil
+	})
+	history := func(args ...string) string {
+		t.Helper()
+		return mustOutput(t, append(append([]string{"history"}, args...), flags...)...)
+	}
+
+	rows = []exporter.HistoryRow{row(0, "db", 1, 0, 0), row(0, "web", 3<<30, 1<<30, 17), row(1, "", 1<<29, 1<<29, 2), row(1, "idle", 0, 0, 0)}
+	expect := func(what, want, got string) {
+		t.Helper()
+		if diff := cmp.Diff(want, trimmed(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS  RECEIVED + SENT
+2026-11-01  db    1B        0B      0         ▏
+2026-11-01  web   3GiB      1GiB    17        ████████████████████
+2026-11-02  -     512MiB    512MiB  2         █████
+2026-11-02  idle  0B        0B      0`, history())
+	if asked.By != "name" || asked.Step != "day" || asked.To.Sub(asked.From) < 28*24*time.Hour {
+		t.Errorf("asked by default: %+v", asked)
+	}
+
+	rows = rows[3:]
+	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+2026-11  idle   0B        0B    0`, history("--by", "label:te\tam", "--step", "month"))
+	rows[0].Key = strings.Repeat("3f", 32)
+	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+2026-11-02 00:00  3f3f3f3f3f3f  0B        0B    0`, history("--by", "container", "--step", "hour"))
+
+	rows = nil
+	expect("no usage", "no usage from 2026-11-01 00:00 to 2026-12-01 00:00",
+		history("--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z", "--name", "w*", "--container", "3f",
+			"--namespace", "prod", "--label", "team=a", "--by", "namespace"))
+	asked.From, asked.To = asked.From.UTC(), asked.To.UTC()
+	query := exporter.HistoryQuery{
+		From: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), To: time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC),
+		Step: "day", By: "namespace", Name: "w*", Container: "3f", Namespace: "prod", LabelKey: "team", LabelValue: "a",
+	}
+	if diff := cmp.Diff(query, asked); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+}
+
+func TestHistoryFormats(t *testing.T) {
+	flags := daemonWith(t, usage.Snapshot{}, func(exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+		return []exporter.HistoryRow{row(0, "-x", 1, 2, 3)}, nil
+	})
+	want := "start,end,key,receive_bytes,receive_packets,receive_tcp_syn,transmit_bytes,transmit_packets,transmit_tcp_syn\n" +
+		"2026-11-01T00:00:00-05:00,2026-11-02T00:00:00-05:00,'-x,1,0,3,2,0,0\n"
+	if diff := cmp.Diff(want, mustOutput(t, append(flags, "history", "-o", "csv")...)); diff != "" {
+		t.Errorf("csv (-want +got):\n%s", diff)
+	}
+	got := mustOutput(t, append(flags, "history", "-o", "json", "--step", "month", "--to", "2026-12-01")...)
+	for _, want := range []string{`"history": [`, `"start": "2026-11-01T00:00:00-05:00"`, `"key": "-x"`, `"tcp_syn": 3`, `"step": "month"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+}
+
+func TestHistoryRefuses(t *testing.T) {
+	flags := daemonWith(t, usage.Snapshot{}, func(exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+		return nil, badHistory{fmt.Errorf("read history: %w: more than 1 row", ledger.ErrBadQuery)}
+	})
+	socket := flags[3]
+	for _, test := range []struct {
+		args  []string
+		usage bool
+		want  string
+	}{
+		{[]string{"-o", "wide"}, true, `wrong use: --output: expected table, json or csv, got "wide"`},
+		{[]string{"--step", "week"}, true, `wrong use: --step: "week" is neither hour nor day nor month`},
+		{[]string{"--by", "pod"}, true, `wrong use: --by: "pod" is neither name nor container nor namespace nor label:KEY`},
+		{[]string{"--from", "2026-12-01T00:00:00Z", "--to", "2026-11-01T00:00:00Z"}, true,
+			"wrong use: --from: 2026-12-01T00:00:00Z is not before 2026-11-01T00:00:00Z"},
+		{[]string{"web"}, true, "wrong use: unknown command \"web\" for \"nettally history\": see `nettally history --help`"},
+		{nil, false, "read history from " + socket + ": 400 Bad Request: read history: bad query: more than 1 row"},
+		{[]string{"--socket", socket + "x"}, false,
+			"read history from " + socket + "x: nobody answers (is nettally running? see exporter.socket)"},
+	} {
+		_, err := output(t, append(append([]string{"history"}, flags...), test.args...)...)
+		if err == nil || err.Error() != test.want || errors.Is(err, errUsage) != test.usage {
+			t.Errorf("%v: got %v, want %s", test.args, err, test.want)
+		}
+	}
+}
+
+func TestBar(t *testing.T) {
+	for share, want := range map[float64]string{
+		0:         "",
+		1e-12:     "▏",
+		1.0 / 160: "▏",
+		0.5:       "██████████",
+		0.52:      "██████████▌",
+		1:         "████████████████████",
+	} {
+		if got := bar(share); got != want {
+			t.Errorf("%g: %q, want %q", share, got, want)
+		}
+	}
+}
+
+// What the ledger refuses is the client's fault, and what it can't do is not.
+func TestHistoryOfLedger(t *testing.T) {
+	d := &daemon{ledger: ledger.New(ledger.Options{
+		Path:      filepath.Join(t.TempDir(), "ledger.db"),
+		Retention: func() (hours, days time.Duration) { return time.Hour, time.Hour },
+		Log:       slog.New(slog.DiscardHandler),
+	})}
+	q := exporter.HistoryQuery{From: first, To: first, Step: "day", By: "name"}
+	if _, err := d.history(t.Context(), q); !errors.Is(err, exporter.ErrBadHistory) {
+		t.Errorf("a query without time: %v", err)
+	}
+	q.To = first.AddDate(0, 0, 1)
+	if _, err := d.history(t.Context(), q); err == nil || errors.Is(err, exporter.ErrBadHistory) {
+		t.Errorf("a ledger that is not open: %v", err)
+	}
+}

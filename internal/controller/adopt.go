@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// adopt goes on with the slots of an earlier process whose programs are still on, and
+// retires the others: their owners keep what they counted. The reconcile that follows puts
+// our own programs in place of the old ones, on the same slots.
+func (c *Controller) adopt() {
+	c.upgrade()
+	for _, left := range c.Accounts.Leftovers() {
+		if err := c.adoptOne(left); err != nil {
+			c.Log.Warn("clean up after an earlier run", "ifindex", left.Ifindex, "err", err)
+		}
+	}
+}
+
+// adoptOne finishes what that process may have been at: it may have ended while it moved
+// an interface from one hook to the other, with both counting and the hand-over on.
+func (c *Controller) adoptOne(left usage.Leftover) error {
+	tcx, _, err := c.Hooks.TCX(left.Ifindex)
+	if err != nil {
+		return err
+	}
+	if tcx {
+		c.Accounts.Adopt(left, "", HookTCX)
+		return c.letGo(left.Ifindex, func() error { return c.detachClsact(left.Ifindex) })
+	}
+	slot, ok, err := c.Hooks.Current(left.Ifindex)
+	if err == nil && ok && slot == left.Slot {
+		c.Accounts.Adopt(left, "", HookClsact)
+		return c.letGo(left.Ifindex, func() error { return c.Hooks.DetachTCX(left.Ifindex) })
+	}
+	own, err := c.Accounts.Retire(left)
+	// The interface may live on with one of two filters, or our empty qdisc.
+	return errors.Join(err, c.Hooks.Detach(left.Ifindex, own), c.Hooks.DetachTCX(left.Ifindex))
+}
+
+// letGo takes an adopted interface off the hook it is not counted on, and ends the
+// hand-over, where there is one.
+func (c *Controller) letGo(ifindex int, off func() error) error {
+	if !c.Accounts.InHandover(ifindex) {
+		return nil
+	}
+	if err := off(); err != nil {
+		return err
+	}
+	if err := c.Accounts.Quiesce(); err != nil {
+		return err
+	}
+	return c.Accounts.Handover(ifindex, false)
+}
+
+// detachClsact takes our filters off, and our qdisc with them.
+func (c *Controller) detachClsact(ifindex int) error {
+	if err := c.Hooks.Detach(ifindex, c.Accounts.QdiscOwned(ifindex)); err != nil {
+		return err
+	}
+	return c.Accounts.DisownQdisc(ifindex)
+}
+
+// upgrade replaces the programs that count on slots of an older layout, and takes their
+// counts over.
+func (c *Controller) upgrade() {
+	inherited, err := c.Accounts.Inherit()
+	if err != nil {
+		c.Log.Error("take over the counts of an older version; they stay where they are", "err", err)
+		return
+	}
+	for _, left := range inherited {
+		if err := c.replace(left); err != nil {
+			c.Log.Warn("replace the programs of an older version", "ifindex", left.Ifindex, "err", err)
+		}
+	}
+	if err := c.Accounts.Settle(); err != nil {
+		c.Log.Error("take over the counts of an older version; they stay where they are", "err", err)
+	}
+}
+
+func (c *Controller) replace(left usage.Leftover) error {
+	tcx, _, err := c.Hooks.TCX(left.Ifindex)
+	if err != nil {
+		return err
+	}
+	_, clsact, err := c.Hooks.Current(left.Ifindex)
+	if err != nil {
+		return err
+	}
+	if clsact {
+		if _, err := c.Hooks.Attach(left.Ifindex, left.Slot); err != nil {
+			return err
+		}
+	}
+	if !tcx {
+		return nil
+	}
+	if err := c.Accounts.Bind(left); err != nil {
+		return err
+	}
+	return c.Hooks.AttachTCX(left.Ifindex)
+}
+
+// removeStrays takes our programs off interfaces that are not to be counted: they
+// are excluded now, or their counters are lost.
+func (c *Controller) removeStrays() {
+	filters, err := c.Hooks.Interfaces()
+	links, tcxErr := c.Hooks.TCXInterfaces()
+	if err := errors.Join(err, tcxErr); err != nil {
+		c.Log.Warn("list interfaces with our programs", "err", err)
+	}
+	for _, index := range append(filters, links...) {
+		if _, wanted := c.veths[index]; wanted {
+			continue
+		}
+		if err := c.remove(index); err != nil {
+			c.Log.Warn("remove stray programs", "ifindex", index, "err", err)
+		}
+	}
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// onDisk puts a ledger on a file system of its own with 2 MB.
+func onDisk(t *testing.T) (b *bench, mount string) {
+	need.Root(t)
+	b = newBench(t)
+	mount = filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(mount, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", mount, "tmpfs", 0, "size=2m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		b.stop()
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+			_ = unix.Unmount(mount, unix.MNT_DETACH)
+		}
+	})
+	b.path = filepath.Join(mount, "state", "ledger.db")
+	b.restart()
+	return b, mount
+}
+
+// fill takes all space that is left. It returns what gives it back.
+func fill(t *testing.T, mount string) (free func()) {
+	t.Helper()
+	path := filepath.Join(mount, "full")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 64 << 10; size > 0; {
+		if _, err := f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
+			size /= 4
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func remount(t *testing.T, mount string, flags uintptr) {
+	t.Helper()
+	if err := unix.Mount("", mount, "", unix.MS_REMOUNT|flags, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	b, mount := onDisk(t)
+	h := newHost()
+	const containers = 20
+	count := func(n uint64) {
+		for i := range containers {
+			h.count(record(fmt.Sprintf("id%d", i), fmt.Sprintf("name%d", i), n))
+		}
+	}
+	count(100)
+	stop := b.keeping(h)
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+
+	free := fill(t, mount)
+	n := uint64(100)
+	for failed := testutil.ToFloat64(b.metrics.failures); testutil.ToFloat64(b.metrics.failures) < failed+5; {
+		n += 10 // some may still find room in the log
+		count(n)
+		h.start("id1") // waits until it is noticed
+		eventually(t, "recalled", func() bool { return len(h.Unrecalled()) == 0 })
+	}
+	if s := b.Status(); s.Up || !strings.Contains(s.Error, "full") {
+		t.Errorf("status %+v", s)
+	}
+	h.start("id3")
+	eventually(t, "recalled", func() bool { kept, _ := h.recalled("id3"); return kept != nil })
+	if _, err := b.History(context.Background(), Query{}); err != nil {
+		t.Errorf("history on a full disk: %v", err)
+	}
+	if err := Check(b.path); err == nil || !strings.Contains(err.Error(), "are free; free 64 MiB") {
+		t.Errorf("check: %v", err)
+	}
+	count(n + 50)
+	free()
+	eventually(t, "written", func() bool { return h.pending() == 0 && b.Status().Up })
+	stop()
+	same(t, b.log.count("usage is not kept on disk"), b.log.count("kept on disk again"))
+	same(t, b.total(), made(slices.Repeat([]uint64{n + 50}, containers)...))
+	b.restart()
+	same(t, len(b.load(noon)), containers)
+	same(t, b.total(), made(slices.Repeat([]uint64{n + 50}, containers)...))
+}
+
+// The disk is full when the ledger is first made.
+func TestDiskFullFromTheStart(t *testing.T) {
+	b, mount := onDisk(t)
+	h := newHost()
+	free := fill(t, mount)
+	h.count(record("a1", "web", 100))
+	b.keeping(h)
+	eventually(t, "failed", func() bool { return testutil.ToFloat64(b.metrics.failures) > 3 })
+	free()
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+	same(t, b.total(), made(100))
+	same(t, b.Status().SetAside, "")
+}
+
+func TestReadOnlyDisk(t *testing.T) {
+	for name, prepare := range map[string]func(b *bench) error{
+		"after a stop": func(*bench) error { return nil },
+		// A log that is not in the file yet, with its index or without.
+		"after a crash":               func(b *bench) error { return restore(b, "", "-wal", "-shm") },
+		"after a crash, without -shm": func(b *bench) error { return restore(b, "", "-wal") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, mount := onDisk(t)
+			b.flush(record("a1", "web", 70))
+			b.restart()
+			b.flush(record("a1", "web", 100), record("b2", "db", 100))
+			if err := save(b, "", "-wal", "-shm"); err != nil {
+				t.Fatal(err)
+			}
+			b.stop()
+			if err := prepare(b); err != nil {
+				t.Fatal(err)
+			}
+			remount(t, mount, unix.MS_RDONLY)
+			b.restart()
+			records := b.load(noon)
+			if name == "after a crash, without -shm" {
+				// As it was at the last checkpoint.
+				same(t, len(records), 1)
+				same(t, b.total(), made(70))
+			} else {
+				same(t, len(records), 2)
+				same(t, b.total(), made(100, 100))
+			}
+			if err := Check(b.path); err == nil || !strings.Contains(err.Error(), "its file system is read-only; remount it") {
+				t.Errorf("check: %v", err)
+			}
+			h := newHost()
+			h.count(record("a1", "web", 150))
+			stop := b.keeping(h)
+			eventually(t, "failed", func() bool { return testutil.ToFloat64(b.metrics.failures) > 3 })
+			same(t, b.log.count("usage is not kept on disk"), 1)
+			h.count(record("a1", "web", 170))
+			remount(t, mount, 0)
+			eventually(t, "written", func() bool { return h.pending() == 0 })
+			stop()
+			same(t, b.total(), made(170, 100))
+			same(t, b.Status().SetAside, "")
+			b.restart()
+			same(t, len(b.load(noon)), 2)
+		})
+	}
+}
+
+// save copies files of a ledger, restore puts them back: the process between is gone.
+func save(b *bench, suffixes ...string) error {
+	for _, suffix := range suffixes {
+		data, err := os.ReadFile(b.path + suffix)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(b.path+".saved"+suffix, data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func restore(b *bench, suffixes ...string) error {
+	for _, suffix := range suffixes {
+		if err := os.Rename(b.path+".saved"+suffix, b.path+suffix); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ledger keeps the totals of containers and their usage over time in one
+// SQLite file, so that both outlive this process and the host.
+//
+// # Durability
+//
+// The file is in WAL mode with synchronous=FULL: what [Ledger.Keep] has written is on
+// the disk, and a power cut costs at most what was counted since the last flush, of
+// the containers the kernel forgets with it. A flush is one transaction: it is there
+// or it is not. The records of a flush that failed stay pending and come with the
+// next one.
+//
+// Counting waits for nothing in here. A disk that is full, read-only or hangs is
+// logged, shown in the metrics and tried again at every flush. A damaged file is set
+// aside as <path>.damaged-<time>, what can be read of it is copied into a new one, and
+// everything in memory is written again.
+//
+// # Schema
+//
+// PRAGMA user_version is the version of the schema. Times are Unix time: seconds in
+// the history, nanoseconds elsewhere.
+//
+//   - containers: one row per container, with its identity, its tallies as JSON, and
+//     its watermarks: how much of what it counted is part of the history.
+//   - hours, days: six numbers per beginning and subject. The difference between a
+//     record and its watermarks is added to the hour in which it is flushed, so a
+//     record that is written twice counts once, and one that went down counts nothing.
+//     What was seeded is part of no hour.
+//   - subjects: whose usage it is, as its identity was at the flush. Usage that was
+//     recorded before a container's name was known is put under its name.
+//   - meta: the time of the last write.
+//
+// Hours that are older than the retention are added up to days, the local days of
+// time.Local at that moment. A day knows names but no container ids, so that its size
+// follows the names: history by container reaches back as far as the hours do.
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+const (
+	flushInterval = 10 * time.Second
+	recallWithin  = 2 * time.Second  // a container that starts waits no longer for the disk
+	stopWithin    = 10 * time.Second // and neither does the end of the process
+)
+
+// Options say where the ledger is and how far it reaches back.
+type Options struct {
+	// Path is the file. Its folder is made when the ledger is first written.
+	Path string
+	// Retention is how long hours and days are kept, and stopped containers as long
+	// as hours. A day that has begun is kept in hours.
+	Retention func() (hours, days time.Duration)
+	// Interval is the time between two flushes, 0 for 10 s.
+	Interval time.Duration
+	// Location says when hours, days and months begin; nil is time.Local.
+	Location *time.Location
+	// Now is time.Now, but for tests.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Ledger is the file with everybody's usage. At most one process may keep a file;
+// others may read it.
+type Ledger struct {
+	Options
+	metrics metrics
+	boot    func() time.Duration // since the host booted, asleep or not
+
+	// disk holds a token while the file is opened or written. What follows belongs to
+	// who put it there.
+	disk    chan struct{}
+	clock   clock
+	checked fs.FileInfo // the file that has passed its check
+	stale   bool        // the open file is to be opened anew
+	all     bool        // everything is to be written, not only what has changed
+	rest    remains     // of a damaged file, still to be taken over
+	// marks are the watermarks this process has seen on the disk. They hold when rows
+	// are lost with a damaged file, whose usage the history may still have.
+	marks map[string]numbers
+	upkeep
+
+	suspect  atomic.Bool   // a reader found the file damaged
+	recalled chan struct{} // holds a token while containers are looked up
+	tried    chan struct{} // closed once the file is open, or could not be opened
+	try      sync.Once     // closes it
+
+	mu   sync.RWMutex // held for reading while file is read, for writing to replace it
+	file *file        // nil while there is none
+
+	statusMu sync.Mutex
+	status   Status
+}
+
+// Status is how the keeping goes.
+type Status struct {
+	Up           bool      // the last attempt to write succeeded
+	Error        string    // or why it did not
+	LastFlush    time.Time // that succeeded; zero if none yet
+	ClockSetBack bool      // the clock is behind the last write; nothing is pruned
+	SetAside     string    // the last damaged file of this process
+}
+
+// New returns a ledger. It opens nothing; no error of the disk is fatal later on.
+func New(o Options) *Ledger {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Interval == 0 {
+		o.Interval = flushInterval
+	}
+	if o.Location == nil {
+		o.Location = time.Local
+	}
+	boot := sinceBoot()
+	return &Ledger{
+		Options:  o,
+		metrics:  newMetrics(),
+		boot:     sinceBoot,
+		disk:     make(chan struct{}, 1),
+		clock:    clock{wall: o.Now().Round(0), boot: boot},
+		marks:    map[string]numbers{},
+		upkeep:   upkeep{due: boot + tidyAfter},
+		recalled: make(chan struct{}, 1),
+		tried:    make(chan struct{}),
+	}
+}
+
+// sinceBoot goes on while the host sleeps, as its clock does.
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return time.Duration(now.Nano())
+}
+
+// Load returns what is kept of the containers that ran when it was last written, or
+// stopped after since. A ledger that does not exist yet has none. One on a disk that
+// can't be written is read all the same; where its index (-shm) is gone, as it was at
+// the last checkpoint.
+func (l *Ledger) Load(since time.Time) ([]usage.Record, error) {
+	l.disk <- struct{}{}
+	defer func() { <-l.disk }()
+	if _, err := os.Stat(l.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	ctx := context.Background()
+	openErr := l.ready(ctx)
+	var records []usage.Record
+	err := l.read(ctx, func(ctx context.Context, f *file) (err error) {
+		records, err = l.loadRecords(ctx, f.lookup, "state = ? OR stopped_at > ?", string(usage.Running), nanos(since))
+		return err
+	})
+	switch {
+	case err != nil && openErr != nil:
+		return nil, fmt.Errorf("load containers: %w", openErr)
+	case err != nil:
+		return nil, fmt.Errorf("load containers: %w", err)
+	}
+	if openErr != nil {
+		l.Log.Warn("usage was read, but can't be written yet", "path", l.Path, "err", openErr)
+	}
+	for _, r := range records {
+		l.marks[r.ID] = l.marks[r.ID].highest(counted(r))
+	}
+	return records, nil
+}
+
+// read runs work on the open file, which stays open meanwhile. Its context ends when
+// the file is to be replaced.
+func (l *Ledger) read(ctx context.Context, work func(context.Context, *file) error) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.file == nil {
+		return errors.New("the ledger is not open")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.file.closing, cancel)()
+	err := work(ctx, l.file)
+	if isDamage(err) {
+		l.suspect.Store(true)
+	}
+	return err
+}
+
+// Close closes the file. It gives up on a disk that does not answer.
+func (l *Ledger) Close() error {
+	select {
+	case l.disk <- struct{}{}:
+		defer func() { <-l.disk }()
+		return l.replace(nil)
+	case <-time.After(stopWithin):
+		return fmt.Errorf("close ledger %s: its disk does not answer", l.Path)
+	}
+}
+
+// replace closes the file and goes on with another one, or none. Nobody reads it any
+// more when it is closed: SQLite would go on writing to its name.
+func (l *Ledger) replace(next *file) error {
+	l.mu.RLock()
+	old := l.file
+	l.mu.RUnlock()
+	if old != nil {
+		old.close()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.file = next
+	if next != nil {
+		l.try.Do(func() { close(l.tried) })
+	}
+	if old == nil {
+		return nil
+	}
+	return old.shut()
+}
+
+// Status returns how the keeping goes. It is safe for concurrent use and does not
+// wait for the disk.
+func (l *Ledger) Status() Status {
+	l.statusMu.Lock()
+	defer l.statusMu.Unlock()
+	return l.status
+}
+
+// note changes the status.
+func (l *Ledger) note(change func(*Status)) {
+	l.statusMu.Lock()
+	defer l.statusMu.Unlock()
+	change(&l.status)
+}
+
+// queryer is a connection, a pool of them or a transaction.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+func TestLoadReturnsWhatWasWritten(t *testing.T) {
+	b := newBench(t)
+	full := record("a1", "web", 1000)
+	full.ParentID, full.Namespace, full.Pod, full.Reason = "p1", "prod", "web-1", usage.AttachFailed
+	full.Labels = map[string]string{"team": "ä", "tier": `"1"`}
+	full.Tallies = append(full.Tallies, usage.Tally{
+		Name: "eth1", Final: full.Traffic,
+		Attachments: []usage.Attachment{{Generation: 8, Counted: full.Traffic, Folded: true}},
+	})
+	full.Traffic = full.Traffic.Plus(full.Traffic)
+	b.flush(full, record("b2", "db", 5), stopped(record("c3", "late", 5), noon), stopped(record("d4", "early", 5), noon.Add(-time.Hour)))
+	b.restart()
+	same(t, b.load(noon.Add(-time.Minute)), []usage.Record{full, record("b2", "db", 5), stopped(record("c3", "late", 5), noon)})
+}
+
+func TestLoadOfNoLedgerMakesNone(t *testing.T) {
+	b := newBench(t)
+	same(t, b.load(time.Time{}), []usage.Record(nil))
+	if _, err := os.Stat(filepath.Dir(b.path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder was made: %v", err)
+	}
+}
+
+func TestFolderAndFileArePrivate(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 5))
+	for _, path := range []string{filepath.Dir(b.path), b.path, b.path + "-wal"} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode()&0o077 != 0 {
+			t.Errorf("%s: mode %v", path, info.Mode())
+		}
+	}
+}
+
+func TestPathIsTakenLiterally(t *testing.T) {
+	b := newBench(t)
+	b.path = filepath.Join(t.TempDir(), "a?b#c%20 d", "ledger.db")
+	b.restart()
+	b.flush(record("a1", "web", 5))
+	same(t, names(t, filepath.Dir(b.path)), []string{"ledger.db", "ledger.db-shm", "ledger.db-wal"})
+}
+
+func TestUsageCountsOnce(t *testing.T) {
+	b := newBench(t)
+	a := func(n uint64) usage.Record { return record("a1", "web", n) }
+	b.flush(a(1000))
+	b.flush(a(1000))
+	b.restart()
+	b.flush(a(1000), record("b2", "db", 700))
+	b.pass(time.Hour)
+	b.restart()
+	b.load(noon)
+	b.flush(a(1500), record("b2", "db", 700))
+	b.flush(a(1500))
+	same(t, b.total(), made(1500, 700))
+	same(t, b.received(Query{Step: Hour}), []string{
+		"03-10 12:00 db 700", "03-10 12:00 web 1000", "03-10 13:00 web 500",
+	})
+}
+
+func TestUsageNeverGoesDown(t *testing.T) {
+	b := newBench(t)
+	for _, n := range []uint64{1000, 400, 999, 1000, 1200, 0, 1300} {
+		b.flush(record("a1", "web", n))
+	}
+	same(t, b.total(), made(1300))
+}
+
+func TestSeededIsNoHistory(t *testing.T) {
+	b := newBench(t)
+	r := record("a1", "web", 1000)
+	r.Receive.Seeded = usage.Volume{Bytes: 1 << 40, Packets: 1 << 30}
+	b.flush(r)
+	same(t, b.total(), made(1000))
+}
+
+func TestUsageFollowsTheName(t *testing.T) {
+	const id = "a1"
+	tests := map[string]struct {
+		flushes []usage.Record
+		want    []string
+	}{
+		"named later": {
+			[]usage.Record{record(id, id, 100), record(id, "web", 100)},
+			[]string{"03-10 12:00 web 100"},
+		},
+		"named later, with new usage": {
+			[]usage.Record{record(id, "", 100), record(id, "web", 150)},
+			[]string{"03-10 12:00 web 150"},
+		},
+		"named, unknown after a restart, named again": {
+			[]usage.Record{record(id, "web", 100), record(id, id, 150), record(id, "web", 150), record(id, "web", 170)},
+			[]string{"03-10 12:00 web 170"},
+		},
+		"given another name": {
+			[]usage.Record{record(id, "web", 100), record(id, "shop", 150), record(id, "web", 170)},
+			[]string{"03-10 12:00 shop 50", "03-10 12:00 web 120"},
+		},
+		"never named": {
+			[]usage.Record{record(id, id, 100), record(id, id, 150)},
+			[]string{"03-10 12:00 a1 150"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			for _, r := range test.flushes {
+				b.flush(r)
+			}
+			same(t, b.received(Query{Step: Hour}), test.want)
+		})
+	}
+}
+
+func TestLostRowCountsNothingTwice(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 1000))
+	b.pass(time.Hour)
+	b.flush(record("a1", "shop", 1500))
+	if _, err := b.file.write.Exec("DELETE FROM containers"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.flush(record("a1", "shop", 1600))
+	same(t, b.total(), made(1600))
+}
+
+func TestPowerCutLosesNoFlush(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 1000))
+	b.flush(record("b2", "db", 500))
+	copied := newBench(t)
+	if err := os.Mkdir(filepath.Dir(copied.path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// What is on the disk; the index in -shm is not for sure.
+	for _, suffix := range []string{"", "-wal"} {
+		data, err := os.ReadFile(b.path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(copied.path+suffix, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same(t, len(copied.load(noon)), 2)
+	same(t, copied.total(), made(1000, 500))
+}
+
+func TestKeep(t *testing.T) {
+	b, h := newBench(t), newHost()
+	b.flush(stopped(record("old", "web", 100), noon))
+	b.restart()
+	stop := b.keeping(h)
+	h.start("old")
+	h.start("new")
+	eventually(t, "recalled", func() bool { _, ok := h.recalled("new"); return ok })
+	kept, _ := h.recalled("old")
+	want := stopped(record("old", "web", 100), noon)
+	same(t, kept, &want)
+	if kept, _ := h.recalled("new"); kept != nil {
+		t.Errorf("recalled of a new container: %v", kept)
+	}
+	h.count(record("new", "db", 50))
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+	b.Interval = time.Hour
+	h.count(record("new", "db", 80))
+	stop()
+	if h.pending() != 0 {
+		t.Error("the last flush is missing")
+	}
+	same(t, b.total(), made(100, 80))
+	status := b.Status()
+	if !status.Up || status.Error != "" || !status.LastFlush.Equal(b.now) {
+		t.Errorf("status %+v", status)
+	}
+}
+
+// A disk that hangs stands in for here: the one connection for writing is taken.
+func TestRecallDoesNotWaitForAFlush(t *testing.T) {
+	b, h := newBench(t), newHost()
+	b.flush(record("old", "web", 100))
+	other, err := b.file.write.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.count(record("new", "db", 50))
+	b.keeping(h)
+	h.start("old")
+	eventually(t, "recalled", func() bool { kept, _ := h.recalled("old"); return kept != nil })
+	if h.pending() != 1 {
+		t.Error("written by two at once")
+	}
+	if err := other.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+}
+
+// A ledger that can't be read may know more than we do: nothing is said of it, and
+// nothing is written over it, until it can be.
+func TestRecallWaitsForLedger(t *testing.T) {
+	b, h := newBench(t), newHost()
+	if err := os.WriteFile(filepath.Dir(b.path), []byte("in the way"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start("a1")
+	h.count(record("a1", "web", 50))
+	b.keeping(h)
+	eventually(t, "failed", func() bool { return testutil.ToFloat64(b.metrics.failures) > 3 })
+	if _, ok := h.recalled("a1"); ok {
+		t.Error("recalled by a ledger that can't be read")
+	}
+	if n := b.log.count("usage is not kept on disk"); n != 1 {
+		t.Errorf("logged %d times", n)
+	}
+	if s := b.Status(); s.Up || !strings.Contains(s.Error, "not a directory") {
+		t.Errorf("status %+v", s)
+	}
+	if err := os.Remove(filepath.Dir(b.path)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "recalled", func() bool { _, ok := h.recalled("a1"); return ok })
+	eventually(t, "written", func() bool { return h.pending() == 0 && b.Status().Up })
+	eventually(t, "told", func() bool { return b.log.count("kept on disk again") == 1 })
+}
+
+func TestHistoryOfAnotherGoroutine(t *testing.T) {
+	b, h := newBench(t), newHost()
+	b.keeping(h)
+	for n := uint64(1); n <= 50; n++ {
+		h.count(record("a1", "web", 100*n))
+		if _, err := b.History(context.Background(), Query{}); err != nil && b.Status().Up {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+	same(t, b.total(), made(5000))
+}
+
+func TestMetrics(t *testing.T) {
+	b, h := newBench(t), newHost()
+	stop := b.keeping(h)
+	eventually(t, "up", func() bool { return b.Status().Up })
+	stop()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(b.Metrics()...)
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+	err = testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP nettally_ledger_up Whether usage is kept on disk.
+# TYPE nettally_ledger_up gauge
+nettally_ledger_up 1
+# HELP nettally_ledger_last_flush_timestamp_seconds When usage was last kept on disk, 0 if not yet.
+# TYPE nettally_ledger_last_flush_timestamp_seconds gauge
+nettally_ledger_last_flush_timestamp_seconds 1.7731458e+09
+# HELP nettally_ledger_clock_set_back Whether the clock is behind the last write; nothing is pruned then.
+# TYPE nettally_ledger_clock_set_back gauge
+nettally_ledger_clock_set_back 0
+# HELP nettally_ledger_damaged_total Damaged files that were set aside.
+# TYPE nettally_ledger_damaged_total counter
+nettally_ledger_damaged_total 0
+# HELP nettally_ledger_flush_failures_total Flushes that failed. What they were to write stays pending.
+# TYPE nettally_ledger_flush_failures_total counter
+nettally_ledger_flush_failures_total 0
+`), "nettally_ledger_up", "nettally_ledger_last_flush_timestamp_seconds", "nettally_ledger_clock_set_back",
+		"nettally_ledger_damaged_total", "nettally_ledger_flush_failures_total")
+	if err != nil {
+		t.Error(err)
+	}
+}

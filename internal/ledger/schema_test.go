@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestMigrate(t *testing.T) {
+	ctx := context.Background()
+	db, err := sql.Open("sqlite", source(filepath.Join(t.TempDir(), "ledger.db")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	steps := append(migrations(),
+		"ALTER TABLE meta ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+		"INSERT INTO meta (key, value, note) VALUES ('k', 1, 'n')")
+	for _, step := range []struct {
+		steps []string
+		made  bool
+		want  int
+	}{
+		{steps[:1], true, 1},
+		{steps[:1], false, 1},
+		{steps[:3], false, 3},
+		{steps[:3], false, 3},
+	} {
+		made, err := migrate(ctx, db, step.steps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := version(ctx, db)
+		if err != nil || v != step.want || made != step.made {
+			t.Errorf("version %d, made %v, %v; want %d, %v", v, made, err, step.want, step.made)
+		}
+	}
+	// One that fails half-way leaves nothing.
+	_, err = migrate(ctx, db, append(steps[:3:3], "DELETE FROM meta; SELECT * FROM nowhere"))
+	if err == nil || !strings.Contains(err.Error(), "migrate to version 4: ") {
+		t.Errorf("migrate: %v", err)
+	}
+	var rows int
+	if err := db.QueryRow("SELECT count(*) FROM meta").Scan(&rows); err != nil || rows != 1 {
+		t.Errorf("%d rows, %v", rows, err)
+	}
+}
+
+func TestNewerLedgerIsLeftAlone(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 100))
+	if _, err := b.file.write.Exec("PRAGMA user_version = 99"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	if err := b.attempt(record("a1", "web", 200)); !errors.Is(err, errNewer) {
+		t.Errorf("flush: %v", err)
+	}
+	if _, err := b.Load(noon); !errors.Is(err, errNewer) {
+		t.Errorf("load: %v", err)
+	}
+	if err := Check(b.path); !errors.Is(err, errNewer) {
+		t.Errorf("check: %v", err)
+	}
+	same(t, b.Status().SetAside, "")
+}

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/bpf"
+)
+
+// attachment is a host interface that is being counted, or was until it went.
+type attachment struct {
+	slot     bpf.Slot
+	host     string
+	hook     string
+	at       time.Time
+	owner    string    // id of a container, "" while nobody owns it
+	tally    *tally    // the owner's
+	closedAt time.Time // zero while it is counted
+	shadowed bool
+}
+
+// orphan is what an interface counted that went before its owner was known.
+type orphan struct {
+	Interface
+	at time.Time // it went
+}
+
+// maxClosed is how many slots may wait for a ledger that does not come round to it.
+const maxClosed = 1024
+
+// Open begins to count a host interface that has no owner yet. It returns the slot
+// for the filters on it, whose counters are at 0. An interface that an earlier process
+// counted keeps its slot; `on` is the hook it is on.
+func (a *Accounts) Open(ifindex int, host, hook string) (slot uint16, on string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := a.attachments[ifindex]; at != nil {
+		return at.slot.Index, at.hook, nil
+	}
+	taken, err := a.Datapath.Take(ifindex)
+	for errors.Is(err, bpf.ErrFull) && len(a.closed) > 0 {
+		a.fold(a.closed[0])
+		taken, err = a.Datapath.Take(ifindex)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	a.attachments[ifindex] = &attachment{slot: taken, host: host, hook: hook, at: a.Now()}
+	return taken.Index, "", nil
+}
+
+// Handover says that a host interface changes between clsact and tcx: while both see a
+// packet, only tcx counts it. It is to be said before the second is put on, and taken
+// back when the first is off and [Accounts.Quiesce] has returned.
+func (a *Accounts) Handover(ifindex int, up bool) error {
+	return a.note(ifindex, func(n *bpf.Note) { n.Handover = up })
+}
+
+// InHandover says whether a host interface is changing between clsact and tcx.
+func (a *Accounts) InHandover(ifindex int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	return at != nil && at.slot.Handover
+}
+
+// Bind lets tcx programs on a host interface count on its slot.
+func (a *Accounts) Bind(l Leftover) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	slot, ok := a.leftover(l)
+	if !ok {
+		return nil
+	}
+	return a.Datapath.Bind(slot)
+}
+
+// Quiesce waits until every packet that is on its way has been counted.
+func (a *Accounts) Quiesce() error { return a.Datapath.Quiesce() }
+
+// Inherit takes slots for what an older layout of the counters had in use. Filters that
+// count on the old ones are to be replaced, and then [Accounts.Settle] called.
+func (a *Accounts) Inherit() ([]Leftover, error) {
+	var left []Leftover
+	for _, old := range a.Datapath.Old() {
+		slot, err := a.Datapath.Inherit(old)
+		if err != nil {
+			return left, fmt.Errorf("inherit counts of ifindex %d: %w", old.Ifindex, err)
+		}
+		left = append(left, Leftover{Ifindex: slot.Ifindex, Slot: slot.Index})
+	}
+	return left, nil
+}
+
+// Settle moves the counts of an older layout to the slots that inherited them.
+func (a *Accounts) Settle() error { return a.Datapath.Settle() }
+
+// Leftover is a slot that an earlier process left in use.
+type Leftover struct {
+	Ifindex int
+	Slot    uint16
+}
+
+// Leftovers returns the slots in use that nothing was opened on, or adopted.
+func (a *Accounts) Leftovers() []Leftover {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ours := map[uint64]bool{}
+	for _, at := range a.attachments {
+		ours[at.slot.Generation] = true
+	}
+	for _, at := range a.closed {
+		ours[at.slot.Generation] = true
+	}
+	var left []Leftover
+	for _, s := range a.Datapath.Slots() {
+		if !ours[s.Generation] {
+			left = append(left, Leftover{Ifindex: s.Ifindex, Slot: s.Index})
+		}
+	}
+	return left
+}
+
+// Adopt goes on counting a host interface on the slot an earlier process took, for the
+// owner it had then.
+func (a *Accounts) Adopt(l Leftover, host, hook string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	slot, ok := a.leftover(l)
+	if !ok {
+		return
+	}
+	at := &attachment{slot: slot, host: host, hook: hook, at: a.Now().Add(-age(slot))}
+	a.attachments[l.Ifindex] = at
+	a.ownAgain(at)
+}
+
+// Retire ends the counting on a slot that an earlier process took, whose filters are
+// gone: the owner it had keeps what it counted. It returns whether that process made the
+// interface's qdisc.
+func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	slot, ok := a.leftover(l)
+	if !ok {
+		return false, nil
+	}
+	if a.restored[slot.Generation].folded {
+		return slot.OwnQdisc, a.Datapath.Release(slot)
+	}
+	at := &attachment{slot: slot, at: a.Now().Add(-age(slot))}
+	a.ownAgain(at)
+	return slot.OwnQdisc, a.close(at)
+}
+
+func (a *Accounts) leftover(l Leftover) (bpf.Slot, bool) {
+	for _, s := range a.Datapath.Slots() {
+		if s.Index == l.Slot && s.Ifindex == l.Ifindex {
+			return s, true
+		}
+	}
+	return bpf.Slot{}, false
+}
+
+// ownAgain gives an attachment of an earlier process to the owner it had: the one noted
+// with its slot, or else the one in the ledger.
+func (a *Accounts) ownAgain(at *attachment) {
+	note, then := at.slot.Note, a.restored[at.slot.Generation]
+	delete(a.restored, at.slot.Generation)
+	id, name := note.Container, note.Interface
+	if id == "" {
+		id, name = then.container, then.name
+	}
+	if id == "" {
+		return
+	}
+	c := a.account(id)
+	if c.ID == "" { // it started after the ledger was last written
+		c.Container = Container{ID: id, State: Running, StartedAt: at.at, Reason: Accounted}
+	}
+	at.owner = id
+	c.tally(name).own(at)
+}
+
+func (t *tally) own(at *attachment) {
+	if t.attachedAt.IsZero() {
+		t.attachedAt = at.at
+	}
+	if at.host != "" {
+		t.host, t.hook = at.host, at.hook
+	}
+	t.live = append(t.live, at)
+	at.tally = t
+}
+
+// OwnQdisc notes that we made the qdisc of a host interface.
+func (a *Accounts) OwnQdisc(ifindex int) error {
+	return a.note(ifindex, func(n *bpf.Note) { n.OwnQdisc = true })
+}
+
+// DisownQdisc notes that our qdisc of a host interface is gone.
+func (a *Accounts) DisownQdisc(ifindex int) error {
+	return a.note(ifindex, func(n *bpf.Note) { n.OwnQdisc = false })
+}
+
+// note changes what is noted with the slot of a host interface, if it is counted.
+func (a *Accounts) note(ifindex int, change func(*bpf.Note)) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	if at == nil {
+		return nil
+	}
+	changed := at.slot
+	change(&changed.Note)
+	if err := a.Datapath.Keep(changed); err != nil {
+		return err
+	}
+	at.slot = changed
+	return nil
+}
+
+// QdiscOwned says whether we made the qdisc of a host interface.
+func (a *Accounts) QdiscOwned(ifindex int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := a.attachments[ifindex]
+	return known != nil && known.slot.OwnQdisc
+}
+
+// Owner returns the id of the container that owns a host interface, "" if nobody does.
+func (a *Accounts) Owner(ifindex int) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if known := a.attachments[ifindex]; known != nil {
+		return known.owner
+	}
+	return ""
+}
+
+// Assign gives a host interface, and all it has counted, to a container that calls
+// it name. An interface keeps its first owner.
+func (a *Accounts) Assign(ifindex int, id, name string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, c := a.attachments[ifindex], a.containers[id]
+	if at == nil || c == nil || at.tally != nil {
+		return nil
+	}
+	t := c.tally(name)
+	before := a.before(t, ifindex)
+	at.slot.Container, at.slot.Interface = id, name
+	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
+	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
+	at.owner = id
+	t.own(at)
+	// What can't be noted is known as long as this process lives, and then by the ledger.
+	return a.Datapath.Keep(at.slot)
+}
+
+// before returns what a tally holds of a host interface that was counted earlier: the
+// kernel's own counters of it begin there, too.
+func (a *Accounts) before(t *tally, ifindex int) Traffic {
+	var sum Traffic
+	if t.prior != nil && t.prior.Boot == a.Boot && t.prior.Ifindex == ifindex {
+		sum = t.prior.Counted
+	}
+	for _, at := range t.live {
+		if at.slot.Ifindex == ifindex && !at.closedAt.IsZero() {
+			sum = sum.Plus(a.mustRead(at))
+		}
+	}
+	return sum
+}
+
+// less returns what is left of a volume, never less than nothing.
+func less(v bpf.Volume, by Volume) bpf.Volume {
+	return bpf.Volume{
+		Bytes:   v.Bytes - min(v.Bytes, by.Bytes),
+		Packets: v.Packets - min(v.Packets, by.Packets),
+	}
+}
+
+// Seed adds to what the kernel counted on a host interface while nobody else did:
+// before we came, or while our filters were off. It is noted with the slot.
+func (a *Accounts) Seed(ifindex int, receive, transmit Volume) error {
+	return a.note(ifindex, func(n *bpf.Note) {
+		n.SeededReceive.Bytes += receive.Bytes
+		n.SeededReceive.Packets += receive.Packets
+		n.SeededTransmit.Bytes += transmit.Bytes
+		n.SeededTransmit.Packets += transmit.Packets
+	})
+}
+
+// Counted returns what our filters have counted on a host interface, without what was
+// seeded. Not ok: it is not counted.
+func (a *Accounts) Counted(ifindex int) (_ Traffic, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	if at == nil {
+		return Traffic{}, false
+	}
+	rx, tx, err := a.Datapath.Read(at.slot)
+	return Traffic{Receive: counts(rx), Transmit: counts(tx)}, err == nil
+}
+
+// Rename notes another name of a host interface.
+func (a *Accounts) Rename(ifindex int, host string) {
+	a.change(ifindex, func(at *attachment) { at.host = host })
+}
+
+// Hook notes another way in which a host interface is counted.
+func (a *Accounts) Hook(ifindex int, hook string) {
+	a.change(ifindex, func(at *attachment) { at.hook = hook })
+}
+
+// Shadow says that packets pass a host interface which our filters don't see, or that
+// they do again.
+func (a *Accounts) Shadow(ifindex int, shadowed bool) {
+	a.change(ifindex, func(at *attachment) { at.shadowed = shadowed })
+}
+
+func (a *Accounts) change(ifindex int, change func(*attachment)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	if at == nil {
+		return
+	}
+	change(at)
+	if at.tally != nil {
+		at.tally.host, at.tally.hook = at.host, at.hook
+	}
+}
+
+// Close ends the counting of a host interface that is gone, or whose filters are:
+// its owner keeps what it counted.
+func (a *Accounts) Close(ifindex int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	if at == nil {
+		return nil
+	}
+	delete(a.attachments, ifindex)
+	return a.close(at)
+}
+
+// close holds on to the slot until its counts are written. Without an owner or a ledger
+// there is nothing to wait for.
+func (a *Accounts) close(at *attachment) error {
+	at.closedAt = a.Now()
+	if at.tally == nil {
+		last := a.show(at)
+		if last.Receive.Interface.Packets+last.Transmit.Interface.Packets > 0 {
+			a.orphans = append(a.orphans, orphan{Interface: last, at: at.closedAt})
+		}
+		return a.Datapath.Release(at.slot)
+	}
+	a.closed = append(a.closed, at)
+	if !a.Kept || len(a.closed) > maxClosed {
+		return a.fold(a.closed[0])
+	}
+	return nil
+}
+
+// fold puts what a closed attachment counted into its tally, and releases the slot.
+func (a *Accounts) fold(at *attachment) error {
+	last, t := a.mustRead(at), at.tally
+	t.final = t.final.Plus(last)
+	t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
+	t.prior = &Attachment{
+		Boot: a.Boot, Generation: at.slot.Generation, Ifindex: at.slot.Ifindex, Folded: true,
+		Counted: last.Plus(priorOn(t.prior, a.Boot, at.slot.Ifindex)),
+	}
+	a.closed = slices.DeleteFunc(a.closed, func(other *attachment) bool { return other == at })
+	if err := a.Datapath.Release(at.slot); err != nil {
+		return fmt.Errorf("give up slot of %s: %w", at.host, err)
+	}
+	return nil
+}
+
+// priorOn returns what was counted before on the same host interface.
+func priorOn(prior *Attachment, boot string, ifindex int) Traffic {
+	if prior == nil || prior.Boot != boot || prior.Ifindex != ifindex {
+		return Traffic{}
+	}
+	return prior.Counted
+}
+
+// mustRead reads an attachment. Its slot is ours until fold, under the same lock, so it
+// can't have been released.
+func (a *Accounts) mustRead(at *attachment) Traffic {
+	rx, tx, err := a.Datapath.Read(at.slot)
+	if errors.Is(err, bpf.ErrReleased) {
+		panic("usage: slot of an attachment was released: " + at.host)
+	}
+	t := Traffic{Receive: counts(rx), Transmit: counts(tx)}
+	t.Receive.seed(at.slot.SeededReceive)
+	t.Transmit.seed(at.slot.SeededTransmit)
+	return t
+}
+
+func (c *Counts) seed(v bpf.Volume) {
+	c.Seeded = Volume(v)
+	c.Interface = c.Interface.plus(c.Seeded)
+}
+
+// counts puts a row of counters into our words.
+func counts(row bpf.Counters) Counts {
+	c := Counts{
+		Interface: Volume{Bytes: row.Interface.Bytes, Packets: row.Interface.Packets},
+		SYN:       row.TCPSYN,
+		SYNACK:    row.TCPSYNACK,
+		RST:       row.TCPRST,
+		FIN:       row.TCPFIN,
+	}
+	for i, cell := range row.Cells {
+		family, protocol := Family(i/int(Protocols)), Protocol(i%int(Protocols))
+		if family == FamilyOther {
+			protocol = ProtocolOther
+		}
+		c.Cells[family][protocol] = Volume{Bytes: cell.Bytes, Packets: cell.Packets}
+	}
+	return c
+}
+
+// age is how long ago a slot was taken.
+func age(s bpf.Slot) time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return time.Duration(uint64(now.Nano()) - s.Generation)
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// restored is what the ledger knows of an attachment whose slot was not looked for yet.
+type restored struct {
+	container string
+	name      string // of the interface
+	folded    bool
+}
+
+// settleAfter is how long after its end an attachment's counts are taken as final: a
+// packet may have been on its way through the filters.
+const settleAfter = time.Second
+
+// Restore opens the accounts that an earlier process left in the ledger. It is called
+// once, before anything is adopted.
+func (a *Accounts) Restore(records []Record) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range records {
+		c := a.account(r.ID)
+		c.Container = r.Container
+		c.Container.Traffic = Traffic{}
+		a.recall(c, &r)
+	}
+}
+
+// recall adds what the ledger has of a container.
+func (a *Accounts) recall(c *account, r *Record) {
+	c.unrecalled, c.written = false, r
+	slots := map[uint64]bool{}
+	for _, s := range a.Datapath.Slots() {
+		slots[s.Generation] = true
+	}
+	for i := range r.Tallies {
+		kept := &r.Tallies[i]
+		t := c.tally(kept.Name)
+		t.final = t.final.Plus(kept.Final)
+		if t.attachedAt.IsZero() || kept.AttachedAt.Before(t.attachedAt) {
+			t.attachedAt = kept.AttachedAt
+		}
+		if t.host == "" {
+			t.host, t.hook = kept.HostInterface, kept.Hook
+		}
+		for _, at := range kept.Attachments {
+			if at.Boot == a.Boot && slots[at.Generation] {
+				a.expect(c, kept.Name, at)
+			} else {
+				t.lost(at, a.Boot)
+			}
+		}
+	}
+}
+
+// expect notes an attachment whose slot is still there, unless it is being counted.
+func (a *Accounts) expect(c *account, name string, at Attachment) {
+	if slices.ContainsFunc(c.tallies[name].live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
+		return
+	}
+	a.restored[at.Generation] = restored{container: c.ID, name: name, folded: at.Folded}
+}
+
+// lost takes over what was written of an attachment whose slot is gone: the host was
+// started again, or the counters were discarded.
+func (t *tally) lost(at Attachment, boot string) {
+	if !at.Folded {
+		t.final = t.final.Plus(at.Counted)
+		at.Counted = at.Counted.Plus(priorOn(t.prior, boot, at.Ifindex))
+		at.Folded = true
+	}
+	if at.Boot == boot {
+		t.prior = &at
+	}
+}
+
+// Unrecalled returns the containers of which it is not known what they counted before.
+func (a *Accounts) Unrecalled() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var ids []string
+	for id, c := range a.containers {
+		if c.unrecalled {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// Recalls tells that [Accounts.Unrecalled] has something to say.
+func (a *Accounts) Recalls() <-chan struct{} { return a.recalls }
+
+// Recall says what the ledger has of a container, nil if nothing.
+func (a *Accounts) Recall(id string, kept *Record) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.containers[id]
+	if c == nil || !c.unrecalled {
+		return
+	}
+	c.unrecalled = false
+	if kept != nil {
+		c.Container = c.Container.identifiedBy(kept.Container)
+		a.recall(c, kept)
+	}
+}
+
+// Pending returns the records that differ from what was last written; every one, if all
+// is set. Those that the ledger was not asked about yet are left out: it may know more.
+func (a *Accounts) Pending(all bool) []Record {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var pending []Record
+	for _, c := range a.containers {
+		if c.unrecalled {
+			continue
+		}
+		r := a.record(c)
+		if all || c.written == nil || !reflect.DeepEqual(*c.written, r) {
+			pending = append(pending, r)
+		}
+	}
+	return pending
+}
+
+func (a *Accounts) record(c *account) Record {
+	r := Record{Container: a.container(c)}
+	r.Container.Interfaces = nil
+	for _, name := range slices.Sorted(maps.Keys(c.tallies)) {
+		t := c.tallies[name]
+		kept := Tally{Name: name, HostInterface: t.host, Hook: t.hook, AttachedAt: t.attachedAt, Final: t.final}
+		if t.prior != nil {
+			kept.Attachments = append(kept.Attachments, *t.prior)
+		}
+		for _, at := range t.live {
+			now := a.attachment(at)
+			if now.Folded {
+				kept.Final = kept.Final.Plus(now.Counted)
+			}
+			kept.Attachments = append(kept.Attachments, now)
+		}
+		r.Tallies = append(r.Tallies, kept)
+	}
+	return r
+}
+
+func (a *Accounts) attachment(at *attachment) Attachment {
+	return Attachment{
+		Boot:       a.Boot,
+		Generation: at.slot.Generation,
+		Ifindex:    at.slot.Ifindex,
+		Counted:    a.mustRead(at),
+		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
+	}
+}
+
+// Written says that records are on disk. The slots whose counts are final are released.
+func (a *Accounts) Written(records []Record) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	folded := map[uint64]bool{}
+	for i, r := range records {
+		if c := a.containers[r.ID]; c != nil {
+			c.written = &records[i]
+		}
+		for _, t := range r.Tallies {
+			for _, at := range t.Attachments {
+				folded[at.Generation] = at.Folded
+			}
+		}
+	}
+	for _, at := range slices.Clone(a.closed) {
+		if folded[at.slot.Generation] {
+			_ = a.fold(at) // a slot that stays is given up at the next start: the ledger says it may be
+		}
+	}
+}

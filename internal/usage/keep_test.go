@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// disk stands in for a ledger: records by id, each as it would be read back.
+type disk map[string][]byte
+
+func (d disk) write(t *testing.T, records []Record) {
+	t.Helper()
+	for _, r := range records {
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d[r.ID] = data
+	}
+}
+
+func (d disk) read(t *testing.T) []Record {
+	t.Helper()
+	var records []Record
+	for _, id := range slices.Sorted(maps.Keys(d)) {
+		var r Record
+		if err := json.Unmarshal(d[id], &r); err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, r)
+	}
+	return records
+}
+
+// machine is a host with a kernel, a disk, and a nettally that ends at any moment.
+type machine struct {
+	t      *testing.T
+	random *rand.Rand
+	kernel *slots
+	disk   disk
+	clock  *clock
+	boot   int
+	a      *Accounts
+
+	veths map[int]string    // host interfaces with filters, and whose each is
+	next  int               // ifindex
+	want  map[string]uint64 // packets by container
+	seen  map[string]uint64 // what was shown last
+}
+
+func (m *machine) start() {
+	m.a = New(Options{
+		Datapath:  m.kernel,
+		Retention: func() time.Duration { return time.Minute },
+		Boot:      fmt.Sprint("boot", m.boot),
+		Kept:      true,
+		Now:       func() time.Time { return m.clock.now },
+	})
+	m.a.Restore(m.disk.read(m.t))
+	for _, l := range m.a.Leftovers() {
+		if _, on := m.veths[l.Ifindex]; on {
+			m.a.Adopt(l, "", "clsact")
+			continue
+		}
+		if _, err := m.a.Retire(l); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Values(m.veths)) {
+		m.a.Start(Container{ID: id})
+	}
+	m.recall()
+}
+
+func (m *machine) recall() {
+	for _, id := range m.a.Unrecalled() {
+		var kept *Record
+		for _, r := range m.disk.read(m.t) {
+			if r.ID == id {
+				kept = &r
+			}
+		}
+		m.a.Recall(id, kept)
+	}
+}
+
+// step does one thing that happens to a host.
+func (m *machine) step() {
+	m.clock.now = m.clock.now.Add(time.Duration(m.random.IntN(1500)) * time.Millisecond)
+	id := fmt.Sprint("c", m.random.IntN(3))
+	switch m.random.IntN(12) {
+	case 0, 1:
+		m.next++
+		open(m.t, m.a, m.next, fmt.Sprint("veth", m.next))
+		m.veths[m.next] = id
+		m.a.Start(Container{ID: id})
+		m.recall()
+		assign(m.t, m.a, m.next, id, "eth0")
+	case 2, 3, 4, 5:
+		m.count()
+	case 6, 7:
+		for _, ifindex := range slices.Sorted(maps.Keys(m.veths)) {
+			delete(m.veths, ifindex)
+			closeInterface(m.t, m.a, ifindex)
+			break
+		}
+	case 8:
+		m.a.Stop(id)
+		m.a.Expire()
+	case 9:
+		m.flush(m.random.IntN(3))
+	case 10:
+		m.start() // after a kill
+	case 11:
+		if m.random.IntN(4) == 0 {
+			m.reboot()
+		}
+	}
+}
+
+// count lets packets pass. Some pass while nettally is down: the kernel counts them.
+func (m *machine) count() {
+	for _, s := range m.kernel.Slots() {
+		if id, on := m.veths[s.Ifindex]; on {
+			n := uint64(m.random.IntN(100))
+			m.kernel.counts[s.Index] += n
+			m.want[id] += n
+		}
+	}
+}
+
+// flush writes to the disk, and is killed before or after that, or not at all.
+func (m *machine) flush(killed int) {
+	pending := m.a.Pending(false)
+	if killed == 1 {
+		m.start()
+		return
+	}
+	m.disk.write(m.t, pending)
+	if killed == 2 {
+		m.start()
+		return
+	}
+	m.a.Written(pending)
+}
+
+// reboot loses what the disk does not have: a flush comes first, so nothing.
+func (m *machine) reboot() {
+	pending := m.a.Pending(false)
+	m.disk.write(m.t, pending)
+	m.kernel = newSlots()
+	m.veths = map[int]string{}
+	m.next = 0
+	m.boot++
+	m.start()
+}
+
+// check compares what is shown with what passed, and with what was shown before.
+func (m *machine) check(step int) {
+	m.t.Helper()
+	shown := map[string]uint64{}
+	for _, c := range m.a.Snapshot().Containers {
+		shown[c.ID] = c.Receive.Wire().Packets
+	}
+	for id, want := range m.want {
+		got, ok := shown[id]
+		if !ok {
+			continue // expired: its total is on the disk, and comes back with it
+		}
+		if got != want {
+			m.t.Fatalf("step %d: %s has %d packets, want %d", step, id, got, want)
+		}
+	}
+}
+
+// However a host and nettally end and come back, and wherever in a flush, each
+// container has exactly the packets that passed.
+func TestNothingIsLost(t *testing.T) {
+	for seed := range uint64(200) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			m := &machine{
+				t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
+				clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
+				veths: map[int]string{}, want: map[string]uint64{},
+			}
+			m.start()
+			for step := range 300 {
+				m.step()
+				m.check(step)
+			}
+			if len(m.want) != 3 {
+				t.Fatalf("only %d containers had packets", len(m.want))
+			}
+		})
+	}
+}
+
+// kept returns accounts with a ledger, which has been asked about all containers.
+func kept(t *testing.T, kernel *slots, c *clock) *Accounts {
+	t.Helper()
+	return New(Options{
+		Datapath:  kernel,
+		Retention: func() time.Duration { return time.Hour },
+		Boot:      "boot",
+		Kept:      true,
+		Now:       func() time.Time { return c.now },
+	})
+}
+
+// The slot of a veth that is gone stays taken until its counts are on disk.
+func TestSlotWaitsForLedger(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	a.Recall("web", nil)
+	kernel.counts[open(t, a, 7, "veth7")] = 10
+	assign(t, a, 7, "web", "eth0")
+	closeInterface(t, a, 7)
+	if len(kernel.taken) != 1 {
+		t.Fatalf("%d slots taken after the veth went, want 1", len(kernel.taken))
+	}
+	a.Written(a.Pending(false))
+	if len(kernel.taken) != 1 {
+		t.Fatal("released at once: a packet may have been on its way")
+	}
+	clock.now = clock.now.Add(settleAfter)
+	a.Written(a.Pending(false))
+	if len(kernel.taken) != 0 {
+		t.Errorf("%d slots taken after the counts were written", len(kernel.taken))
+	}
+	if got := received(t, a, "web"); got != 10 {
+		t.Errorf("%d packets, want 10", got)
+	}
+	if again := a.Pending(false); len(again) != 0 {
+		t.Errorf("still pending: %+v", again)
+	}
+}
+
+// A ledger that never comes round to it can't make the slots run out.
+func TestSlotsDoNotRunOut(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	a.Recall("web", nil)
+	for i := range 3 * maxClosed {
+		kernel.counts[open(t, a, i, "veth")] = 1
+		assign(t, a, i, "web", "eth0")
+		closeInterface(t, a, i)
+	}
+	if len(kernel.taken) > maxClosed+1 {
+		t.Errorf("%d slots taken", len(kernel.taken))
+	}
+	if got := received(t, a, "web"); got != 3*maxClosed {
+		t.Errorf("%d packets, want %d", got, 3*maxClosed)
+	}
+}
+
+// A container is not shown with less than it had before, unless the ledger hangs.
+func TestRecall(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	if shown := a.Snapshot().Containers; len(shown) != 0 {
+		t.Errorf("shown before the ledger was asked: %+v", shown)
+	}
+	if pending := a.Pending(true); len(pending) != 0 {
+		t.Errorf("to be written before the ledger was asked: %+v", pending)
+	}
+	<-a.Recalls()
+	if diff := cmp.Diff([]string{"web"}, a.Unrecalled()); diff != "" {
+		t.Errorf("to be asked for (-want +got):\n%s", diff)
+	}
+	clock.now = clock.now.Add(recallPatience + 1)
+	if shown := a.Snapshot().Containers; len(shown) != 1 {
+		t.Error("not shown though the ledger hangs")
+	}
+	before := Tally{Name: "eth0"}
+	before.Final.Receive.Cells[0][0].Packets = 10
+	a.Recall("web", &Record{Container: Container{ID: "web", Name: "shop"}, Tallies: []Tally{before}})
+	if got := received(t, a, "web"); got != 10 {
+		t.Errorf("%d packets, want 10", got)
+	}
+	if c := a.Snapshot().Containers[0]; c.Name != "shop" || c.State != Running {
+		t.Errorf("recalled as %s, %s", c.Name, c.State)
+	}
+}
+
+// What the kernel counted before us is in the totals and no more than once, though we
+// come to the same veth again.
+func TestSeed(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	a.Recall("web", nil)
+	kernel.counts[open(t, a, 7, "veth7")] = 5
+	if err := a.Seed(7, Volume{Bytes: 1000, Packets: 10}, Volume{}); err != nil {
+		t.Fatal(err)
+	}
+	assign(t, a, 7, "web", "eth0")
+	if got := received(t, a, "web"); got != 15 {
+		t.Errorf("seeded: %d packets, want 15", got)
+	}
+	closeInterface(t, a, 7)
+
+	// The veth's own counter has 15 and 3 more by now.
+	kernel.counts[open(t, a, 7, "veth7")] = 2
+	if err := a.Seed(7, Volume{Bytes: 1800, Packets: 18}, Volume{}); err != nil {
+		t.Fatal(err)
+	}
+	assign(t, a, 7, "web", "eth0")
+	if got := received(t, a, "web"); got != 20 {
+		t.Errorf("seeded again: %d packets, want 15, 3 and 2", got)
+	}
+	seeded := a.Snapshot().Containers[0].Receive.Seeded
+	if diff := cmp.Diff(Volume{Bytes: 1300, Packets: 13}, seeded); diff != "" {
+		t.Errorf("seeded (-want +got):\n%s", diff)
+	}
+}
+
+// An interface that went before anybody owned it is shown for a while.
+func TestOrphan(t *testing.T) {
+	a, kernel, clock := newAccounts(t)
+	kernel.counts[open(t, a, 7, "veth7")] = 10
+	open(t, a, 8, "veth8")
+	closeInterface(t, a, 7)
+	closeInterface(t, a, 8) // nothing passed
+	u := a.Snapshot().Unowned
+	if len(u) != 1 || u[0].Attached || u[0].Receive.Wire().Packets != 10 {
+		t.Fatalf("unowned %+v, want veth7 with 10 packets", u)
+	}
+	clock.now = clock.now.Add(time.Hour + 1)
+	a.Expire()
+	if u := a.Snapshot().Unowned; len(u) != 0 {
+		t.Errorf("still there after the retention: %+v", u)
+	}
+}
+
+// A shadowed interface makes its container unaccounted, as long as it is.
+func TestShadow(t *testing.T) {
+	a, _, _ := newAccounts(t)
+	a.Start(Container{ID: "web"})
+	open(t, a, 7, "veth7")
+	assign(t, a, 7, "web", "eth0")
+	a.Explain("web", Accounted)
+	for _, shadowed := range []bool{true, false} {
+		a.Shadow(7, shadowed)
+		c := a.Snapshot().Containers[0]
+		if c.Accounted() == shadowed || c.Interfaces[0].Shadowed != shadowed {
+			t.Errorf("shadowed %v: accounted %v, reason %q", shadowed, c.Accounted(), c.Reason)
+		}
+	}
+}
+
+// Every number of a count is read back as itself.
+func TestCountsJSON(t *testing.T) {
+	var c Counts
+	for i, field := range c.fields() {
+		*field = uint64(i + 1)
+	}
+	for _, want := range []Counts{c, {}, {SYN: 1}} {
+		data, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Counts
+		if err := json.Unmarshal(data, &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", data, diff)
+		}
+	}
+	if err := json.Unmarshal(fmt.Append(nil, slices.Repeat([]int{1}, 99)), &c); err == nil {
+		t.Error("read counts of 99 numbers")
+	}
+}
+
+// Leftovers of a process whose ledger was lost are their owners' by what is noted with
+// the slots.
+func TestOwnersAreNoted(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	before := kept(t, kernel, clock)
+	before.Start(Container{ID: "web"})
+	before.Recall("web", nil)
+	kernel.counts[open(t, before, 7, "veth7")] = 10
+	assign(t, before, 7, "web", "eth0")
+
+	a := kept(t, kernel, clock)
+	for _, l := range a.Leftovers() {
+		if _, err := a.Retire(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range a.Unrecalled() {
+		a.Recall(id, nil)
+	}
+	if got := received(t, a, "web"); got != 10 {
+		t.Errorf("%d packets, want 10", got)
+	}
+	if diff := cmp.Diff([]string{"web"}, a.Running()); diff != "" {
+		t.Errorf("to be stopped by whoever knows better (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Record is what is kept of a container for good: enough to go on counting it after
+// the end of this process, and of the host.
+type Record struct {
+	Container         // without Interfaces; Traffic is the sum over Tallies, all they hold
+	Tallies   []Tally // by name
+}
+
+// Tally is the usage of one interface of a container, over all host veths it had.
+type Tally struct {
+	Name          string    `json:"name"` // as the container calls it
+	HostInterface string    `json:"host_interface"`
+	Hook          string    `json:"hook"`
+	AttachedAt    time.Time `json:"attached_at"`
+	// Final is what was counted on host veths that are gone.
+	Final Traffic `json:"final"`
+	// Attachments are the host veths that are counted, or were until a moment ago.
+	Attachments []Attachment `json:"attachments,omitempty"`
+}
+
+// Attachment is what one host veth has counted by now. The kernel goes on counting it
+// on its slot: after a restart of nettally the slot says more.
+type Attachment struct {
+	Boot       string  `json:"boot"` // the kernel's boot id
+	Generation uint64  `json:"generation"`
+	Ifindex    int     `json:"ifindex"`
+	Counted    Traffic `json:"counted"`
+	// Folded: Counted is part of Final already, and the slot is to be released.
+	Folded bool `json:"folded,omitempty"`
+}
+
+// fields are the numbers of a Counts in the order they are kept in.
+func (c *Counts) fields() []*uint64 {
+	fields := []*uint64{
+		&c.Interface.Bytes, &c.Interface.Packets, &c.Seeded.Bytes, &c.Seeded.Packets,
+		&c.SYN, &c.SYNACK, &c.RST, &c.FIN,
+	}
+	for f := range c.Cells {
+		for p := range c.Cells[f] {
+			fields = append(fields, &c.Cells[f][p].Bytes, &c.Cells[f][p].Packets)
+		}
+	}
+	return fields
+}
+
+// MarshalJSON keeps counts short: a list of numbers without the zeros at its end.
+func (c Counts) MarshalJSON() ([]byte, error) {
+	fields := c.fields()
+	for len(fields) > 0 && *fields[len(fields)-1] == 0 {
+		fields = fields[:len(fields)-1]
+	}
+	return json.Marshal(fields)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (c *Counts) UnmarshalJSON(data []byte) error {
+	var numbers []uint64
+	if err := json.Unmarshal(data, &numbers); err != nil {
+		return err
+	}
+	*c = Counts{}
+	fields := c.fields()
+	if len(numbers) > len(fields) {
+		return fmt.Errorf("read counts: %d numbers, expected at most %d", len(numbers), len(fields))
+	}
+	for i, n := range numbers {
+		*fields[i] = n
+	}
+	return nil
+}
