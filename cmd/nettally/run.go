@@ -341,6 +341,9 @@ func (d *daemon) apply(next *configs.Config, err error) {
 			err = fmt.Errorf("changed while running: %s: restart nettally", strings.Join(slices.Sorted(slices.Values(fixed)), ", "))
 		}
 	}
+	if err == nil && next.Attach.Mode == configs.ModeTCX {
+		err = tcctl.HaveTCX()
+	}
 	if err != nil {
 		d.reloadOK.Set(0)
 		d.log.Error("configuration not taken in; the old one stays in force", "err", err)

@@ -99,7 +99,7 @@ func (c *Controller) replace(left usage.Leftover) error {
 	if !tcx {
 		return nil
 	}
-	if err := c.Accounts.Bind(left); err != nil {
+	if err := c.Accounts.BindInherited(left); err != nil {
 		return err
 	}
 	return c.Hooks.AttachTCX(left.Ifindex)

@@ -61,8 +61,9 @@ func (c *Controller) attach(v *veth, seenAt time.Time) {
 	}
 	v.slot = slot
 	if on == HookTCX {
+		v.needsTCX = true // why it was moved there is not known any more
 		c.counting(v, HookTCX, true)
-		c.move(v, HookTCX) // to our own programs
+		c.move(v, c.wanted(v)) // to our own programs
 		return
 	}
 	if on == "" && c.onlyTCX(v) {
@@ -174,10 +175,33 @@ func (c *Controller) vethGone(index int) {
 		return
 	}
 	delete(c.veths, index)
+	c.ownAtLast(v)
 	if v.hook == HookTCX || v.moving {
 		c.jobs.put(job{index: index, gone: true})
 	}
 	if err := c.Accounts.Close(index); err != nil {
 		c.Log.Error("close interface", "ifindex", index, "err", err)
+	}
+}
+
+// ownAtLast gives an interface that goes to the container it led to, where its own name
+// was still to come: podman removes it before the container's cgroup.
+func (c *Controller) ownAtLast(v *veth) {
+	if v.owned || v.NetNSID < 0 {
+		return
+	}
+	for _, box := range c.sandboxes {
+		if box.nsid != v.NetNSID {
+			continue
+		}
+		name := v.Name
+		for _, i := range box.owner.unnamed {
+			if i.HostIndex == v.Index {
+				name = i.Name
+			}
+		}
+		if err := c.Accounts.Assign(v.Index, box.owner.ID, name); err != nil {
+			c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", box.owner.ID, "err", err)
+		}
 	}
 }

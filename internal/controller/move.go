@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 )
 
@@ -32,7 +31,7 @@ const cniPatience = 10 * time.Second
 // wanted says on which hook an interface is to be counted.
 func (c *Controller) wanted(v *veth) string {
 	mode := c.Settings().Mode
-	if mode == ModeTCX || mode == ModeAuto && (v.needsTCX || c.bandwidth) && c.TCX {
+	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || c.bandwidth)) {
 		return HookTCX
 	}
 	return HookClsact
@@ -142,8 +141,7 @@ func (c *Controller) toTCX(j job) error {
 	if j.from == HookTCX {
 		return c.Hooks.AttachTCX(j.index)
 	}
-	slot := usage.Leftover{Ifindex: j.index, Slot: j.slot}
-	if err := errors.Join(c.Accounts.Bind(slot), c.Accounts.Handover(j.index, true)); err != nil {
+	if err := errors.Join(c.Accounts.Bind(j.index), c.Accounts.Handover(j.index, true)); err != nil {
 		return err
 	}
 	if err := c.Hooks.AttachTCX(j.index); err != nil {

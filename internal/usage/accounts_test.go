@@ -218,11 +218,15 @@ func TestLeftovers(t *testing.T) {
 	kernel.counts[kept] = 10
 
 	a := New(Options{Datapath: kernel, Retention: func() time.Duration { return time.Hour }})
-	if left := a.Leftovers(); len(left) != 2 {
+	left := map[uint16]Leftover{}
+	for _, l := range a.Leftovers() {
+		left[l.Slot] = l
+	}
+	if len(left) != 2 {
 		t.Fatalf("leftovers %+v, want two", left)
 	}
-	a.Adopt(Leftover{Ifindex: 7, Slot: kept}, "veth7", "clsact")
-	own, err := a.Retire(Leftover{Ifindex: 8, Slot: lost})
+	a.Adopt(left[kept], "veth7", "clsact")
+	own, err := a.Retire(left[lost])
 	if err != nil || !own {
 		t.Errorf("retire: own qdisc %v, err %v, want true and none", own, err)
 	}

@@ -71,15 +71,17 @@ func (a *Accounts) InHandover(ifindex int) bool {
 }
 
 // Bind lets tcx programs on a host interface count on its slot.
-func (a *Accounts) Bind(l Leftover) error {
+func (a *Accounts) Bind(ifindex int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	slot, ok := a.leftover(l)
-	if !ok {
-		return nil
+	if at := a.attachments[ifindex]; at != nil {
+		return a.Datapath.Bind(at.slot)
 	}
-	return a.Datapath.Bind(slot)
+	return nil
 }
+
+// BindInherited is Bind for an interface that is not adopted yet.
+func (a *Accounts) BindInherited(l Leftover) error { return a.Datapath.Bind(l.slot) }
 
 // Quiesce waits until every packet that is on its way has been counted.
 func (a *Accounts) Quiesce() error { return a.Datapath.Quiesce() }
@@ -93,7 +95,7 @@ func (a *Accounts) Inherit() ([]Leftover, error) {
 		if err != nil {
 			return left, fmt.Errorf("inherit counts of ifindex %d: %w", old.Ifindex, err)
 		}
-		left = append(left, Leftover{Ifindex: slot.Ifindex, Slot: slot.Index})
+		left = append(left, leftover(slot))
 	}
 	return left, nil
 }
@@ -105,7 +107,11 @@ func (a *Accounts) Settle() error { return a.Datapath.Settle() }
 type Leftover struct {
 	Ifindex int
 	Slot    uint16
+
+	slot bpf.Slot
 }
+
+func leftover(s bpf.Slot) Leftover { return Leftover{Ifindex: s.Ifindex, Slot: s.Index, slot: s} }
 
 // Leftovers returns the slots in use that nothing was opened on, or adopted.
 func (a *Accounts) Leftovers() []Leftover {
@@ -121,7 +127,7 @@ func (a *Accounts) Leftovers() []Leftover {
 	var left []Leftover
 	for _, s := range a.Datapath.Slots() {
 		if !ours[s.Generation] {
-			left = append(left, Leftover{Ifindex: s.Ifindex, Slot: s.Index})
+			left = append(left, leftover(s))
 		}
 	}
 	return left
@@ -132,10 +138,7 @@ func (a *Accounts) Leftovers() []Leftover {
 func (a *Accounts) Adopt(l Leftover, host, hook string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	slot, ok := a.leftover(l)
-	if !ok {
-		return
-	}
+	slot := l.slot
 	at := &attachment{slot: slot, host: host, hook: hook, at: a.Now().Add(-age(slot))}
 	a.attachments[l.Ifindex] = at
 	a.ownAgain(at)
@@ -147,25 +150,13 @@ func (a *Accounts) Adopt(l Leftover, host, hook string) {
 func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	slot, ok := a.leftover(l)
-	if !ok {
-		return false, nil
-	}
+	slot := l.slot
 	if a.restored[slot.Generation].folded {
 		return slot.OwnQdisc, a.Datapath.Release(slot)
 	}
 	at := &attachment{slot: slot, at: a.Now().Add(-age(slot))}
 	a.ownAgain(at)
 	return slot.OwnQdisc, a.close(at)
-}
-
-func (a *Accounts) leftover(l Leftover) (bpf.Slot, bool) {
-	for _, s := range a.Datapath.Slots() {
-		if s.Index == l.Slot && s.Ifindex == l.Ifindex {
-			return s, true
-		}
-	}
-	return bpf.Slot{}, false
 }
 
 // ownAgain gives an attachment of an earlier process to the owner it had: the one noted

@@ -25,21 +25,27 @@ const settleAfter = time.Second
 func (a *Accounts) Restore(records []Record) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	there := a.generations()
 	for _, r := range records {
 		c := a.account(r.ID)
 		c.Container = r.Container
 		c.Container.Traffic = Traffic{}
-		a.recall(c, &r)
+		a.recall(c, &r, there)
 	}
 }
 
-// recall adds what the ledger has of a container.
-func (a *Accounts) recall(c *account, r *Record) {
-	c.unrecalled, c.written = false, r
-	slots := map[uint64]bool{}
+// generations are those of the slots in use.
+func (a *Accounts) generations() map[uint64]bool {
+	there := map[uint64]bool{}
 	for _, s := range a.Datapath.Slots() {
-		slots[s.Generation] = true
+		there[s.Generation] = true
 	}
+	return there
+}
+
+// recall adds what the ledger has of a container. there: the slots in use.
+func (a *Accounts) recall(c *account, r *Record, there map[uint64]bool) {
+	c.unrecalled, c.written = false, r
 	for i := range r.Tallies {
 		kept := &r.Tallies[i]
 		t := c.tally(kept.Name)
@@ -51,7 +57,7 @@ func (a *Accounts) recall(c *account, r *Record) {
 			t.host, t.hook = kept.HostInterface, kept.Hook
 		}
 		for _, at := range kept.Attachments {
-			if at.Boot == a.Boot && slots[at.Generation] {
+			if at.Boot == a.Boot && there[at.Generation] {
 				a.expect(c, kept.Name, at)
 			} else {
 				t.lost(at, a.Boot)
@@ -108,7 +114,7 @@ func (a *Accounts) Recall(id string, kept *Record) {
 	c.unrecalled = false
 	if kept != nil {
 		c.Container = c.Container.identifiedBy(kept.Container)
-		a.recall(c, kept)
+		a.recall(c, kept, a.generations())
 	}
 }
 

@@ -410,3 +410,33 @@ func TestOwnersAreNoted(t *testing.T) {
 		t.Errorf("to be stopped by whoever knows better (-want +got):\n%s", diff)
 	}
 }
+
+// BenchmarkPending is what a flush holds the accounts for, all containers having changed.
+func BenchmarkPending(b *testing.B) {
+	for _, containers := range []int{1000, 5000} {
+		b.Run(fmt.Sprint(containers), func(b *testing.B) {
+			kernel := newSlots()
+			a := New(Options{Datapath: kernel, Retention: func() time.Duration { return time.Hour }, Boot: "boot", Kept: true})
+			for n := range containers {
+				id := fmt.Sprintf("%064x", n)
+				a.Start(Container{ID: id})
+				a.Recall(id, nil)
+				if _, _, err := a.Open(n, "veth", "clsact"); err != nil {
+					b.Fatal(err)
+				}
+				if err := a.Assign(n, id, "eth0"); err != nil {
+					b.Fatal(err)
+				}
+			}
+			a.Written(a.Pending(false))
+			for b.Loop() {
+				for slot := range kernel.taken {
+					kernel.counts[slot]++
+				}
+				if changed := a.Pending(false); len(changed) != containers {
+					b.Fatalf("%d of %d containers are pending", len(changed), containers)
+				}
+			}
+		})
+	}
+}
