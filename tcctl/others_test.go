@@ -6,93 +6,51 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/link"
-	"github.com/google/go-cmp/cmp"
 )
 
-func TestOthers(t *testing.T) {
-	filter := func(place string) string {
-		return "tc filter add dev v0 egress protocol ip " + place + " u32 match u32 0 0 flowid 1:1"
-	}
-	run := func(commands ...string) func(*testing.T, *host, *Controller) {
-		return func(t *testing.T, h *host, _ *Controller) {
-			for _, command := range commands {
-				h.run(t, command)
-			}
-		}
-	}
+func TestOthersOnTCX(t *testing.T) {
 	attachOurs := func(t *testing.T, h *host, c *Controller) {
 		attach(t, c, h.ifindex, 1, load(t, "nettally_ingress"), load(t, "nettally_egress"))
+		attachTCX(t, c, h.ifindex, load(t, "nettally_ingress"), load(t, "nettally_egress"))
 	}
 	tests := map[string]struct {
 		prepare func(t *testing.T, h *host, c *Controller)
-		want    Others
+		want    bool
 	}{
-		"nothing":       {run(), Others{}},
-		"clsact":        {run("tc qdisc add dev v0 clsact"), Others{}},
-		"ingress qdisc": {run("tc qdisc add dev v0 ingress"), Others{IngressQdisc: true}},
-		"filter before": {run("tc qdisc add dev v0 clsact", filter("pref 1")), Others{Before: true}},
-		"filter after":  {run("tc qdisc add dev v0 clsact", filter("pref 3")), Others{}},
-		"filter of another chain": {
-			run("tc qdisc add dev v0 clsact", filter("pref 1 chain 3")), Others{},
-		},
-		"ours": {
-			func(t *testing.T, h *host, c *Controller) {
-				attachOurs(t, h, c)
-				attachTCX(t, c, h.ifindex, load(t, "nettally_ingress"), load(t, "nettally_egress"))
-			},
-			Others{},
-		},
-		"filter before ours": {
-			func(t *testing.T, h *host, c *Controller) {
-				attachOurs(t, h, c)
-				h.run(t, filter("pref 1"))
-			},
-			Others{Before: true},
-		},
-		// The kernel puts the newest of a priority first.
-		"of our priority, newer": {
-			func(t *testing.T, h *host, c *Controller) {
-				attachOurs(t, h, c)
-				h.addBPF(t, Ingress, DefaultPriority, 9, "theirs", load(t, "theirs"))
-			},
-			Others{Before: true},
-		},
-		"of our priority, older": {
-			func(t *testing.T, h *host, c *Controller) {
+		"nothing": {func(*testing.T, *host, *Controller) {}, false},
+		"ours":    {attachOurs, false},
+		"theirs on clsact": {
+			func(t *testing.T, h *host, _ *Controller) {
 				h.run(t, "tc qdisc add dev v0 clsact")
-				h.addBPF(t, Ingress, DefaultPriority, 9, "theirs", load(t, "theirs"))
-				attachOurs(t, h, c)
+				h.addBPF(t, Ingress, 1, 9, "theirs", load(t, "theirs"))
 			},
-			Others{},
+			false,
 		},
-		"tcx": {
+		"theirs": {
 			func(t *testing.T, h *host, _ *Controller) { h.addTCX(t, Egress, load(t, "theirs").Program, nil) },
-			Others{TCX: true},
+			true,
 		},
-		"tcx beside ours": {
+		"theirs beside ours": {
 			func(t *testing.T, h *host, c *Controller) {
-				attachTCX(t, c, h.ifindex, load(t, "nettally_ingress"), load(t, "nettally_egress"))
+				attachOurs(t, h, c)
 				h.addTCX(t, Ingress, load(t, "theirs").Program, link.Tail())
 			},
-			Others{TCX: true},
+			true,
 		},
-		"tcx, named like ours": {
+		"theirs, named like ours": {
 			func(t *testing.T, h *host, _ *Controller) {
 				h.addTCX(t, Egress, load(t, "nettally_egress").Program, nil)
 			},
-			Others{TCX: true},
+			true,
 		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			h, c := newTCXHost(t)
 			test.prepare(t, h, c)
-			got, err := c.Others(h.ifindex)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
+			got, err := c.OthersOnTCX(h.ifindex)
+			if err != nil || got != test.want {
+				t.Errorf("%v, %v, want %v", got, err, test.want)
 			}
 			detachTCX(t, c, h.ifindex)
 		})

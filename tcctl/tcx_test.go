@@ -229,7 +229,7 @@ func TestTCXInterfaceGone(t *testing.T) {
 				t.Errorf("AttachTCX = %v, want ErrGone", err)
 			}
 			wantPins(t, c)
-			if _, err := c.Others(h.ifindex); !errors.Is(err, ErrGone) {
+			if _, err := c.OthersOnTCX(h.ifindex); !errors.Is(err, ErrGone) {
 				t.Errorf("Others: %v, want ErrGone", err)
 			}
 		})

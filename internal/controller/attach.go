@@ -96,11 +96,11 @@ func (c *Controller) place(index int) {
 		return
 	}
 	if !v.needsTCX && c.TCX && c.Settings().Mode == ModeAuto {
-		others, err := c.Hooks.Others(index)
+		others, err := c.Hooks.OthersOnTCX(index)
 		if err != nil {
 			c.Log.Debug("look at the others on an interface", "interface", v.Name, "err", err)
 		}
-		v.needsTCX = others.TCX
+		v.needsTCX = others
 	}
 	if to := c.wanted(v); to != v.hook {
 		c.move(v, to)

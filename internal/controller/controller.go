@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nettally/nettally/internal/usage"
-	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -43,7 +42,7 @@ type hooks interface {
 	Raise(ifindex int) error
 	TCX(ifindex int) (attached, first bool, err error)
 	TCXInterfaces() ([]int, error)
-	Others(ifindex int) (tcctl.Others, error)
+	OthersOnTCX(ifindex int) (bool, error)
 }
 
 // names finds names for containers: *names.Resolver.
