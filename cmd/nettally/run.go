@@ -293,7 +293,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.watch.Run(ctx, events) })
 	group.Go(func() error { return d.control.Run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
-	group.Go(func() error { return d.ledger.Keep(ctx, d.accounts) })
+	group.Go(func() error { return d.keep(ctx) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 
@@ -302,6 +302,17 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	err := group.Wait()
 	d.log.Info("stopped; the kernel goes on counting until `nettally detach`")
 	return err
+}
+
+// keep has the accounts written down from the moment on when they have again what an
+// earlier process counted: before, they would replace more by less.
+func (d *daemon) keep(ctx context.Context) error {
+	select {
+	case <-d.control.Adopted():
+		return d.ledger.Keep(ctx, d.accounts)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // reloads takes a new configuration in when the file changes, and on SIGHUP.

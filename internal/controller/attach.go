@@ -22,6 +22,10 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	if known == nil {
 		known = &veth{since: time.Now()}
 		c.veths[v.Index] = known
+		if !seenAt.IsZero() {
+			// The network of a node may be configured after we are started, by a pod.
+			c.bandwidth = usesBandwidth(c.CNIConfig)
+		}
 	}
 	if known.attached() && known.Name != v.Name {
 		c.Accounts.Rename(v.Index, v.Name)
@@ -118,13 +122,16 @@ func (c *Controller) attachClsact(v *veth) error {
 // counting notes that a host veth is counted now. again: an earlier process counted it,
 // so what the kernel counted before is known.
 func (c *Controller) counting(v *veth, hook string, again bool) {
-	v.hook, v.failure, v.check = hook, "", nil
+	v.hook, v.failure = hook, ""
 	// An adopted one is its owner's already.
 	v.owned = c.Accounts.Owner(v.Index) != ""
 	c.Accounts.Rename(v.Index, v.Name) // an adopted one has no name yet
 	c.Accounts.Hook(v.Index, hook)
 	if !again {
 		c.seed(v, reading{})
+	}
+	if v.check == nil {
+		c.begin(v)
 	}
 	c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index, "hook", hook)
 }

@@ -7,100 +7,154 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
-	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
 
 // checkEvery is how often our numbers are compared with the kernel's own.
 const checkEvery = time.Second
 
-// reading is what the kernel and we have counted on an interface, the kernel read first.
-// On an interface where we see every packet, we then never have fewer.
+// counted is what our programs have counted on an interface.
+type counted struct{ receive, transmit oneWay }
+
+// oneWay is one direction, as the kernel's interface counters have it and on the wire.
+type oneWay struct{ asKernel, wire usage.Volume }
+
+// counted reads an interface's counters. Not ok: it is not counted.
+func (c *Controller) counted(index int) (now counted, ok bool) {
+	t, ok := c.Accounts.Counted(index)
+	return counted{
+		receive:  oneWay{t.Receive.Interface, t.Receive.Counted()},
+		transmit: oneWay{t.Transmit.Interface, t.Transmit.Counted()},
+	}, ok
+}
+
+// reading is what the kernel has counted on an interface, and what we had before and after
+// it was asked. Between two readings, where we see every packet, we count from the
+// before of one to the after of the other never fewer than the kernel, whatever flows.
 type reading struct {
+	before counted
 	kernel watcher.LinkCounters
-	ours   usage.Traffic
+	after  counted
 }
 
-// check is what the self-check remembers of an interface: the first reading, and the last
-// two. What is found missing began after the one before the last.
+// growth is what came in one direction between two readings; of ours it is the most that
+// it may have been.
+type growth struct{ kernel, ours, wire usage.Volume }
+
+func (r reading) grown(since reading) (receive, transmit growth) {
+	return grown(r.kernel.ReceiveBytes-since.kernel.ReceiveBytes, r.kernel.ReceivePackets-since.kernel.ReceivePackets,
+			r.after.receive, since.before.receive),
+		grown(r.kernel.TransmitBytes-since.kernel.TransmitBytes, r.kernel.TransmitPackets-since.kernel.TransmitPackets,
+			r.after.transmit, since.before.transmit)
+}
+
+func grown(bytes, packets uint64, now, then oneWay) growth {
+	return growth{
+		kernel: usage.Volume{Bytes: bytes, Packets: packets},
+		ours:   minus(now.asKernel, then.asKernel),
+		wire:   minus(now.wire, then.wire),
+	}
+}
+
+// minus returns what is left of a volume, never less than nothing.
+func minus(v, less usage.Volume) usage.Volume {
+	return usage.Volume{Bytes: v.Bytes - min(v.Bytes, less.Bytes), Packets: v.Packets - min(v.Packets, less.Packets)}
+}
+
+// tooFew says that packets pass of which we see none, or too few. With segmentation
+// offload off, the kernel counts the segments and we the super-packets, so it is the wire
+// numbers that must not be fewer.
+func (g growth) tooFew() bool {
+	kernel, ours := g.kernel.Packets, g.wire.Packets
+	return kernel > 0 && ours == 0 || kernel > ours+ours/10+100
+}
+
+// check is what the self-check remembers of an interface.
 type check struct {
-	first, before, last reading
+	first  reading // when our counting began
+	sound  reading // nothing was missing then, and what is missing now has been since
+	last   reading
+	before *counted // for the next reading, nil if that was not taken
+
+	// Packets pass unseen, by direction: what flows the other way says nothing about it.
+	blindReceive, blindTransmit bool
 }
 
-// backoff is when something may be tried again.
-type backoff struct {
-	wait time.Duration
-	next time.Time
+func (k *check) blind() bool { return k.blindReceive || k.blindTransmit }
+
+// take takes a reading in.
+func (k *check) take(now reading) {
+	receive, transmit := now.grown(k.last)
+	k.blindReceive = stillBlind(k.blindReceive, receive)
+	k.blindTransmit = stillBlind(k.blindTransmit, transmit)
+
+	receive, transmit = now.grown(k.sound)
+	if receive.kernel.Packets <= receive.wire.Packets && transmit.kernel.Packets <= transmit.wire.Packets {
+		k.sound = k.last // not now: what flows may hide that a packet or two are missing
+	}
+	k.last = now
 }
 
-const (
-	firstMend = time.Second
-	lastMend  = time.Minute
-)
-
-func (b *backoff) due() bool { return !time.Now().Before(b.next) }
-
-func (b *backoff) tried() {
-	b.next = time.Now().Add(b.wait)
-	b.wait = min(max(2*b.wait, firstMend), lastMend)
+func stillBlind(was bool, g growth) bool {
+	if g.kernel.Packets == 0 {
+		return was
+	}
+	return g.tooFew()
 }
 
-// forget begins anew once all has been well for long.
-func (b *backoff) forget() {
-	if time.Since(b.next) > lastMend {
-		*b = backoff{}
+// begin starts to compare an interface's counters from now on.
+func (c *Controller) begin(v *veth) {
+	now, err := c.readQuiet(v.Index)
+	if err == nil {
+		v.check = &check{first: now, sound: now, last: now}
 	}
 }
 
-// missing is how much more the kernel has counted than we have, since an earlier reading.
-type missing struct{ receive, transmit usage.Volume }
-
-func (r reading) missing(since reading) missing {
-	return missing{
-		receive: lack(r.kernel.ReceiveBytes-since.kernel.ReceiveBytes, r.kernel.ReceivePackets-since.kernel.ReceivePackets,
-			grown(r.ours.Receive.Interface, since.ours.Receive.Interface)),
-		transmit: lack(r.kernel.TransmitBytes-since.kernel.TransmitBytes, r.kernel.TransmitPackets-since.kernel.TransmitPackets,
-			grown(r.ours.Transmit.Interface, since.ours.Transmit.Interface)),
+// readQuiet takes a reading while no packet is counted, if it can be had soon.
+func (c *Controller) readQuiet(index int) (now reading, err error) {
+	for range seedTries {
+		now, err = c.read(index)
+		if err != nil || now.before == now.after {
+			break
+		}
 	}
+	return now, err
 }
 
-func grown(now, then usage.Volume) usage.Volume {
-	return usage.Volume{Bytes: now.Bytes - then.Bytes, Packets: now.Packets - then.Packets}
+// read takes a reading of one interface.
+func (c *Controller) read(index int) (r reading, err error) {
+	r.before, _ = c.counted(index)
+	r.kernel, err = c.Host.Counters(index)
+	r.after, _ = c.counted(index)
+	return r, err
 }
 
-func lack(bytes, packets uint64, ours usage.Volume) usage.Volume {
-	return usage.Volume{Bytes: bytes - min(bytes, ours.Bytes), Packets: packets - min(packets, ours.Packets)}
-}
-
-// blind says whether packets pass in a direction of which we see none, or too few. With
-// segmentation offload off, the kernel counts the segments and we the super-packets, so it
-// is the wire numbers that must not be fewer.
-func (r reading) blind(since reading) bool {
-	return tooFew(r.kernel.ReceivePackets-since.kernel.ReceivePackets,
-		grown(r.ours.Receive.Counted(), since.ours.Receive.Counted()).Packets) ||
-		tooFew(r.kernel.TransmitPackets-since.kernel.TransmitPackets,
-			grown(r.ours.Transmit.Counted(), since.ours.Transmit.Counted()).Packets)
-}
-
-func tooFew(kernel, ours uint64) bool {
-	if ours == 0 {
-		return kernel > 0
-	}
-	return kernel > ours+ours/10+100
-}
-
-// look reads the kernel's counters of all interfaces, beside the controller's goroutine:
+// look has the kernel's counters of all interfaces read, beside the controller's goroutine:
 // the kernel takes some milliseconds for thousands.
 func (c *Controller) look(found chan<- map[int]watcher.LinkCounters) {
-	all, err := c.Host.AllCounters()
-	if err != nil && !errors.Is(err, watcher.ErrPartial) {
-		c.Log.Debug("read the kernel's counters", "err", err)
+	for index, v := range c.veths {
+		if v.check == nil {
+			continue
+		}
+		v.check.before = nil
+		if before, ok := c.counted(index); ok {
+			v.check.before = &before
+		}
 	}
-	found <- all
+	go func() {
+		all, err := c.Host.AllCounters()
+		if err != nil && !errors.Is(err, watcher.ErrPartial) {
+			c.Log.Debug("read the kernel's counters", "err", err)
+		}
+		found <- all
+	}()
 }
 
 // selfCheck compares, mends what is broken, and says what can't be mended.
 func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
+	if all == nil {
+		return // it could not be read
+	}
 	var seen completeness
 	for index, kernel := range all {
 		v := c.veths[index]
@@ -109,29 +163,40 @@ func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
 		}
 		if !v.attached() && v.failure == "" {
 			c.attach(v, time.Time{}) // it was left to a CNI plugin
+			if v.attached() && !v.owned && v.NetNSID >= 0 {
+				c.findOwner(v)
+			}
 		}
-		ours, ok := c.Accounts.Counted(index)
+		after, ok := c.counted(index)
 		if !ok || v.moving || !v.attached() {
 			continue
 		}
-		now := reading{kernel, ours}
-		if v.check == nil {
-			v.check = &check{first: now, before: now, last: now}
-			continue
-		}
-		if now.blind(v.check.last) {
-			c.mend(v)
-		} else if now.kernel != v.check.last.kernel {
-			c.shadow(v, false)
-			v.mend.forget()
-		}
-		if v.check != nil {
-			v.check.before, v.check.last = v.check.last, now
+		switch {
+		case v.check == nil:
+			c.begin(v)
+		case v.check.before != nil:
+			now := reading{*v.check.before, kernel, after}
 			seen.add(now, v.check.first)
+			c.compare(v, now)
 		}
 	}
 	c.metrics.completeness.Set(seen.ratio())
 	c.metrics.shadowed.Set(float64(c.shadowed()))
+}
+
+// compare takes in a reading of an interface, and acts on it.
+func (c *Controller) compare(v *veth, now reading) {
+	moved := now.kernel != v.check.last.kernel
+	v.check.take(now)
+	switch {
+	case v.check.blind():
+		c.mend(v)
+	case moved:
+		if v.shadowed {
+			c.catchUp(v)
+		}
+		v.mend.forget()
+	}
 }
 
 func (c *Controller) shadowed() (count int) {
@@ -143,109 +208,14 @@ func (c *Controller) shadowed() (count int) {
 	return count
 }
 
-// mend puts our programs back where they are gone, or where they see the packets.
-func (c *Controller) mend(v *veth) {
-	intact, err := c.intact(v)
-	if err != nil {
-		c.Log.Warn("look at our programs", "interface", v.Name, "err", err)
-		return
-	}
-	if intact {
-		c.shadow(v, true)
-	}
-	if !v.mend.due() {
-		return
-	}
-	v.mend.tried()
-	switch {
-	case !intact:
-		c.Log.Warn("our programs were removed: putting them back", "interface", v.Name, "hook", v.hook)
-		c.putBack(v)
-	case v.hook == HookTCX:
-		c.raise(v)
-	case c.tcxAllowed():
-		// Whoever ends the chain before us does so after tcx.
-		c.toHead(v)
-	}
-}
-
-func (c *Controller) putBack(v *veth) {
-	if v.hook == HookTCX {
-		c.move(v, HookTCX)
-		c.reattached(v)
-		return
-	}
-	err := c.attachClsact(v)
-	switch {
-	case errors.Is(err, tcctl.ErrIngressQdisc) && c.tcxAllowed():
-		c.toHead(v)
-	case errors.Is(err, tcctl.ErrGone):
-	case err != nil:
-		c.shadow(v, true)
-		c.Log.Error("put our filters back; trying again", "interface", v.Name, "err", err)
-	default:
-		c.reattached(v)
-	}
-}
-
-func (c *Controller) toHead(v *veth) {
-	v.needsTCX = true
-	c.move(v, HookTCX)
-	c.reattached(v)
-}
-
-// reattached adds what passed while we did not see it: the kernel's own counters tell.
-func (c *Controller) reattached(v *veth) {
-	c.metrics.reattached.Inc()
-	c.seed(v, v.check.before)
-	v.check = nil
-}
-
-func (c *Controller) raise(v *veth) {
-	_, first, err := c.Hooks.TCX(v.Index)
-	if err != nil || first {
-		return // nobody is before us, so they bypass the hook: we can only say so
-	}
-	c.metrics.reattached.Inc()
-	v.moving = true
-	c.jobs.put(job{index: v.Index, raise: true})
-}
-
-// intact says whether our programs are where we put them.
-func (c *Controller) intact(v *veth) (bool, error) {
-	if v.hook == HookTCX {
-		attached, _, err := c.Hooks.TCX(v.Index)
-		return attached, err
-	}
-	slot, ok, err := c.Hooks.Current(v.Index)
-	return ok && slot == v.slot, err
-}
-
-func (c *Controller) shadow(v *veth, shadowed bool) {
-	if v.shadowed == shadowed {
-		return
-	}
-	v.shadowed = shadowed
-	c.Accounts.Shadow(v.Index, shadowed)
-	if shadowed {
-		c.Log.Warn("packets pass an interface that our programs don't see: another's program ends the chain before us", "interface", v.Name, "hook", v.hook)
-		return
-	}
-	c.Log.Info("our programs see the packets again", "interface", v.Name)
-}
-
 // completeness compares bytes over all interfaces, since each was first looked at.
 type completeness struct{ kernel, ours uint64 }
 
 func (s *completeness) add(now, first reading) {
-	for _, d := range []struct{ kernel, ours uint64 }{
-		{now.kernel.ReceiveBytes - first.kernel.ReceiveBytes,
-			grown(now.ours.Receive.Counted(), first.ours.Receive.Counted()).Bytes},
-		{now.kernel.TransmitBytes - first.kernel.TransmitBytes,
-			grown(now.ours.Transmit.Counted(), first.ours.Transmit.Counted()).Bytes},
-	} {
-		s.kernel += d.kernel
-		s.ours += min(d.kernel, d.ours) // wire numbers may be more
+	receive, transmit := now.grown(first)
+	for _, g := range []growth{receive, transmit} {
+		s.kernel += g.kernel.Bytes
+		s.ours += min(g.kernel.Bytes, g.wire.Bytes) // wire numbers may be more
 	}
 }
 
@@ -254,44 +224,4 @@ func (s *completeness) ratio() float64 {
 		return 1
 	}
 	return float64(s.ours) / float64(s.kernel)
-}
-
-// seed adds what the kernel has counted on an interface and we have not, since a reading:
-// while packets pass, two readings that agree are hard to get. Then it is the least of some, so
-// that a packet on its way is not counted twice.
-func (c *Controller) seed(v *veth, since reading) {
-	missed, err := c.missed(v.Index, since)
-	if err == nil && missed != (missing{}) {
-		err = c.Accounts.Seed(v.Index, missed.receive, missed.transmit)
-	}
-	if err != nil && !errors.Is(err, watcher.ErrGone) {
-		c.Log.Warn("read what was not counted", "interface", v.Name, "err", err)
-	}
-}
-
-// seedTries bounds the readings.
-const seedTries = 10
-
-func (c *Controller) missed(index int, since reading) (least missing, err error) {
-	for try := range seedTries {
-		kernel, err := c.Host.Counters(index)
-		if err != nil {
-			return missing{}, err
-		}
-		ours, _ := c.Accounts.Counted(index)
-		now := reading{kernel, ours}.missing(since)
-		switch {
-		case try == 0:
-			least = now
-		case now == least:
-			return least, nil
-		default:
-			least.receive, least.transmit = fewer(least.receive, now.receive), fewer(least.transmit, now.transmit)
-		}
-	}
-	return least, nil
-}
-
-func fewer(a, b usage.Volume) usage.Volume {
-	return usage.Volume{Bytes: min(a.Bytes, b.Bytes), Packets: min(a.Packets, b.Packets)}
 }

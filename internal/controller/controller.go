@@ -99,6 +99,7 @@ type veth struct {
 	failure  string // of the last attempt to attach, as it stands in the log
 	needsTCX bool   // clsact does not do here
 	moving   bool   // a job is at it
+	mending  bool   // that is, to put our programs back where they see the packets
 	shadowed bool
 	check    *check
 	mend     backoff
@@ -200,7 +201,7 @@ func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) erro
 		case done := <-c.jobs.done:
 			c.moved(done)
 		case <-check.C:
-			go c.look(checked)
+			c.look(checked)
 		case all := <-checked:
 			c.selfCheck(all)
 			check.Reset(checkEvery)

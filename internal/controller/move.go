@@ -213,12 +213,14 @@ func (c *Controller) moved(j job) {
 		c.notMoved(v, j)
 		return
 	}
-	if j.raise {
-		v.check = nil
-		return
+	if !j.raise {
+		c.counting(v, j.to, j.from != "")
 	}
-	c.counting(v, j.to, j.from != "")
+	if v.mending || v.shadowed {
+		c.mended(v)
+	}
 	if !v.owned && v.NetNSID >= 0 {
 		c.findOwner(v)
 	}
+	c.place(v.Index) // elsewhere, if the settings have changed meanwhile
 }

@@ -155,6 +155,9 @@ func (a *Accounts) Stop(id string) {
 	defer a.mu.Unlock()
 	if c := a.containers[id]; c != nil && c.State == Running {
 		c.State, c.StoppedAt = Stopped, a.Now()
+		if c.Reason == Starting {
+			c.Reason = Ended
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 // slots stands in for the kernel: tests say what it has counted.
 type slots struct {
 	taken  map[uint16]bpf.Slot
+	old    []bpf.Old
 	counts map[uint16]uint64 // packets of 100 bytes, TCP over IPv4, received
 	next   uint16
 }
@@ -37,11 +38,27 @@ func (s *slots) Keep(slot bpf.Slot) error {
 	return nil
 }
 
-func (s *slots) Bind(bpf.Slot) error               { return nil }
-func (s *slots) Quiesce() error                    { return nil }
-func (s *slots) Old() []bpf.Old                    { return nil }
-func (s *slots) Inherit(bpf.Old) (bpf.Slot, error) { return bpf.Slot{}, nil }
-func (s *slots) Settle() error                     { return nil }
+// upgrade leaves all slots in use to another layout.
+func (s *slots) upgrade() {
+	for _, slot := range s.taken {
+		s.old = append(s.old, bpf.Old{Slot: slot, Layout: "v0"})
+	}
+	clear(s.taken)
+}
+
+func (s *slots) Inherit(old bpf.Old) (bpf.Slot, error) {
+	s.taken[old.Index] = old.Slot
+	return old.Slot, nil
+}
+
+func (s *slots) Settle() error {
+	s.old = nil
+	return nil
+}
+
+func (s *slots) Old() []bpf.Old      { return s.old }
+func (s *slots) Bind(bpf.Slot) error { return nil }
+func (s *slots) Quiesce() error      { return nil }
 
 func (s *slots) Release(slot bpf.Slot) error {
 	delete(s.taken, slot.Index)

@@ -173,8 +173,9 @@ func (a *Accounts) ownAgain(at *attachment) {
 	}
 	c := a.account(id)
 	if c.ID == "" { // it started after the ledger was last written
-		c.Container = Container{ID: id, State: Running, StartedAt: at.at, Reason: Accounted}
+		c.Container = Container{ID: id, State: Running, StartedAt: at.at}
 	}
+	c.Reason = Accounted // the ledger may have been written before it was
 	at.owner = id
 	c.tally(name).own(at)
 }
@@ -300,6 +301,23 @@ func (a *Accounts) Counted(ifindex int) (_ Traffic, ok bool) {
 	}
 	rx, tx, err := a.Datapath.Read(at.slot)
 	return Traffic{Receive: counts(rx), Transmit: counts(tx)}, err == nil
+}
+
+// Beside returns what is said of a host interface besides [Accounts.Counted], as its own
+// counters would have it: what was seeded, and counted on earlier slots.
+func (a *Accounts) Beside(ifindex int) (receive, transmit Volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[ifindex]
+	if at == nil {
+		return Volume{}, Volume{}
+	}
+	receive, transmit = Volume(at.slot.SeededReceive), Volume(at.slot.SeededTransmit)
+	if at.tally != nil {
+		before := a.before(at.tally, ifindex)
+		receive, transmit = receive.plus(before.Receive.Interface), transmit.plus(before.Transmit.Interface)
+	}
+	return receive, transmit
 }
 
 // Rename notes another name of a host interface.

@@ -34,10 +34,13 @@ func (a *Accounts) Restore(records []Record) {
 	}
 }
 
-// generations are those of the slots in use.
+// generations are those of the slots in use, also of slots that are yet to be inherited.
 func (a *Accounts) generations() map[uint64]bool {
 	there := map[uint64]bool{}
 	for _, s := range a.Datapath.Slots() {
+		there[s.Generation] = true
+	}
+	for _, s := range a.Datapath.Old() {
 		there[s.Generation] = true
 	}
 	return there

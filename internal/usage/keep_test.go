@@ -245,6 +245,36 @@ func TestSlotWaitsForLedger(t *testing.T) {
 	}
 }
 
+// What is on disk of a slot that an older layout has is in the slot, too.
+func TestUpgrade(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	before := kept(t, kernel, clock)
+	before.Start(Container{ID: "web"})
+	before.Recall("web", nil)
+	slot := open(t, before, 7, "veth7")
+	kernel.counts[slot] = 10
+	assign(t, before, 7, "web", "eth0")
+	onDisk := disk{}
+	onDisk.write(t, before.Pending(true))
+
+	kernel.upgrade()
+	kernel.counts[slot] = 15
+	a := kept(t, kernel, clock)
+	a.Restore(onDisk.read(t))
+	if _, err := a.Inherit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range a.Leftovers() {
+		a.Adopt(l, "veth7", "clsact")
+	}
+	if got := received(t, a, "web"); got != 15 {
+		t.Errorf("%d packets, want 15", got)
+	}
+}
+
 // A ledger that never comes round to it can't make the slots run out.
 func TestSlotsDoNotRunOut(t *testing.T) {
 	_, kernel, clock := newAccounts(t)
@@ -391,10 +421,21 @@ func TestOwnersAreNoted(t *testing.T) {
 	before := kept(t, kernel, clock)
 	before.Start(Container{ID: "web"})
 	before.Recall("web", nil)
+	onDisk := disk{}
+	onDisk.write(t, before.Pending(true)) // while it is starting
 	kernel.counts[open(t, before, 7, "veth7")] = 10
 	assign(t, before, 7, "web", "eth0")
 
+	for name, records := range map[string][]Record{"not in the ledger": nil, "in the ledger": onDisk.read(t)} {
+		t.Run(name, func(t *testing.T) { ownAgain(t, kernel, clock, records) })
+	}
+}
+
+func ownAgain(t *testing.T, kernel *slots, clock *clock, records []Record) {
+	t.Helper()
+	kernel = &slots{taken: maps.Clone(kernel.taken), counts: kernel.counts}
 	a := kept(t, kernel, clock)
+	a.Restore(records)
 	for _, l := range a.Leftovers() {
 		if _, err := a.Retire(l); err != nil {
 			t.Fatal(err)
@@ -408,6 +449,10 @@ func TestOwnersAreNoted(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"web"}, a.Running()); diff != "" {
 		t.Errorf("to be stopped by whoever knows better (-want +got):\n%s", diff)
+	}
+	a.Stop("web")
+	if c := a.Snapshot().Containers[0]; !c.Accounted() {
+		t.Errorf("not accounted: %s", c.Reason)
 	}
 }
 

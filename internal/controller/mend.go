@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+// backoff is when something may be tried again.
+type backoff struct {
+	wait time.Duration
+	next time.Time
+}
+
+const (
+	firstMend = time.Second
+	lastMend  = time.Minute
+)
+
+func (b *backoff) due() bool { return !time.Now().Before(b.next) }
+
+func (b *backoff) tried() {
+	b.next = time.Now().Add(b.wait)
+	b.wait = min(max(2*b.wait, firstMend), lastMend)
+}
+
+// forget begins anew once all has been well for long.
+func (b *backoff) forget() {
+	if time.Since(b.next) > lastMend {
+		*b = backoff{}
+	}
+}
+
+// mend puts our programs back where they are gone, or where they see the packets.
+func (c *Controller) mend(v *veth) {
+	intact, err := c.intact(v)
+	if err != nil {
+		c.Log.Warn("look at our programs", "interface", v.Name, "err", err)
+		return
+	}
+	if intact {
+		c.shadow(v, true)
+	}
+	if !v.mend.due() {
+		return
+	}
+	v.mend.tried()
+	switch {
+	case !intact:
+		c.Log.Warn("our programs were removed: putting them back", "interface", v.Name, "hook", v.hook)
+		c.putBack(v)
+	case v.hook == HookTCX:
+		c.raise(v)
+	case c.tcxAllowed():
+		// Whoever ends the chain before us does so after tcx.
+		c.toHead(v)
+	}
+}
+
+func (c *Controller) putBack(v *veth) {
+	if v.hook == HookTCX {
+		c.toHead(v)
+		return
+	}
+	err := c.attachClsact(v)
+	switch {
+	case err == nil:
+		c.mended(v)
+	case errors.Is(err, tcctl.ErrGone):
+	case c.tcxAllowed():
+		c.Log.Warn("put our filters back; going to tcx instead", "interface", v.Name, "err", err)
+		c.toHead(v)
+	default:
+		c.shadow(v, true)
+		c.Log.Error("put our filters back; trying again", "interface", v.Name, "err", err)
+	}
+}
+
+func (c *Controller) toHead(v *veth) {
+	v.needsTCX, v.mending = true, true
+	c.move(v, HookTCX)
+}
+
+func (c *Controller) raise(v *veth) {
+	_, first, err := c.Hooks.TCX(v.Index)
+	if err != nil || first {
+		return // nobody is before us, so they bypass the hook: we can only say so
+	}
+	v.moving, v.mending = true, true
+	c.jobs.put(job{index: v.Index, raise: true})
+}
+
+// intact says whether our programs are where we put them.
+func (c *Controller) intact(v *veth) (bool, error) {
+	if v.hook == HookTCX {
+		attached, _, err := c.Hooks.TCX(v.Index)
+		return attached, err
+	}
+	slot, ok, err := c.Hooks.Current(v.Index)
+	return ok && slot == v.slot, err
+}
+
+// mended notes that our programs see the packets again, as far as we can tell before some
+// pass.
+func (c *Controller) mended(v *veth) {
+	v.mending = false
+	c.metrics.reattached.Inc()
+	c.catchUp(v)
+}
+
+// catchUp adds what passed while we did not see it: the kernel's own counters tell.
+func (c *Controller) catchUp(v *veth) {
+	c.shadow(v, false)
+	if v.check == nil {
+		return
+	}
+	c.seed(v, v.check.sound)
+	if now, err := c.readQuiet(v.Index); err == nil {
+		*v.check = check{first: v.check.first, sound: now, last: now}
+	}
+}
+
+func (c *Controller) shadow(v *veth, shadowed bool) {
+	if v.shadowed == shadowed {
+		return
+	}
+	v.shadowed = shadowed
+	c.Accounts.Shadow(v.Index, shadowed)
+	if shadowed {
+		c.Log.Warn("packets pass an interface that our programs don't see: another's program ends the chain before us", "interface", v.Name, "hook", v.hook)
+		return
+	}
+	c.Log.Info("our programs see the packets again", "interface", v.Name)
+}
+
+// seed adds what the kernel has counted on an interface and we have not, since a reading.
+func (c *Controller) seed(v *veth, since reading) {
+	receive, transmit, err := c.missed(v.Index, since)
+	if err == nil && (receive != usage.Volume{} || transmit != usage.Volume{}) {
+		err = c.Accounts.Seed(v.Index, receive, transmit)
+	}
+	if err != nil && !errors.Is(err, watcher.ErrGone) {
+		c.Log.Warn("read what was not counted", "interface", v.Name, "err", err)
+	}
+}
+
+// seedTries bounds the readings.
+const seedTries = 10
+
+// missed works out what was missed since a reading, until two readings say the same.
+func (c *Controller) missed(index int, since reading) (usage.Volume, usage.Volume, error) {
+	var receive, transmit estimate
+	for range seedTries {
+		now, err := c.read(index)
+		if err != nil {
+			return usage.Volume{}, usage.Volume{}, err
+		}
+		in, out := now.grown(since)
+		allIn, allOut := now.grown(reading{})
+		besideIn, besideOut := c.Accounts.Beside(index)
+		again := receive.add(fewer(in.missing(), minus(allIn.missing(), besideIn)), now.before.receive == now.after.receive)
+		if transmit.add(fewer(out.missing(), minus(allOut.missing(), besideOut)), now.before.transmit == now.after.transmit) && again {
+			break
+		}
+	}
+	return receive.least, transmit.least, nil
+}
+
+// missing is how much more the kernel has counted than we have. Of a reading since one that
+// was taken among packets it may be too much, and never more than what is missing in all
+// that is said of the interface. That alone won't do: where segmentation offload is off, the
+// kernel's bytes are more than ours from the beginning.
+func (g growth) missing() usage.Volume { return minus(g.kernel, g.ours) }
+
+// estimate is how much is missing in one direction: the least of what some readings say,
+// so that a packet on its way from one counter to the other is not taken for missing. It
+// is too little if packets came during the reading, so one without is better.
+type estimate struct {
+	least usage.Volume
+	quiet bool // it is from readings during which no packet came
+	any   bool
+}
+
+// add takes in what a reading says. It returns whether that is the same again.
+func (e *estimate) add(missing usage.Volume, quiet bool) (again bool) {
+	switch {
+	case !e.any || quiet && !e.quiet:
+		*e = estimate{least: missing, quiet: quiet, any: true}
+		return false
+	case quiet != e.quiet:
+		return false
+	}
+	again = quiet && missing == e.least
+	e.least = fewer(e.least, missing)
+	return again
+}
+
+func fewer(a, b usage.Volume) usage.Volume {
+	return usage.Volume{Bytes: min(a.Bytes, b.Bytes), Packets: min(a.Packets, b.Packets)}
+}
