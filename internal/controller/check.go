@@ -163,7 +163,7 @@ func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
 		}
 		if !v.attached() && v.failure == "" {
 			c.attach(v, time.Time{}) // it was left to a CNI plugin
-			if v.attached() && !v.owned && v.NetNSID >= 0 {
+			if (v.attached() || v.failure != "") && !v.owned && v.NetNSID >= 0 {
 				c.findOwner(v)
 			}
 		}

@@ -28,23 +28,36 @@ import (
 const patience = 30 * time.Second
 
 // binary builds nettally once for all tests.
-var binary = sync.OnceValues(func() (string, error) {
-	// Others than root must be able to run it, too.
-	folder, err := os.MkdirTemp("", "nettally-e2e-")
+var binary = sync.OnceValues(func() (string, error) { return buildAs("nettally") })
+
+// nextBinary is nettally with the layout of counters that comes after the real one.
+var nextBinary = sync.OnceValues(func() (string, error) {
+	return buildAs("nettally-next", "-tags", "nettally_layout_next")
+})
+
+// buildAs builds nettally into the folder of binaries.
+func buildAs(name string, flags ...string) (string, error) {
+	folder, err := binaries()
 	if err != nil {
 		return "", err
 	}
-	built.folder = folder
-	if err := os.Chmod(folder, 0o755); err != nil {
-		return "", err
-	}
-	path := filepath.Join(folder, "nettally")
-	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/cmd/nettally")
+	path := filepath.Join(folder, name)
+	args := append(append([]string{"build"}, flags...), "-o", path, "github.com/nettally/nettally/cmd/nettally")
+	build := exec.Command("go", args...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build nettally: %w: %s", err, out)
 	}
 	return path, nil
+}
+
+var binaries = sync.OnceValues(func() (string, error) {
+	folder, err := os.MkdirTemp("", "nettally-e2e-")
+	if err != nil {
+		return "", err
+	}
+	built.folder = folder
+	return folder, os.Chmod(folder, 0o755) // others than root must be able to run them, too
 })
 
 var built struct{ folder string }
@@ -76,9 +89,10 @@ type daemon struct {
 	at     place
 	pins   string
 	socket string
-	config string // its file
+	config string                 // its file
+	binary func() (string, error) // what is run, a test may change it
 	cmd    *exec.Cmd
-	log    *lockedBuffer
+	log    *lockedBuffer // of all its runs
 	ended  chan error
 }
 
@@ -99,6 +113,8 @@ func startListening(t testing.TB, at place, listen, more string) *daemon {
 		pins:   filepath.Join(folder, "bpf"),
 		socket: filepath.Join(folder, "socket"),
 		config: filepath.Join(folder, "nettally.yaml"),
+		binary: binary,
+		log:    &lockedBuffer{},
 	}
 	text := fmt.Sprintf("log: {level: debug}\nstate_dir: %q\nbpf: {pin_path: %q}\nexporter: {listen: %q, socket: %q}\n%s\n",
 		filepath.Join(folder, "state"), d.pins, listen, d.socket, more)
@@ -125,14 +141,13 @@ func startListening(t testing.TB, at place, listen, more string) *daemon {
 // start starts the daemon, again maybe, and waits until it has looked at everything.
 func (d *daemon) start() {
 	d.t.Helper()
-	d.cmd = d.at.Command(nettest.Must(binary())(d.t), "run", "--config", d.config)
-	d.log = &lockedBuffer{}
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
-	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
-	}
-	d.ended = make(chan error, 1)
-	go func() { d.ended <- d.cmd.Wait() }()
+	d.launch()
+	d.ready()
+}
+
+// ready waits until the daemon has looked at everything.
+func (d *daemon) ready() {
+	d.t.Helper()
 	d.poll("ready", func() error {
 		select {
 		case err := <-d.ended:
@@ -143,6 +158,18 @@ func (d *daemon) start() {
 		_, err := d.get("/readyz")
 		return err
 	})
+}
+
+// launch starts the daemon and waits for nothing.
+func (d *daemon) launch() {
+	d.t.Helper()
+	d.cmd = d.at.Command(nettest.Must(d.binary())(d.t), "run", "--config", d.config)
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.ended = make(chan error, 1)
+	go func() { d.ended <- d.cmd.Wait() }()
 }
 
 // stop ends the daemon as a service manager does.
@@ -168,7 +195,8 @@ func (d *daemon) end(signal unix.Signal) {
 // run runs one of nettally's other commands beside the daemon.
 func (d *daemon) run(args ...string) (string, error) {
 	d.t.Helper()
-	return runIn(d.t, d.at, append(args, "--config", d.config)...)
+	out, err := d.at.Command(nettest.Must(d.binary())(d.t), append(args, "--config", d.config)...).CombinedOutput()
+	return string(out), err
 }
 
 // runIn runs nettally somewhere and returns what it printed.

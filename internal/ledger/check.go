@@ -47,11 +47,29 @@ func existing(folder string) (string, error) {
 
 func checkFolder(folder string) error {
 	err := unix.Access(folder, unix.W_OK|unix.X_OK)
+	if err == nil {
+		err = tryWrite(folder)
+	}
 	switch {
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("write to %s: its file system is read-only; remount it or set state_dir to another folder", folder)
+	case errors.Is(err, unix.EIO):
+		return fmt.Errorf("write to %s: %w; see dmesg, or set state_dir to another folder", folder, err)
 	case err != nil:
 		return fmt.Errorf("write to %s: %w; run as root or set state_dir to another folder", folder, err)
+	}
+	return nil
+}
+
+// tryWrite makes a file without a name: after an error of the disk a file system may
+// refuse to be written without being mounted read-only. Not every kind can do that.
+func tryWrite(folder string) error {
+	fd, err := unix.Open(folder, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	switch {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
+		return err
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -166,6 +167,9 @@ func TestReadOnlyDisk(t *testing.T) {
 			stop := b.keeping(h)
 			eventually(t, "failed", func() bool { return testutil.ToFloat64(b.metrics.failures) > 3 })
 			same(t, b.log.count("usage is not kept on disk"), 1)
+			if s := b.Status(); s.Up || !strings.Contains(strings.ReplaceAll(s.Error, "-", ""), "readonly") {
+				t.Errorf("status %+v", s)
+			}
 			h.count(record("a1", "web", 170))
 			remount(t, mount, 0)
 			eventually(t, "written", func() bool { return h.pending() == 0 })
@@ -175,6 +179,40 @@ func TestReadOnlyDisk(t *testing.T) {
 			b.restart()
 			same(t, len(b.load(noon)), 2)
 		})
+	}
+}
+
+// After an error of the disk ext4 takes no writes any more; newer kernels leave it mounted
+// for writing.
+func TestCheckAfterAnErrorOfTheDisk(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "mkfs.ext4", "mount", "umount")
+	_, err := os.Stat("/dev/loop-control")
+	need.Kernel(t, "loop devices", err)
+	image, mount := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+	run("mkfs.ext4", "-q", image, "100M")
+	run("mount", "-o", "loop,errors=remount-ro", image, mount)
+	t.Cleanup(func() { run("umount", mount) })
+	path := filepath.Join(mount, "ledger.db")
+	if err := Check(path); err != nil {
+		t.Errorf("check before: %v", err)
+	}
+	device, err := exec.Command("findmnt", "--noheadings", "--output", "SOURCE", mount).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(strings.TrimSpace(string(device))), "trigger_fs_error")
+	if err := os.WriteFile(trigger, []byte(t.Name()), 0o200); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(path); err == nil || !strings.Contains(err.Error(), "its file system is read-only; remount it") {
+		t.Errorf("check: %v", err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -53,6 +54,9 @@ func openFile(ctx context.Context, path string) (f *file, made bool, err error) 
 	f, made, err = openWritable(ctx, path)
 	if err == nil || isDamage(err) || errors.Is(err, errNewer) {
 		return f, made, err
+	}
+	if errors.Is(unix.Access(filepath.Dir(path), unix.W_OK), unix.EROFS) {
+		err = fmt.Errorf("%w: %w", err, unix.EROFS) // which SQLite does not say
 	}
 	readable, v, roErr := openReadable(ctx, path)
 	if roErr != nil {

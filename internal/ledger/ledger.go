@@ -56,7 +56,8 @@ import (
 const (
 	flushInterval = 10 * time.Second
 	recallWithin  = 2 * time.Second  // a container that starts waits no longer for the disk
-	stopWithin    = 10 * time.Second // and neither does the end of the process
+	loadWithin    = time.Minute      // neither does the process, before it counts
+	stopWithin    = 10 * time.Second // nor its end
 )
 
 // Options say where the ledger is and how far it reaches back.
@@ -154,7 +155,27 @@ func sinceBoot() time.Duration {
 // stopped after since. A ledger that does not exist yet has none. One on a disk that
 // can't be written is read all the same; where its index (-shm) is gone, as it was at
 // the last checkpoint.
+//
+// It gives up on a disk that does not answer within a minute: nothing is counted before.
 func (l *Ledger) Load(since time.Time) ([]usage.Record, error) {
+	type loaded struct {
+		records []usage.Record
+		err     error
+	}
+	done := make(chan loaded, 1)
+	go func() {
+		records, err := l.load(since)
+		done <- loaded{records, err}
+	}()
+	select {
+	case found := <-done:
+		return found.records, found.err
+	case <-time.After(loadWithin):
+		return nil, fmt.Errorf("load containers: %w", errHangs)
+	}
+}
+
+func (l *Ledger) load(since time.Time) ([]usage.Record, error) {
 	l.disk <- struct{}{}
 	defer func() { <-l.disk }()
 	if _, err := os.Stat(l.Path); errors.Is(err, fs.ErrNotExist) {

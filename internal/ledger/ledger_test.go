@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -217,6 +218,23 @@ func TestRecallDoesNotWaitForAFlush(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "written", func() bool { return h.pending() == 0 })
+}
+
+// Somebody is at the disk and does not come back.
+func TestLoadDoesNotWaitForEver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Options{Path: path})
+		l.disk <- struct{}{}
+		if _, err := l.Load(noon); !errors.Is(err, errHangs) {
+			t.Errorf("load: %v", err)
+		}
+		<-l.disk
+		synctest.Wait()
+		if records, err := l.Load(noon); err != nil || len(records) > 0 {
+			t.Errorf("load: %v, %v", records, err)
+		}
+	})
 }
 
 // A ledger that can't be read may know more than we do: nothing is said of it, and

@@ -54,7 +54,6 @@ type machine struct {
 	veths map[int]string    // host interfaces with filters, and whose each is
 	next  int               // ifindex
 	want  map[string]uint64 // packets by container
-	seen  map[string]uint64 // what was shown last
 }
 
 func (m *machine) start() {

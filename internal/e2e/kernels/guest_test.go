@@ -82,7 +82,7 @@ func parse(report string) (results map[string]result, complete bool) {
 func initramfs(t *testing.T, unpacked, nettally string) string {
 	t.Helper()
 	root := t.TempDir()
-	for _, folder := range []string{"bin", "dev", "modules", "proc", "run", "sys", "tmp"} {
+	for _, folder := range []string{"bin", "dev", "modules", "proc", "run", "sys", "tmp", "var"} {
 		if err := os.Mkdir(filepath.Join(root, folder), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -40,12 +40,13 @@ stop() {
 	return $code
 }
 
-# left lists what a host without nettally has not, and its one interface.
+# left lists what a host without nettally has not, its one interface, and what was
+# counted.
 left() {
 	grep ' - bpf ' /proc/self/mountinfo
 	find /sys/fs/cgroup -mindepth 1 -type d
 	find /tmp -mindepth 1
-	find /run ! -type d
+	find /run /var ! -type d
 	ls /sys/class/net
 }
 
@@ -73,6 +74,7 @@ step 'load cls_bpf' insmod /modules/cls_bpf.ko
 
 step 'check' nettally check
 step 'selftest' nettally selftest
+step 'left by selftest' left
 
 step 'start' start
 step 'list' nettally list -o json
