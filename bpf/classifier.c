@@ -3,8 +3,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
 /* Counts the packets of container interfaces at the clsact or tcx hooks of their host
- * veths. Every path returns TC_ACT_UNSPEC, which is TCX_NEXT too: nothing here decides
- * about a packet.
+ * veths, and those of the sockets in a container's cgroup. Every path at the hooks of an
+ * interface returns TC_ACT_UNSPEC, which is TCX_NEXT too, and every one at a cgroup's
+ * lets the packet pass: nothing here decides about a packet.
  *
  * Only __sk_buff and uapi headers are used, so no kernel BTF is needed. Floor:
  * Linux 5.10.
@@ -127,8 +128,10 @@ struct slot {
 	struct volume seeded[DIRECTIONS]; /* counted by the kernel before us */
 	__u8 interface[16];		  /* as the owner calls it; ends with a 0 */
 	__u8 container[240];		  /* id of the owner; ends with a 0 */
+	__u64 netns;			  /* inode of the interface's namespace, 0 for the host's */
+	__u64 cgroup;			  /* id of a cgroup, which has the slot, not an interface */
 };
-_Static_assert(sizeof(struct slot) == 304, "a slot has no padding");
+_Static_assert(sizeof(struct slot) == 320, "a slot has no padding");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -149,6 +152,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } routes SEC(".maps");
 
+/* Which slot a cgroup has: a number that the kernel keeps with each cgroup that our
+ * programs are attached to, found without a lookup. It is 0, nobody's, until user space has
+ * said, and goes with the cgroup; the counts stay in the slot. One for both directions, since 5.9.
+ * Newer kernels call the type deprecated, and their other one can't be used here.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);   /* cgroup id */
+	__type(value, __u32); /* slot */
+} members SEC(".maps");
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -158,7 +172,28 @@ static __always_inline void count_trouble(__u32 trouble)
 	struct cpu_troubles *mine = bpf_map_lookup_elem(&troubles, &cpu);
 
 	if (mine && trouble < TROUBLES)
-		mine->count[trouble]++;
+		__sync_fetch_and_add(&mine->count[trouble], 1);
+}
+
+/* Where a packet is counted, which says how many bytes are before its IP header. */
+enum place { CGROUP = 0, INTERFACE = ETH_HLEN };
+
+/* add adds to a counter of this CPU. At an interface bottom halves are off, so that nobody
+ * comes between. What a cgroup's sockets send runs in a process, too, which packets of the
+ * same cgroup may interrupt (net/ipv4/ip_output.c, ip_finish_output).
+ */
+static __always_inline void add(__u64 *counter, __u64 n, const enum place place)
+{
+	if (place == CGROUP)
+		__sync_fetch_and_add(counter, n);
+	else
+		*counter += n;
+}
+
+static __always_inline void add_volume(struct volume *to, struct volume v, const enum place place)
+{
+	add(&to->bytes, v.bytes, place);
+	add(&to->packets, v.packets, place);
 }
 
 static __always_inline struct row *row_of(__u32 slot, enum direction direction)
@@ -201,24 +236,25 @@ static __always_inline __u32 header_size(__u8 number)
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-static __always_inline void count_flags(struct row *row, __u32 flags)
+static __always_inline void count_flags(struct row *row, __u32 flags, const enum place place)
 {
 	if (flags & TCP_SYN) {
 		if (flags & TCP_ACK)
-			row->tcp_synack++;
+			add(&row->tcp_synack, 1, place);
 		else
-			row->tcp_syn++;
+			add(&row->tcp_syn, 1, place);
 	}
 	if (flags & TCP_RST)
-		row->tcp_rst++;
+		add(&row->tcp_rst, 1, place);
 	if (flags & TCP_FIN)
-		row->tcp_fin++;
+		add(&row->tcp_fin, 1, place);
 }
 
-static __always_inline bool count_plain(struct row *row, __u32 plain, __u32 len)
+static __always_inline bool count_plain(struct row *row, __u32 plain, __u32 len,
+					const enum place place)
 {
-	row->plain[plain].bytes += len;
-	row->plain[plain].packets++;
+	add(&row->plain[plain].bytes, len, place);
+	add(&row->plain[plain].packets, 1, place);
 	return true;
 }
 
@@ -226,7 +262,7 @@ static __always_inline bool count_plain(struct row *row, __u32 plain, __u32 len)
  * none if the packet contradicts itself.
  */
 static __always_inline bool plain_tcp(struct row *row, struct tcphdr *tcp, void *end, __s32 room,
-				      __u32 plain, __u32 len)
+				      __u32 plain, __u32 len, const enum place place)
 {
 	__s32 header;
 	__u32 flags;
@@ -238,22 +274,23 @@ static __always_inline bool plain_tcp(struct row *row, struct tcphdr *tcp, void 
 		return false;
 	flags = ((__u8 *)tcp)[13];
 	if (unlikely(flags & (TCP_SYN | TCP_RST | TCP_FIN)))
-		count_flags(row, flags);
-	return count_plain(row, plain, len);
+		count_flags(row, flags, place);
+	return count_plain(row, plain, len, place);
 }
 
 /* plain counts the packets that are nearly all: TCP and UDP over IPv4 without options or
- * IPv6 without extension headers, directly after the Ethernet header, whole, in the linear
- * part, of one segment, without a VLAN tag. It returns false, having counted nothing, for
- * anything else. The order and the hints keep the way of TCP over IPv4 short.
+ * IPv6 without extension headers, directly after the Ethernet header or without one, whole, in the linear part, of one segment, without a VLAN tag. It returns false,
+ * having counted nothing, for anything else. The order and the hints keep the way of TCP
+ * over IPv4 short.
  */
-static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 len)
+static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 len,
+				  const enum place place)
 {
 	void *end = (void *)(long)skb->data_end;
-	void *ip = (void *)(long)skb->data + ETH_HLEN;
-	__u32 there = len - ETH_HLEN;
+	void *ip = (void *)(long)skb->data + place;
+	__u32 there = len - place;
 
-	/* As long as Ethernet and IPv6, and as Ethernet, IPv4 and TCP. */
+	/* As long as IPv6, and as IPv4 and TCP. */
 	if (unlikely(ip + sizeof(struct ipv6hdr) > end || skb->gso_size || skb->vlan_present))
 		return false;
 
@@ -268,9 +305,9 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 		if (likely(v4->protocol == IPPROTO_TCP))
 			return plain_tcp(row, (void *)(v4 + 1), end,
 					 (__s32)length - (__s32)sizeof(*v4),
-					 IPV4 * PLAIN_PROTOCOLS + TCP, len);
+					 IPV4 * PLAIN_PROTOCOLS + TCP, len, place);
 		if (v4->protocol == IPPROTO_UDP && length >= sizeof(*v4))
-			return count_plain(row, IPV4 * PLAIN_PROTOCOLS + UDP, len);
+			return count_plain(row, IPV4 * PLAIN_PROTOCOLS + UDP, len, place);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *v6 = ip;
 		__u32 room = bpf_ntohs(v6->payload_len);
@@ -279,9 +316,9 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 			return false;
 		if (v6->nexthdr == IPPROTO_TCP)
 			return plain_tcp(row, (void *)(v6 + 1), end, room,
-					 IPV6 * PLAIN_PROTOCOLS + TCP, len);
+					 IPV6 * PLAIN_PROTOCOLS + TCP, len, place);
 		if (v6->nexthdr == IPPROTO_UDP)
-			return count_plain(row, IPV6 * PLAIN_PROTOCOLS + UDP, len);
+			return count_plain(row, IPV6 * PLAIN_PROTOCOLS + UDP, len, place);
 	}
 	return false;
 }
@@ -415,9 +452,8 @@ static __always_inline bool is_vlan(__be16 type)
  * outermost VLAN tag out of most frames already (skb->vlan_present); with that one,
  * up to two are stepped over. Returns a trouble.
  */
-static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *p)
+static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *p, __u32 offset)
 {
-	__u32 offset = ETH_HLEN;
 	__be16 type = skb->protocol;
 
 	p->cell = NON_IP;
@@ -466,32 +502,40 @@ static __always_inline struct volume wire(struct __sk_buff *skb, const struct pa
 	return v;
 }
 
+static __always_inline void count_headers(struct __sk_buff *skb, struct row *row,
+					  const enum place place)
+{
+	struct packet p = {};
+	struct volume v;
+	__u32 trouble;
+
+	add(&row->interface.bytes, skb->len, place);
+	add(&row->interface.packets, 1, place);
+	trouble = read_headers(skb, &p, place);
+	if (trouble != FINE)
+		count_trouble(trouble);
+	v = wire(skb, &p);
+	if (p.cell < CELLS)
+		add_volume(&row->cells[p.cell], v, place);
+	count_flags(row, p.tcp_flags, place);
+}
+
 /* count_any counts the packets that are not plain. A function of its own keeps it out of
  * the way of those, and its parameter brings struct row into the object's BTF, which
  * clang would leave out where only an inner map names it.
  */
 static __noinline void count_any(struct __sk_buff *skb, struct row *row)
 {
-	struct packet p = {};
-	struct volume v;
-	__u32 trouble;
-
-	row->interface.bytes += skb->len;
-	row->interface.packets++;
-	trouble = read_headers(skb, &p);
-	if (trouble != FINE)
-		count_trouble(trouble);
-	v = wire(skb, &p);
-	if (p.cell < CELLS) {
-		row->cells[p.cell].bytes += v.bytes;
-		row->cells[p.cell].packets += v.packets;
-	}
-	count_flags(row, p.tcp_flags);
+	count_headers(skb, row, INTERFACE);
 }
 
-/* account adds a packet to its slot, and says whether it did. The row is this CPU's own
- * and classifiers run with bottom halves off, so plain adds do.
- */
+/* count_any_ip is count_any for packets without an Ethernet header. */
+static __noinline void count_any_ip(struct __sk_buff *skb, struct row *row)
+{
+	count_headers(skb, row, CGROUP);
+}
+
+/* account adds a packet to its slot, and says whether it did. */
 static __always_inline bool account(struct __sk_buff *skb, __u32 slot, enum direction direction)
 {
 	struct row *row = row_of(slot, direction);
@@ -503,7 +547,7 @@ static __always_inline bool account(struct __sk_buff *skb, __u32 slot, enum dire
 		count_trouble(NO_ROW);
 		return false;
 	}
-	if (unlikely(!plain(skb, row, skb->len)))
+	if (unlikely(!plain(skb, row, skb->len, INTERFACE)))
 		count_any(skb, row);
 	return true;
 }
@@ -578,6 +622,41 @@ SEC("tc")
 int nettally_tcx_eg(struct __sk_buff *skb)
 {
 	return account_tcx(skb, RECEIVE);
+}
+
+/* The kernel's number for loopback in every namespace, include/net/net_namespace.h. */
+#define LOOPBACK_IFINDEX 1
+
+enum { PASS = 1 }; /* kernel/bpf/cgroup.c: anything else drops the packet */
+
+/* account_cgroup counts a packet of a socket in a cgroup, or in one below it; it begins with
+ * its IP header. What passes loopback is seen twice, as it goes out and as it comes in, and
+ * leaves the host in neither: it has the cell of what is no IP, which there is none of here.
+ */
+static __always_inline int account_cgroup(struct __sk_buff *skb, enum direction direction)
+{
+	__u32 *slot = bpf_get_local_storage(&members, 0);
+	struct row *row = row_of(*slot, direction);
+
+	if (unlikely(!row))
+		count_trouble(NO_ROW);
+	else if (skb->ifindex == LOOPBACK_IFINDEX)
+		add_volume(&row->cells[NON_IP], (struct volume){ skb->len, 1 }, CGROUP);
+	else if (unlikely(!plain(skb, row, skb->len, CGROUP)))
+		count_any_ip(skb, row);
+	return PASS;
+}
+
+SEC("cgroup_skb/ingress")
+int nettally_cg_in(struct __sk_buff *skb)
+{
+	return account_cgroup(skb, RECEIVE);
+}
+
+SEC("cgroup_skb/egress")
+int nettally_cg_eg(struct __sk_buff *skb)
+{
+	return account_cgroup(skb, TRANSMIT);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -53,6 +53,8 @@ type classifierSlot struct {
 	}
 	Interface [16]uint8
 	Container [240]uint8
+	Netns     uint64
+	Cgroup    uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -60,9 +62,12 @@ type classifierSlot struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	classifierMapChunks           = "chunks"
+	classifierMapMembers          = "members"
 	classifierMapRoutes           = "routes"
 	classifierMapSlots            = "slots"
 	classifierMapTroubles         = "troubles"
+	classifierProgNettallyCgEg    = "nettally_cg_eg"
+	classifierProgNettallyCgIn    = "nettally_cg_in"
 	classifierProgNettallyEgress  = "nettally_egress"
 	classifierProgNettallyIngress = "nettally_ingress"
 	classifierProgNettallyTcxEg   = "nettally_tcx_eg"
@@ -111,6 +116,8 @@ type classifierSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifierProgramSpecs struct {
+	NettallyCgEg    *ebpf.ProgramSpec `ebpf:"nettally_cg_eg"`
+	NettallyCgIn    *ebpf.ProgramSpec `ebpf:"nettally_cg_in"`
 	NettallyEgress  *ebpf.ProgramSpec `ebpf:"nettally_egress"`
 	NettallyIngress *ebpf.ProgramSpec `ebpf:"nettally_ingress"`
 	NettallyTcxEg   *ebpf.ProgramSpec `ebpf:"nettally_tcx_eg"`
@@ -122,6 +129,7 @@ type classifierProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifierMapSpecs struct {
 	Chunks   *ebpf.MapSpec `ebpf:"chunks"`
+	Members  *ebpf.MapSpec `ebpf:"members"`
 	Routes   *ebpf.MapSpec `ebpf:"routes"`
 	Slots    *ebpf.MapSpec `ebpf:"slots"`
 	Troubles *ebpf.MapSpec `ebpf:"troubles"`
@@ -154,6 +162,7 @@ func (o *classifierObjects) Close() error {
 // It can be passed to loadClassifierObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifierMaps struct {
 	Chunks   *ebpf.Map `ebpf:"chunks"`
+	Members  *ebpf.Map `ebpf:"members"`
 	Routes   *ebpf.Map `ebpf:"routes"`
 	Slots    *ebpf.Map `ebpf:"slots"`
 	Troubles *ebpf.Map `ebpf:"troubles"`
@@ -162,6 +171,7 @@ type classifierMaps struct {
 func (m *classifierMaps) Close() error {
 	return _ClassifierClose(
 		m.Chunks,
+		m.Members,
 		m.Routes,
 		m.Slots,
 		m.Troubles,
@@ -178,6 +188,8 @@ type classifierVariables struct {
 //
 // It can be passed to loadClassifierObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifierPrograms struct {
+	NettallyCgEg    *ebpf.Program `ebpf:"nettally_cg_eg"`
+	NettallyCgIn    *ebpf.Program `ebpf:"nettally_cg_in"`
 	NettallyEgress  *ebpf.Program `ebpf:"nettally_egress"`
 	NettallyIngress *ebpf.Program `ebpf:"nettally_ingress"`
 	NettallyTcxEg   *ebpf.Program `ebpf:"nettally_tcx_eg"`
@@ -186,6 +198,8 @@ type classifierPrograms struct {
 
 func (p *classifierPrograms) Close() error {
 	return _ClassifierClose(
+		p.NettallyCgEg,
+		p.NettallyCgIn,
 		p.NettallyEgress,
 		p.NettallyIngress,
 		p.NettallyTcxEg,

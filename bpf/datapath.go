@@ -12,6 +12,9 @@
 // interface's index, once [Datapath.Bind] has said which. See [Datapath.Quiesce] for how
 // an interface moves from one to the other.
 //
+// A third pair is for cgroups, whose sockets' packets they count. They find the slot in the
+// storage that the kernel has for each cgroup, once [Datapath.BindCgroup] has said which.
+//
 // With each slot a [Note] is kept in the kernel for the next process, so that the end of
 // this one at any moment loses nothing. What an earlier layout of the maps left is
 // [Datapath.Old].
@@ -30,7 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxSlots is how many interfaces can be counted at once: slot 0 is what a filter
+// MaxSlots is how many interfaces and cgroups can be counted at once: slot 0 is what a filter
 // without a classid would count on, and belongs to nobody.
 const MaxSlots = 65535
 
@@ -74,6 +77,9 @@ type Datapath struct {
 	// TCXIngress and TCXEgress are those for its tcx hooks, which need Linux 6.6.
 	TCXIngress *ebpf.Program
 	TCXEgress  *ebpf.Program
+	// CgroupIngress and CgroupEgress are those for a cgroup of the cgroup2 hierarchy.
+	CgroupIngress *ebpf.Program
+	CgroupEgress  *ebpf.Program
 
 	programs classifierPrograms // all of the above
 	maps     classifierMaps
@@ -133,7 +139,12 @@ func Load(o Options) (_ *Datapath, err error) {
 			return nil, err
 		}
 	}
-	if err := d.load(folder); err != nil {
+	members, err := openMembers(o.PinPath)
+	if err != nil {
+		return nil, err
+	}
+	defer members.Close() // what is loaded has it by another descriptor
+	if err := d.load(folder, members); err != nil {
 		return nil, err
 	}
 	if err := d.makeChunk(0); err != nil {
@@ -150,7 +161,8 @@ func Load(o Options) (_ *Datapath, err error) {
 	return d, nil
 }
 
-func (d *Datapath) load(folder string) error {
+// load puts the programs and maps into the kernel. members is nil for a map of their own.
+func (d *Datapath) load(folder string, members *ebpf.Map) error {
 	spec, err := loadClassifier()
 	if err != nil {
 		return err
@@ -167,13 +179,18 @@ func (d *Datapath) load(folder string) error {
 		}
 	}
 
+	options := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: folder}}
+	if members != nil {
+		options.MapReplacements = map[string]*ebpf.Map{classifierMapMembers: members}
+	}
 	var objects classifierObjects
-	err = spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: folder}})
+	err = spec.LoadAndAssign(&objects, options)
 	if err != nil {
 		return explain(err, folder)
 	}
 	d.Ingress, d.Egress = objects.NettallyIngress, objects.NettallyEgress
 	d.TCXIngress, d.TCXEgress = objects.NettallyTcxIn, objects.NettallyTcxEg
+	d.CgroupIngress, d.CgroupEgress = objects.NettallyCgIn, objects.NettallyCgEg
 	d.programs, d.maps = objects.classifierPrograms, objects.classifierMaps
 	if d.troubles, err = mapped[classifierCpuTroubles](d.maps.Troubles); err != nil {
 		return fmt.Errorf("map error cells: %w", err)

@@ -57,7 +57,7 @@ func TestFull(t *testing.T) {
 	d := load(t, Options{MaxSlots: 2})
 	take(t, d, 1)
 	b := take(t, d, 2)
-	_, err := d.Take(3)
+	_, err := d.Take(Target{Ifindex: 3})
 	if !errors.Is(err, ErrFull) {
 		t.Fatalf("third slot of two: %v, want ErrFull", err)
 	}
@@ -101,7 +101,7 @@ func TestReadAfterClose(t *testing.T) {
 	if _, _, err := d.Read(s); !errors.Is(err, ErrReleased) {
 		t.Errorf("read: %v, want ErrReleased", err)
 	}
-	if _, err := d.Take(2); err == nil {
+	if _, err := d.Take(Target{Ifindex: 2}); err == nil {
 		t.Error("a slot was taken of a datapath that is closed")
 	}
 	d.Uncounted()
@@ -200,7 +200,7 @@ func TestTakeConcurrently(t *testing.T) {
 			for round := range 20 {
 				var mine []Slot
 				for i := range 20 {
-					s, err := d.Take(1000*worker + i)
+					s, err := d.Take(Target{Ifindex: 1000*worker + i})
 					if err != nil {
 						return err
 					}

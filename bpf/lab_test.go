@@ -47,7 +47,7 @@ func load(tb testing.TB, o Options) *Datapath {
 
 func take(tb testing.TB, d *Datapath, ifindex int) Slot {
 	tb.Helper()
-	s, err := d.Take(ifindex)
+	s, err := d.Take(Target{Ifindex: ifindex})
 	if err != nil {
 		tb.Fatal(err)
 	}

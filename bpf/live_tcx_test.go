@@ -180,7 +180,7 @@ func TestLiveUpgrade(t *testing.T) {
 	path := pinPath(t)
 	c := newCableUncounted(t, true)
 	old := newV1(t, path)
-	c.slot = old.take(t, Slot{Index: 70, Generation: 1000, Ifindex: c.hostEnd.Attrs().Index})
+	c.slot = old.take(t, Slot{Index: 70, Generation: 1000, Target: Target{Ifindex: c.hostEnd.Attrs().Index}})
 	c.addQdiscs(t)
 	c.Datapath = &Datapath{Ingress: old.Programs["nettally_ingress"], Egress: old.Programs["nettally_egress"]}
 	c.attachFilters(t)

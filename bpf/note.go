@@ -14,12 +14,31 @@ import (
 // ErrTooLong means that a name is too long to be kept with a slot.
 var ErrTooLong = errors.New("name is too long to be kept with a slot")
 
+// Target is what a slot counts: an interface, or a cgroup.
+type Target struct {
+	Ifindex int    `json:"ifindex,omitempty"`
+	NetNS   uint64 `json:"netns,omitempty"` // inode of the interface's network namespace, 0 for the host's
+	// Cgroup is the id of a cgroup in the cgroup2 hierarchy, the inode of its directory.
+	// The others are 0 then.
+	Cgroup uint64 `json:"cgroup,omitempty"`
+}
+
+func (t Target) String() string {
+	switch {
+	case t.Cgroup != 0:
+		return fmt.Sprintf("cgroup %d", t.Cgroup)
+	case t.NetNS != 0:
+		return fmt.Sprintf("ifindex %d in net:[%d]", t.Ifindex, t.NetNS)
+	}
+	return fmt.Sprintf("ifindex %d", t.Ifindex)
+}
+
 // Slot is the right to a row of counters. A slot that was released and taken again
 // has another generation.
 type Slot struct {
 	Index      uint16
 	Generation uint64 // CLOCK_BOOTTIME in ns when it was taken
-	Ifindex    int
+	Target
 	Note
 }
 
@@ -73,7 +92,7 @@ func (d *Datapath) remember(s Slot) error {
 
 // pinned returns the slot as the map has it.
 func (s Slot) pinned() (*classifierSlot, error) {
-	p := &classifierSlot{Generation: s.Generation, Ifindex: uint32(s.Ifindex)}
+	p := &classifierSlot{Generation: s.Generation, Ifindex: uint32(s.Ifindex), Netns: s.NetNS, Cgroup: s.Cgroup}
 	if s.OwnQdisc {
 		p.Flags |= flagOwnQdisc
 	}
@@ -101,7 +120,7 @@ func (p *classifierSlot) slot(index uint32) Slot {
 	return Slot{
 		Index:      uint16(index),
 		Generation: p.Generation,
-		Ifindex:    int(p.Ifindex),
+		Target:     Target{Ifindex: int(p.Ifindex), NetNS: p.Netns, Cgroup: p.Cgroup},
 		Note: Note{
 			OwnQdisc:       p.Flags&flagOwnQdisc != 0,
 			Handover:       p.Flags&flagHandover != 0,

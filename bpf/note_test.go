@@ -63,7 +63,7 @@ func TestPinnedRoundTrip(t *testing.T) {
 	}
 	for range 10_000 {
 		s := Slot{
-			Index: uint16(r.Uint32()), Generation: r.Uint64(), Ifindex: int(r.Int32()),
+			Index: uint16(r.Uint32()), Generation: r.Uint64(), Target: Target{Ifindex: int(r.Int32())},
 			Note: Note{
 				OwnQdisc: r.IntN(2) == 0, Handover: r.IntN(2) == 0, Container: name(239), Interface: name(15),
 				SeededReceive: Volume{r.Uint64(), r.Uint64()}, SeededTransmit: Volume{r.Uint64(), r.Uint64()},

@@ -25,12 +25,16 @@ func TestObjects(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			names := []string{"nettally_ingress", "nettally_egress", "nettally_tcx_in", "nettally_tcx_eg"}
-			for _, name := range names {
-				checkProgram(t, spec, name)
+			types := map[string]ebpf.ProgramType{
+				"nettally_ingress": ebpf.SchedCLS, "nettally_egress": ebpf.SchedCLS,
+				"nettally_tcx_in": ebpf.SchedCLS, "nettally_tcx_eg": ebpf.SchedCLS,
+				"nettally_cg_in": ebpf.CGroupSKB, "nettally_cg_eg": ebpf.CGroupSKB,
 			}
-			if len(spec.Programs) != len(names) {
-				t.Errorf("%d programs, want %d", len(spec.Programs), len(names))
+			for name, want := range types {
+				checkProgram(t, spec, name, want)
+			}
+			if len(spec.Programs) != len(types) {
+				t.Errorf("%d programs, want %d", len(spec.Programs), len(types))
 			}
 		})
 	}
@@ -39,13 +43,13 @@ func TestObjects(t *testing.T) {
 // mostInstructions bounds the size of a program, which loading and reviewing takes.
 const mostInstructions = 800
 
-func checkProgram(t *testing.T, spec *ebpf.CollectionSpec, name string) {
+func checkProgram(t *testing.T, spec *ebpf.CollectionSpec, name string, want ebpf.ProgramType) {
 	t.Helper()
 	program := spec.Programs[name]
 	if program == nil {
 		t.Fatalf("no program %s", name)
 	}
-	if program.Type != ebpf.SchedCLS || program.License != "Dual BSD/GPL" {
+	if program.Type != want || program.License != "Dual BSD/GPL" {
 		t.Errorf("%s is a %v under %q", name, program.Type, program.License)
 	}
 	for _, instruction := range program.Instructions {
@@ -67,6 +71,7 @@ func TestProgramNames(t *testing.T) {
 	for program, want := range map[*ebpf.Program]string{
 		d.Ingress: "nettally_ingress", d.Egress: "nettally_egress",
 		d.TCXIngress: "nettally_tcx_in", d.TCXEgress: "nettally_tcx_eg",
+		d.CgroupIngress: "nettally_cg_in", d.CgroupEgress: "nettally_cg_eg",
 	} {
 		info, err := program.Info()
 		if err != nil {
@@ -79,6 +84,6 @@ func TestProgramNames(t *testing.T) {
 	}
 	slices.Sort(tags)
 	if slices.Contains(tags, "") || len(slices.Compact(slices.Clone(tags))) != len(tags) {
-		t.Errorf("tags %q, want four", tags)
+		t.Errorf("tags %q, want six", tags)
 	}
 }

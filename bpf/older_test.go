@@ -95,7 +95,7 @@ func (o *v1) state(t *testing.T) map[uint64]total {
 	t.Helper()
 	totals := map[uint64]total{}
 	for i, index := range []uint16{3, 5, 70, 700} {
-		s := o.take(t, Slot{Index: index, Generation: uint64(1000 + i), Ifindex: 50 + i, Note: Note{OwnQdisc: i == 2}})
+		s := o.take(t, Slot{Index: index, Generation: uint64(1000 + i), Target: Target{Ifindex: 50 + i}, Note: Note{OwnQdisc: i == 2}})
 		totals[s.Generation] = o.count(s, uint64(i))
 	}
 	return totals
@@ -128,7 +128,7 @@ func TestUpgrade(t *testing.T) {
 	old := newV1(t, path)
 	want := old.state(t)
 	// The classifiers themselves count on slot 0 in a test run.
-	zero := old.take(t, Slot{Generation: 999, Ifindex: 49})
+	zero := old.take(t, Slot{Generation: 999, Target: Target{Ifindex: 49}})
 	packet := join(eth(ipv4Type), ipv4(udp, datagram(9)))
 	for range 3 {
 		_, err := old.Programs["nettally_ingress"].Run(&ebpf.RunOptions{Data: packet})

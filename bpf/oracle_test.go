@@ -44,6 +44,20 @@ func expect(packet []byte, c gso) (_ Counters, trouble bool) {
 	return want, r.trouble
 }
 
+// ethernet is the size of an Ethernet header.
+const ethernet = 14
+
+// expectIP returns what is to be counted of a packet whose Ethernet header is no part of
+// it: each segment has one less.
+func expectIP(packet []byte, c gso) (_ Counters, trouble bool) {
+	want, trouble := expect(packet, c)
+	want.Interface.Bytes -= ethernet
+	for i := range want.Cells {
+		want.Cells[i].Bytes -= ethernet * want.Cells[i].Packets
+	}
+	return want, trouble
+}
+
 func one(b bool) uint64 {
 	if b {
 		return 1

@@ -136,15 +136,15 @@ func layouts(pinPath string) ([]string, error) {
 	return filepath.Glob(filepath.Join(pinPath, "v[0-9]*"))
 }
 
-// removePins removes v1, v2, … with the maps in them, and the pin path if that
+// removePins removes v1, v2, … with the maps in them, and what all layouts share, and the pin path if that
 // leaves it empty and it is not the mount itself.
 func removePins(pinPath string) error {
 	folders, err := layouts(pinPath)
 	if err != nil {
 		return err
 	}
-	for _, layout := range folders {
-		if err := os.RemoveAll(layout); err != nil {
+	for _, pin := range append(folders, filepath.Join(pinPath, classifierMapMembers)) {
+		if err := os.RemoveAll(pin); err != nil {
 			return err
 		}
 	}

@@ -25,13 +25,13 @@ type Counters struct {
 	TCPSYN, TCPSYNACK, TCPRST, TCPFIN uint64
 }
 
-// Take takes a slot for an interface, with all its counters at 0.
+// Take takes a slot, with all its counters at 0.
 //
 // Returns an error wrapping [ErrFull] if there is none.
-func (d *Datapath) Take(ifindex int) (Slot, error) {
-	s, err := d.place(Slot{Ifindex: ifindex}, d.takeLowest)
+func (d *Datapath) Take(t Target) (Slot, error) {
+	s, err := d.place(Slot{Target: t}, d.takeLowest)
 	if err != nil {
-		return Slot{}, fmt.Errorf("take slot for ifindex %d: %w", ifindex, err)
+		return Slot{}, fmt.Errorf("take slot for %s: %w", t, err)
 	}
 	return s, nil
 }

@@ -35,7 +35,7 @@ func (l *lab) runMarked(t *testing.T, program *ebpf.Program, ifindex, mark uint3
 // have counted on the same slot, in the same direction, and nothing else.
 func TestHandover(t *testing.T) {
 	l := newLab(t)
-	zero := Slot{Generation: 1, Ifindex: loopback} // what test runs of clsact programs count on
+	zero := Slot{Generation: 1, Target: Target{Ifindex: loopback}} // what test runs of clsact programs count on
 	l.taken[0] = zero
 	must(t, l.maps.Routes.Put(uint32(loopback), uint32(0)))
 	programs := map[*ebpf.Program]*ebpf.Program{l.Ingress: l.TCXIngress, l.Egress: l.TCXEgress}

@@ -15,7 +15,7 @@ func (c *Controller) adopt() {
 	c.upgrade()
 	for _, left := range c.Accounts.Leftovers() {
 		if err := c.adoptOne(left); err != nil {
-			c.Log.Warn("clean up after an earlier run", "ifindex", left.Ifindex, "err", err)
+			c.Log.Warn("clean up after an earlier run", "target", left.Target, "err", err)
 		}
 	}
 }
@@ -44,7 +44,7 @@ func (c *Controller) adoptOne(left usage.Leftover) error {
 // letGo takes an adopted interface off the hook it is not counted on, and ends the
 // hand-over, where there is one.
 func (c *Controller) letGo(ifindex int, off func() error) error {
-	if !c.Accounts.InHandover(ifindex) {
+	if !c.Accounts.InHandover(usage.OnHost(ifindex)) {
 		return nil
 	}
 	if err := off(); err != nil {
@@ -53,15 +53,15 @@ func (c *Controller) letGo(ifindex int, off func() error) error {
 	if err := c.Accounts.Quiesce(); err != nil {
 		return err
 	}
-	return c.Accounts.Handover(ifindex, false)
+	return c.Accounts.Handover(usage.OnHost(ifindex), false)
 }
 
 // detachClsact takes our filters off, and our qdisc with them.
 func (c *Controller) detachClsact(ifindex int) error {
-	if err := c.Hooks.Detach(ifindex, c.Accounts.QdiscOwned(ifindex)); err != nil {
+	if err := c.Hooks.Detach(ifindex, c.Accounts.QdiscOwned(usage.OnHost(ifindex))); err != nil {
 		return err
 	}
-	return c.Accounts.DisownQdisc(ifindex)
+	return c.Accounts.DisownQdisc(usage.OnHost(ifindex))
 }
 
 // upgrade replaces the programs that count on slots of an older layout, and takes their

@@ -28,7 +28,7 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 		}
 	}
 	if known.attached() && known.Name != v.Name {
-		c.Accounts.Rename(v.Index, v.Name)
+		c.Accounts.Rename(usage.OnHost(v.Index), v.Name)
 	}
 	if v.NetNSID < 0 && known.attached() {
 		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
@@ -58,7 +58,7 @@ func (c *Controller) attach(v *veth, seenAt time.Time) {
 	if v.moving || c.waitsForCNI(v) {
 		return
 	}
-	slot, on, err := c.Accounts.Open(v.Index, v.Name, HookClsact)
+	slot, on, err := c.Accounts.Open(usage.OnHost(v.Index), v.Name, HookClsact)
 	if err != nil {
 		c.failed(v, err)
 		return
@@ -81,7 +81,7 @@ func (c *Controller) attach(v *veth, seenAt time.Time) {
 		return
 	}
 	if err != nil {
-		c.failed(v, errors.Join(err, c.Accounts.Close(v.Index)))
+		c.failed(v, errors.Join(err, c.Accounts.Close(usage.OnHost(v.Index))))
 		return
 	}
 	if !seenAt.IsZero() {
@@ -116,7 +116,7 @@ func (c *Controller) attachClsact(v *veth) error {
 	if err != nil || !created {
 		return err
 	}
-	return c.Accounts.OwnQdisc(v.Index)
+	return c.Accounts.OwnQdisc(usage.OnHost(v.Index))
 }
 
 // counting notes that a host veth is counted now. again: an earlier process counted it,
@@ -124,9 +124,9 @@ func (c *Controller) attachClsact(v *veth) error {
 func (c *Controller) counting(v *veth, hook string, again bool) {
 	v.hook, v.failure = hook, ""
 	// An adopted one is its owner's already.
-	v.owned = c.Accounts.Owner(v.Index) != ""
-	c.Accounts.Rename(v.Index, v.Name) // an adopted one has no name yet
-	c.Accounts.Hook(v.Index, hook)
+	v.owned = c.Accounts.Owner(usage.OnHost(v.Index)) != ""
+	c.Accounts.Rename(usage.OnHost(v.Index), v.Name) // an adopted one has no name yet
+	c.Accounts.Hook(usage.OnHost(v.Index), hook)
 	if !again {
 		c.seed(v, reading{})
 	}
@@ -151,11 +151,11 @@ func (c *Controller) failed(v *veth, err error) {
 
 // remove ends the counting of an interface that lives on.
 func (c *Controller) remove(index int) error {
-	own := c.Accounts.QdiscOwned(index)
+	own := c.Accounts.QdiscOwned(usage.OnHost(index))
 	if err := errors.Join(c.Hooks.Detach(index, own), c.Hooks.DetachTCX(index)); err != nil {
 		return err
 	}
-	return c.Accounts.Close(index)
+	return c.Accounts.Close(usage.OnHost(index))
 }
 
 // findOwner looks again at the containers that may own an interface that nobody
@@ -186,7 +186,7 @@ func (c *Controller) vethGone(index int) {
 	if v.hook == HookTCX || v.moving {
 		c.jobs.put(job{index: index, gone: true})
 	}
-	if err := c.Accounts.Close(index); err != nil {
+	if err := c.Accounts.Close(usage.OnHost(index)); err != nil {
 		c.Log.Error("close interface", "ifindex", index, "err", err)
 	}
 }
@@ -207,7 +207,7 @@ func (c *Controller) ownAtLast(v *veth) {
 				name = i.Name
 			}
 		}
-		if err := c.Accounts.Assign(v.Index, box.owner.ID, name); err != nil {
+		if err := c.Accounts.Assign(usage.OnHost(v.Index), box.owner.ID, name); err != nil {
 			c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", box.owner.ID, "err", err)
 		}
 	}

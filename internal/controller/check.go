@@ -21,7 +21,7 @@ type oneWay struct{ asKernel, wire usage.Volume }
 
 // counted reads an interface's counters. Not ok: it is not counted.
 func (c *Controller) counted(index int) (now counted, ok bool) {
-	t, ok := c.Accounts.Counted(index)
+	t, ok := c.Accounts.Counted(usage.OnHost(index))
 	return counted{
 		receive:  oneWay{t.Receive.Interface, t.Receive.Counted()},
 		transmit: oneWay{t.Transmit.Interface, t.Transmit.Counted()},

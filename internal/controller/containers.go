@@ -189,7 +189,7 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 // owns says whether a container owns one of some interfaces already.
 func (c *Controller) owns(known *container, interfaces []watcher.Interface) bool {
 	return slices.ContainsFunc(interfaces, func(i watcher.Interface) bool {
-		return i.HostIndex != 0 && c.Accounts.Owner(i.HostIndex) == known.ID
+		return i.HostIndex != 0 && c.Accounts.Owner(usage.OnHost(i.HostIndex)) == known.ID
 	})
 }
 
@@ -207,7 +207,7 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 			known.unnamed = interfaces
 			unnamed++
 		default:
-			if err := c.Accounts.Assign(v.Index, known.ID, i.Name); err != nil {
+			if err := c.Accounts.Assign(usage.OnHost(v.Index), known.ID, i.Name); err != nil {
 				c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", known.ID, "err", err)
 			}
 			v.owned = true

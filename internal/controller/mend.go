@@ -130,7 +130,7 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 		return
 	}
 	v.shadowed = shadowed
-	c.Accounts.Shadow(v.Index, shadowed)
+	c.Accounts.Shadow(usage.OnHost(v.Index), shadowed)
 	if shadowed {
 		c.Log.Warn("packets pass an interface that our programs don't see: another's program ends the chain before us", "interface", v.Name, "hook", v.hook)
 		return
@@ -142,7 +142,7 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 func (c *Controller) seed(v *veth, since reading) {
 	receive, transmit, err := c.missed(v.Index, since)
 	if err == nil && (receive != usage.Volume{} || transmit != usage.Volume{}) {
-		err = c.Accounts.Seed(v.Index, receive, transmit)
+		err = c.Accounts.Seed(usage.OnHost(v.Index), receive, transmit)
 	}
 	if err != nil && !errors.Is(err, watcher.ErrGone) {
 		c.Log.Warn("read what was not counted", "interface", v.Name, "err", err)
@@ -162,7 +162,7 @@ func (c *Controller) missed(index int, since reading) (usage.Volume, usage.Volum
 		}
 		in, out := now.grown(since)
 		allIn, allOut := now.grown(reading{})
-		besideIn, besideOut := c.Accounts.Beside(index)
+		besideIn, besideOut := c.Accounts.Beside(usage.OnHost(index))
 		again := receive.add(fewer(in.missing(), minus(allIn.missing(), besideIn)), now.before.receive == now.after.receive)
 		if transmit.add(fewer(out.missing(), minus(allOut.missing(), besideOut)), now.before.transmit == now.after.transmit) && again {
 			break

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 )
 
@@ -141,11 +142,11 @@ func (c *Controller) toTCX(j job) error {
 	if j.from == HookTCX {
 		return c.Hooks.AttachTCX(j.index)
 	}
-	if err := errors.Join(c.Accounts.Bind(j.index), c.Accounts.Handover(j.index, true)); err != nil {
+	if err := errors.Join(c.Accounts.Bind(usage.OnHost(j.index)), c.Accounts.Handover(usage.OnHost(j.index), true)); err != nil {
 		return err
 	}
 	if err := c.Hooks.AttachTCX(j.index); err != nil {
-		return errors.Join(err, c.Accounts.Handover(j.index, false))
+		return errors.Join(err, c.Accounts.Handover(usage.OnHost(j.index), false))
 	}
 	if j.from == HookClsact {
 		if err := errors.Join(c.Accounts.Quiesce(), c.detachClsact(j.index)); err != nil {
@@ -157,15 +158,15 @@ func (c *Controller) toTCX(j job) error {
 
 // toClsact is the way back: tcx runs first in the kernel, so the same rule serves.
 func (c *Controller) toClsact(j job) error {
-	if err := c.Accounts.Handover(j.index, true); err != nil {
+	if err := c.Accounts.Handover(usage.OnHost(j.index), true); err != nil {
 		return err
 	}
 	created, err := c.Hooks.Attach(j.index, j.slot)
 	if err != nil {
-		return errors.Join(err, c.Accounts.Handover(j.index, false))
+		return errors.Join(err, c.Accounts.Handover(usage.OnHost(j.index), false))
 	}
 	if created {
-		if err := c.Accounts.OwnQdisc(j.index); err != nil {
+		if err := c.Accounts.OwnQdisc(usage.OnHost(j.index)); err != nil {
 			return err
 		}
 	}
@@ -179,7 +180,7 @@ func (c *Controller) endHandover(index int) error {
 	if err := c.Accounts.Quiesce(); err != nil {
 		return err
 	}
-	return c.Accounts.Handover(index, false)
+	return c.Accounts.Handover(usage.OnHost(index), false)
 }
 
 // notMoved leaves an interface where it is; the next reconcile tries again.
@@ -189,7 +190,7 @@ func (c *Controller) notMoved(v *veth, j job) {
 		return
 	}
 	if j.from == "" && !j.raise {
-		c.failed(v, errors.Join(j.result, c.Accounts.Close(v.Index)))
+		c.failed(v, errors.Join(j.result, c.Accounts.Close(usage.OnHost(v.Index))))
 		return
 	}
 	c.Log.Warn("move interface to another hook", "interface", v.Name, "from", v.hook, "to", j.to, "err", j.result)

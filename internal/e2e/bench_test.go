@@ -57,11 +57,11 @@ func scrapeServer(b *testing.B, containers int) *httptest.Server {
 	accounts := usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
 	for n := 1; n <= containers; n++ {
 		id := fmt.Sprintf("%064x", n)
-		if _, _, err := accounts.Open(n, "veth"+id[56:], "clsact"); err != nil {
+		if _, _, err := accounts.Open(usage.OnHost(n), "veth"+id[56:], "clsact"); err != nil {
 			b.Fatal(err)
 		}
 		accounts.Start(usage.Container{ID: id, Runtime: "docker", Cgroup: "/docker/" + id})
-		if err := accounts.Assign(n, id, "eth0"); err != nil {
+		if err := accounts.Assign(usage.OnHost(n), id, "eth0"); err != nil {
 			b.Fatal(err)
 		}
 		accounts.Explain(id, usage.Accounted)
@@ -132,7 +132,7 @@ func newRoad(b *testing.B) *road {
 	r.container = nettest.Container(b, r.host, testnet.ContainerOptions{})
 	r.ifindex = nettest.Must(r.host.LinkByName(r.container.Interfaces[0].HostName))(b).Attrs().Index
 	r.datapath = nettest.Must(bpf.Load(bpf.Options{}))(b)
-	nettest.Must(r.datapath.Take(r.ifindex))(b)
+	nettest.Must(r.datapath.Take(bpf.Target{Ifindex: r.ifindex}))(b)
 	r.control = nettest.Must(tcctl.Open(tcctl.Options{NetNS: r.host.FD()}))(b)
 	b.Cleanup(func() {
 		r.control.Close()

@@ -176,7 +176,7 @@ func record(id, name string, n uint64) usage.Record {
 		},
 		Tallies: []usage.Tally{{
 			Name: "eth0", HostInterface: "veth1", Hook: "clsact", AttachedAt: noon,
-			Attachments: []usage.Attachment{{Boot: "b", Generation: 7, Ifindex: 3, Counted: t}},
+			Attachments: []usage.Attachment{{Boot: "b", Generation: 7, Target: usage.OnHost(3), Counted: t}},
 		}},
 	}
 }

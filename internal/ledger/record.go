@@ -20,9 +20,15 @@ import (
 // those transmitted.
 type numbers [6]int64
 
-// counted returns the numbers of a record that are to be in the history in the end.
+// counted returns the numbers of a record that are to be in the history in the end: those
+// of its interfaces, or of its cgroup if it is in the host's network. A container that
+// shares another one's interfaces is in that one's.
 func counted(r usage.Record) (n numbers) {
-	for i, c := range []usage.Counts{r.Receive, r.Transmit} {
+	traffic := r.Traffic
+	if r.IP != nil && r.NetworkMode == "host" {
+		traffic = *r.IP
+	}
+	for i, c := range []usage.Counts{traffic.Receive, traffic.Transmit} {
 		v := c.Counted()
 		for j, amount := range []uint64{v.Bytes, v.Packets, c.SYN} {
 			n[3*i+j] = int64(min(amount, math.MaxInt64))
@@ -172,11 +178,10 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 		return r, fmt.Errorf("parse tallies: %w", err)
 	}
 	for _, t := range r.Tallies {
-		r.Traffic = r.Traffic.Plus(t.Final)
-		for _, a := range t.Attachments {
-			if !a.Folded {
-				r.Traffic = r.Traffic.Plus(a.Counted)
-			}
+		if sum := t.Sum(); t.Cgroup {
+			r.IP = &sum
+		} else {
+			r.Traffic = r.Traffic.Plus(sum)
 		}
 	}
 	return r, nil

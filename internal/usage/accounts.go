@@ -18,9 +18,10 @@ import (
 
 // datapath is where the counters are: *bpf.Datapath.
 type datapath interface {
-	Take(ifindex int) (bpf.Slot, error)
+	Take(bpf.Target) (bpf.Slot, error)
 	Keep(bpf.Slot) error
 	Bind(bpf.Slot) error
+	BindCgroup(bpf.Slot) error
 	Quiesce() error
 	Old() []bpf.Old
 	Inherit(bpf.Old) (bpf.Slot, error)
@@ -69,8 +70,8 @@ type Accounts struct {
 
 	mu          sync.Mutex
 	containers  map[string]*account
-	attachments map[int]*attachment // by ifindex of the host interface
-	closed      []*attachment       // whose slot is held until it is written, oldest first
+	attachments map[Target]*attachment
+	closed      []*attachment // whose slot is held until it is written, oldest first
 	orphans     []orphan
 	restored    map[uint64]restored // attachments of an earlier process, by generation
 }
@@ -79,13 +80,15 @@ type Accounts struct {
 type account struct {
 	Container                   // without interfaces and sums
 	tallies   map[string]*tally // by the container's name of the interface
+	cgroup    *tally            // nil: its cgroup is not counted
 
 	unrecalled bool      // what it counted before is not known yet
 	since      time.Time // it is so
 	written    *Record   // what the ledger has
 }
 
-// tally is the usage of one interface of a container, over all host veths it had.
+// tally is the usage of one interface of a container, over all host veths it had, or of
+// its cgroup, over its lives.
 type tally struct {
 	host       string // the last one's name
 	hook       string
@@ -108,7 +111,7 @@ func New(o Options) *Accounts {
 		Options:     o,
 		recalls:     make(chan struct{}, 1),
 		containers:  map[string]*account{},
-		attachments: map[int]*attachment{},
+		attachments: map[Target]*attachment{},
 		restored:    map[uint64]restored{},
 	}
 }
@@ -120,7 +123,7 @@ func (a *Accounts) Start(c Container) {
 	defer a.mu.Unlock()
 	known := a.account(c.ID)
 	c.State, c.StoppedAt, c.Reason = Running, time.Time{}, Starting
-	c.Interfaces, c.Traffic = nil, Traffic{}
+	c.Interfaces, c.Traffic, c.IP = nil, Traffic{}, nil
 	known.Container = c.identifiedBy(known.Container)
 }
 
@@ -147,6 +150,21 @@ func (c *account) tally(name string) *tally {
 	}
 	return t
 }
+
+// tallyOf returns the tally of an interface or of the cgroup, a new one if there is none.
+func (c *account) tallyOf(cgroup bool, name string) *tally {
+	if !cgroup {
+		return c.tally(name)
+	}
+	if c.cgroup == nil {
+		c.cgroup = &tally{}
+	}
+	return c.cgroup
+}
+
+// tellsCgroup says whether the numbers of the cgroup are told. While a container starts it
+// is open whether they are needed.
+func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.Reason != Starting }
 
 // Stop says that a container has ended. Its interfaces are counted on until
 // [Accounts.Close].
@@ -206,7 +224,7 @@ func (c *account) counting() bool {
 			return true
 		}
 	}
-	return false
+	return c.cgroup != nil && len(c.cgroup.live) > 0
 }
 
 // isWritten says whether the ledger knows that the container has stopped; its numbers

@@ -23,9 +23,9 @@ func newSlots() *slots {
 	return &slots{taken: map[uint16]bpf.Slot{}, counts: map[uint16]uint64{}}
 }
 
-func (s *slots) Take(ifindex int) (bpf.Slot, error) {
+func (s *slots) Take(t bpf.Target) (bpf.Slot, error) {
 	s.next++
-	slot := bpf.Slot{Index: s.next, Generation: uint64(s.next), Ifindex: ifindex}
+	slot := bpf.Slot{Index: s.next, Generation: uint64(s.next), Target: t}
 	s.taken[slot.Index] = slot
 	return slot, nil
 }
@@ -58,7 +58,9 @@ func (s *slots) Settle() error {
 
 func (s *slots) Old() []bpf.Old      { return s.old }
 func (s *slots) Bind(bpf.Slot) error { return nil }
-func (s *slots) Quiesce() error      { return nil }
+
+func (s *slots) BindCgroup(bpf.Slot) error { return nil }
+func (s *slots) Quiesce() error            { return nil }
 
 func (s *slots) Release(slot bpf.Slot) error {
 	delete(s.taken, slot.Index)
@@ -103,7 +105,7 @@ func newAccounts(t *testing.T) (*Accounts, *slots, *clock) {
 // open begins to count an interface and returns its slot.
 func open(t *testing.T, a *Accounts, ifindex int, host string) uint16 {
 	t.Helper()
-	slot, _, err := a.Open(ifindex, host, "clsact")
+	slot, _, err := a.Open(OnHost(ifindex), host, "clsact")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,14 +114,14 @@ func open(t *testing.T, a *Accounts, ifindex int, host string) uint16 {
 
 func assign(t *testing.T, a *Accounts, ifindex int, id, name string) {
 	t.Helper()
-	if err := a.Assign(ifindex, id, name); err != nil {
+	if err := a.Assign(OnHost(ifindex), id, name); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func closeInterface(t *testing.T, a *Accounts, ifindex int) {
 	t.Helper()
-	if err := a.Close(ifindex); err != nil {
+	if err := a.Close(OnHost(ifindex)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -139,8 +141,8 @@ func received(t *testing.T, a *Accounts, id string) uint64 {
 // whichever of the cgroup and the veth goes first.
 func TestRestart(t *testing.T) {
 	for name, stop := range map[string]func(*Accounts) error{
-		"cgroup first": func(a *Accounts) error { a.Stop("web"); return a.Close(7) },
-		"veth first":   func(a *Accounts) error { err := a.Close(7); a.Stop("web"); return err },
+		"cgroup first": func(a *Accounts) error { a.Stop("web"); return a.Close(OnHost(7)) },
+		"veth first":   func(a *Accounts) error { err := a.Close(OnHost(7)); a.Stop("web"); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, kernel, _ := newAccounts(t)
@@ -229,7 +231,7 @@ func TestExpire(t *testing.T) {
 func TestLeftovers(t *testing.T) {
 	before, kernel, _ := newAccounts(t)
 	kept, lost := open(t, before, 7, "veth7"), open(t, before, 8, "veth8")
-	if err := before.OwnQdisc(8); err != nil {
+	if err := before.OwnQdisc(OnHost(8)); err != nil {
 		t.Fatal(err)
 	}
 	kernel.counts[kept] = 10

@@ -13,7 +13,13 @@ import (
 	"github.com/nettally/nettally/bpf"
 )
 
-// attachment is a host interface that is being counted, or was until it went.
+// Target is what is counted on a slot: an interface, or a cgroup.
+type Target = bpf.Target
+
+// OnHost is an interface in the host's namespace.
+func OnHost(ifindex int) Target { return Target{Ifindex: ifindex} }
+
+// attachment is an interface or a cgroup that is being counted, or was until it went.
 type attachment struct {
 	slot     bpf.Slot
 	host     string
@@ -37,44 +43,44 @@ const maxClosed = 1024
 // Open begins to count a host interface that has no owner yet. It returns the slot
 // for the filters on it, whose counters are at 0. An interface that an earlier process
 // counted keeps its slot; `on` is the hook it is on.
-func (a *Accounts) Open(ifindex int, host, hook string) (slot uint16, on string, err error) {
+func (a *Accounts) Open(target Target, host, hook string) (slot uint16, on string, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if at := a.attachments[ifindex]; at != nil {
+	if at := a.attachments[target]; at != nil {
 		return at.slot.Index, at.hook, nil
 	}
-	taken, err := a.Datapath.Take(ifindex)
+	taken, err := a.Datapath.Take(target)
 	for errors.Is(err, bpf.ErrFull) && len(a.closed) > 0 {
 		a.fold(a.closed[0])
-		taken, err = a.Datapath.Take(ifindex)
+		taken, err = a.Datapath.Take(target)
 	}
 	if err != nil {
 		return 0, "", err
 	}
-	a.attachments[ifindex] = &attachment{slot: taken, host: host, hook: hook, at: a.Now()}
+	a.attachments[target] = &attachment{slot: taken, host: host, hook: hook, at: a.Now()}
 	return taken.Index, "", nil
 }
 
 // Handover says that a host interface changes between clsact and tcx: while both see a
 // packet, only tcx counts it. It is to be said before the second is put on, and taken
 // back when the first is off and [Accounts.Quiesce] has returned.
-func (a *Accounts) Handover(ifindex int, up bool) error {
-	return a.note(ifindex, func(n *bpf.Note) { n.Handover = up })
+func (a *Accounts) Handover(target Target, up bool) error {
+	return a.note(target, func(n *bpf.Note) { n.Handover = up })
 }
 
 // InHandover says whether a host interface is changing between clsact and tcx.
-func (a *Accounts) InHandover(ifindex int) bool {
+func (a *Accounts) InHandover(target Target) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	return at != nil && at.slot.Handover
 }
 
 // Bind lets tcx programs on a host interface count on its slot.
-func (a *Accounts) Bind(ifindex int) error {
+func (a *Accounts) Bind(target Target) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if at := a.attachments[ifindex]; at != nil {
+	if at := a.attachments[target]; at != nil {
 		return a.Datapath.Bind(at.slot)
 	}
 	return nil
@@ -93,7 +99,7 @@ func (a *Accounts) Inherit() ([]Leftover, error) {
 	for _, old := range a.Datapath.Old() {
 		slot, err := a.Datapath.Inherit(old)
 		if err != nil {
-			return left, fmt.Errorf("inherit counts of ifindex %d: %w", old.Ifindex, err)
+			return left, fmt.Errorf("inherit counts of %s: %w", old.Target, err)
 		}
 		left = append(left, leftover(slot))
 	}
@@ -105,13 +111,13 @@ func (a *Accounts) Settle() error { return a.Datapath.Settle() }
 
 // Leftover is a slot that an earlier process left in use.
 type Leftover struct {
-	Ifindex int
-	Slot    uint16
+	Target
+	Slot uint16
 
 	slot bpf.Slot
 }
 
-func leftover(s bpf.Slot) Leftover { return Leftover{Ifindex: s.Ifindex, Slot: s.Index, slot: s} }
+func leftover(s bpf.Slot) Leftover { return Leftover{Target: s.Target, Slot: s.Index, slot: s} }
 
 // Leftovers returns the slots in use that nothing was opened on, or adopted.
 func (a *Accounts) Leftovers() []Leftover {
@@ -140,7 +146,7 @@ func (a *Accounts) Adopt(l Leftover, host, hook string) {
 	defer a.mu.Unlock()
 	slot := l.slot
 	at := &attachment{slot: slot, host: host, hook: hook, at: a.Now().Add(-age(slot))}
-	a.attachments[l.Ifindex] = at
+	a.attachments[l.Target] = at
 	a.ownAgain(at)
 }
 
@@ -156,7 +162,17 @@ func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
 	}
 	at := &attachment{slot: slot, at: a.Now().Add(-age(slot))}
 	a.ownAgain(at)
+	if slot.Cgroup != 0 && !a.needsCgroup(at) {
+		return false, a.discard(at)
+	}
 	return slot.OwnQdisc, a.close(at)
+}
+
+// needsCgroup says whether the counts of a cgroup that is gone are told: not those of a
+// container that had just been found to have an interface.
+func (a *Accounts) needsCgroup(at *attachment) bool {
+	c := a.containers[at.owner]
+	return c != nil && (len(c.tallies) == 0 || c.written != nil && c.written.IP != nil)
 }
 
 // ownAgain gives an attachment of an earlier process to the owner it had: the one noted
@@ -177,7 +193,7 @@ func (a *Accounts) ownAgain(at *attachment) {
 	}
 	c.Reason = Accounted // the ledger may have been written before it was
 	at.owner = id
-	c.tally(name).own(at)
+	c.tallyOf(at.slot.Cgroup != 0, name).own(at)
 }
 
 func (t *tally) own(at *attachment) {
@@ -192,20 +208,20 @@ func (t *tally) own(at *attachment) {
 }
 
 // OwnQdisc notes that we made the qdisc of a host interface.
-func (a *Accounts) OwnQdisc(ifindex int) error {
-	return a.note(ifindex, func(n *bpf.Note) { n.OwnQdisc = true })
+func (a *Accounts) OwnQdisc(target Target) error {
+	return a.note(target, func(n *bpf.Note) { n.OwnQdisc = true })
 }
 
 // DisownQdisc notes that our qdisc of a host interface is gone.
-func (a *Accounts) DisownQdisc(ifindex int) error {
-	return a.note(ifindex, func(n *bpf.Note) { n.OwnQdisc = false })
+func (a *Accounts) DisownQdisc(target Target) error {
+	return a.note(target, func(n *bpf.Note) { n.OwnQdisc = false })
 }
 
 // note changes what is noted with the slot of a host interface, if it is counted.
-func (a *Accounts) note(ifindex int, change func(*bpf.Note)) error {
+func (a *Accounts) note(target Target, change func(*bpf.Note)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	if at == nil {
 		return nil
 	}
@@ -219,18 +235,18 @@ func (a *Accounts) note(ifindex int, change func(*bpf.Note)) error {
 }
 
 // QdiscOwned says whether we made the qdisc of a host interface.
-func (a *Accounts) QdiscOwned(ifindex int) bool {
+func (a *Accounts) QdiscOwned(target Target) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	known := a.attachments[ifindex]
+	known := a.attachments[target]
 	return known != nil && known.slot.OwnQdisc
 }
 
 // Owner returns the id of the container that owns a host interface, "" if nobody does.
-func (a *Accounts) Owner(ifindex int) string {
+func (a *Accounts) Owner(target Target) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if known := a.attachments[ifindex]; known != nil {
+	if known := a.attachments[target]; known != nil {
 		return known.owner
 	}
 	return ""
@@ -238,15 +254,15 @@ func (a *Accounts) Owner(ifindex int) string {
 
 // Assign gives a host interface, and all it has counted, to a container that calls
 // it name. An interface keeps its first owner.
-func (a *Accounts) Assign(ifindex int, id, name string) error {
+func (a *Accounts) Assign(target Target, id, name string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at, c := a.attachments[ifindex], a.containers[id]
+	at, c := a.attachments[target], a.containers[id]
 	if at == nil || c == nil || at.tally != nil {
 		return nil
 	}
-	t := c.tally(name)
-	before := a.before(t, ifindex)
+	t := c.tallyOf(target.Cgroup != 0, name)
+	before := a.before(t, target)
 	at.slot.Container, at.slot.Interface = id, name
 	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
 	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
@@ -258,13 +274,13 @@ func (a *Accounts) Assign(ifindex int, id, name string) error {
 
 // before returns what a tally holds of a host interface that was counted earlier: the
 // kernel's own counters of it begin there, too.
-func (a *Accounts) before(t *tally, ifindex int) Traffic {
+func (a *Accounts) before(t *tally, target Target) Traffic {
 	var sum Traffic
-	if t.prior != nil && t.prior.Boot == a.Boot && t.prior.Ifindex == ifindex {
+	if t.prior != nil && t.prior.Boot == a.Boot && t.prior.Target == target {
 		sum = t.prior.Counted
 	}
 	for _, at := range t.live {
-		if at.slot.Ifindex == ifindex && !at.closedAt.IsZero() {
+		if at.slot.Target == target && !at.closedAt.IsZero() {
 			sum = sum.Plus(a.mustRead(at))
 		}
 	}
@@ -281,8 +297,8 @@ func less(v bpf.Volume, by Volume) bpf.Volume {
 
 // Seed adds to what the kernel counted on a host interface while nobody else did:
 // before we came, or while our filters were off. It is noted with the slot.
-func (a *Accounts) Seed(ifindex int, receive, transmit Volume) error {
-	return a.note(ifindex, func(n *bpf.Note) {
+func (a *Accounts) Seed(target Target, receive, transmit Volume) error {
+	return a.note(target, func(n *bpf.Note) {
 		n.SeededReceive.Bytes += receive.Bytes
 		n.SeededReceive.Packets += receive.Packets
 		n.SeededTransmit.Bytes += transmit.Bytes
@@ -292,54 +308,87 @@ func (a *Accounts) Seed(ifindex int, receive, transmit Volume) error {
 
 // Counted returns what our filters have counted on a host interface, without what was
 // seeded. Not ok: it is not counted.
-func (a *Accounts) Counted(ifindex int) (_ Traffic, ok bool) {
+func (a *Accounts) Counted(target Target) (_ Traffic, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	if at == nil {
 		return Traffic{}, false
 	}
 	rx, tx, err := a.Datapath.Read(at.slot)
-	return Traffic{Receive: counts(rx), Transmit: counts(tx)}, err == nil
+	return traffic(target, rx, tx), err == nil
 }
 
 // Beside returns what is said of a host interface besides [Accounts.Counted], as its own
 // counters would have it: what was seeded, and counted on earlier slots.
-func (a *Accounts) Beside(ifindex int) (receive, transmit Volume) {
+func (a *Accounts) Beside(target Target) (receive, transmit Volume) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	if at == nil {
 		return Volume{}, Volume{}
 	}
 	receive, transmit = Volume(at.slot.SeededReceive), Volume(at.slot.SeededTransmit)
 	if at.tally != nil {
-		before := a.before(at.tally, ifindex)
+		before := a.before(at.tally, target)
 		receive, transmit = receive.plus(before.Receive.Interface), transmit.plus(before.Transmit.Interface)
 	}
 	return receive, transmit
 }
 
 // Rename notes another name of a host interface.
-func (a *Accounts) Rename(ifindex int, host string) {
-	a.change(ifindex, func(at *attachment) { at.host = host })
+func (a *Accounts) Rename(target Target, host string) {
+	a.change(target, func(at *attachment) { at.host = host })
 }
 
 // Hook notes another way in which a host interface is counted.
-func (a *Accounts) Hook(ifindex int, hook string) {
-	a.change(ifindex, func(at *attachment) { at.hook = hook })
+func (a *Accounts) Hook(target Target, hook string) {
+	a.change(target, func(at *attachment) { at.hook = hook })
+}
+
+// BindCgroup lets the programs on a cgroup count on its slot.
+func (a *Accounts) BindCgroup(target Target) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := a.attachments[target]; at != nil {
+		return a.Datapath.BindCgroup(at.slot)
+	}
+	return nil
+}
+
+// Discard ends the counting of a cgroup whose numbers are of no use: an interface tells as
+// much. The programs must be off.
+func (a *Accounts) Discard(target Target) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.attachments[target]
+	if at == nil {
+		return nil
+	}
+	delete(a.attachments, target)
+	return a.discard(at)
+}
+
+func (a *Accounts) discard(at *attachment) error {
+	if t := at.tally; t != nil {
+		t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
+		if c := a.containers[at.owner]; c != nil && len(t.live) == 0 && t.final == (Traffic{}) {
+			c.cgroup = nil
+		}
+	}
+	return a.Datapath.Release(at.slot)
 }
 
 // Shadow says that packets pass a host interface which our filters don't see, or that
 // they do again.
-func (a *Accounts) Shadow(ifindex int, shadowed bool) {
-	a.change(ifindex, func(at *attachment) { at.shadowed = shadowed })
+func (a *Accounts) Shadow(target Target, shadowed bool) {
+	a.change(target, func(at *attachment) { at.shadowed = shadowed })
 }
 
-func (a *Accounts) change(ifindex int, change func(*attachment)) {
+func (a *Accounts) change(target Target, change func(*attachment)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	if at == nil {
 		return
 	}
@@ -351,14 +400,14 @@ func (a *Accounts) change(ifindex int, change func(*attachment)) {
 
 // Close ends the counting of a host interface that is gone, or whose filters are:
 // its owner keeps what it counted.
-func (a *Accounts) Close(ifindex int) error {
+func (a *Accounts) Close(target Target) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.attachments[ifindex]
+	at := a.attachments[target]
 	if at == nil {
 		return nil
 	}
-	delete(a.attachments, ifindex)
+	delete(a.attachments, target)
 	return a.close(at)
 }
 
@@ -386,8 +435,8 @@ func (a *Accounts) fold(at *attachment) error {
 	t.final = t.final.Plus(last)
 	t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
 	t.prior = &Attachment{
-		Boot: a.Boot, Generation: at.slot.Generation, Ifindex: at.slot.Ifindex, Folded: true,
-		Counted: last.Plus(priorOn(t.prior, a.Boot, at.slot.Ifindex)),
+		Boot: a.Boot, Generation: at.slot.Generation, Target: at.slot.Target, Folded: true,
+		Counted: last.Plus(priorOn(t.prior, a.Boot, at.slot.Target)),
 	}
 	a.closed = slices.DeleteFunc(a.closed, func(other *attachment) bool { return other == at })
 	if err := a.Datapath.Release(at.slot); err != nil {
@@ -397,8 +446,8 @@ func (a *Accounts) fold(at *attachment) error {
 }
 
 // priorOn returns what was counted before on the same host interface.
-func priorOn(prior *Attachment, boot string, ifindex int) Traffic {
-	if prior == nil || prior.Boot != boot || prior.Ifindex != ifindex {
+func priorOn(prior *Attachment, boot string, target Target) Traffic {
+	if prior == nil || prior.Boot != boot || prior.Target != target {
 		return Traffic{}
 	}
 	return prior.Counted
@@ -411,7 +460,7 @@ func (a *Accounts) mustRead(at *attachment) Traffic {
 	if errors.Is(err, bpf.ErrReleased) {
 		panic("usage: slot of an attachment was released: " + at.host)
 	}
-	t := Traffic{Receive: counts(rx), Transmit: counts(tx)}
+	t := traffic(at.slot.Target, rx, tx)
 	t.Receive.seed(at.slot.SeededReceive)
 	t.Transmit.seed(at.slot.SeededTransmit)
 	return t
@@ -420,6 +469,18 @@ func (a *Accounts) mustRead(at *attachment) Traffic {
 func (c *Counts) seed(v bpf.Volume) {
 	c.Seeded = Volume(v)
 	c.Interface = c.Interface.plus(c.Seeded)
+}
+
+// traffic puts what a slot counted into our words.
+func traffic(target Target, rx, tx bpf.Counters) Traffic {
+	t := Traffic{Receive: counts(rx), Transmit: counts(tx)}
+	if target.Cgroup != 0 {
+		for _, c := range []*Counts{&t.Receive, &t.Transmit} {
+			other := &c.Cells[FamilyOther][ProtocolOther]
+			c.Loopback, *other = *other, Volume{}
+		}
+	}
+	return t
 }
 
 // counts puts a row of counters into our words.

@@ -29,7 +29,7 @@ func (a *Accounts) Restore(records []Record) {
 	for _, r := range records {
 		c := a.account(r.ID)
 		c.Container = r.Container
-		c.Container.Traffic = Traffic{}
+		c.Container.Traffic, c.Container.IP = Traffic{}, nil
 		a.recall(c, &r, there)
 	}
 }
@@ -51,27 +51,30 @@ func (a *Accounts) recall(c *account, r *Record, there map[uint64]bool) {
 	c.unrecalled, c.written = false, r
 	for i := range r.Tallies {
 		kept := &r.Tallies[i]
-		t := c.tally(kept.Name)
-		t.final = t.final.Plus(kept.Final)
-		if t.attachedAt.IsZero() || kept.AttachedAt.Before(t.attachedAt) {
-			t.attachedAt = kept.AttachedAt
-		}
-		if t.host == "" {
-			t.host, t.hook = kept.HostInterface, kept.Hook
-		}
-		for _, at := range kept.Attachments {
-			if at.Boot == a.Boot && there[at.Generation] {
-				a.expect(c, kept.Name, at)
-			} else {
-				t.lost(at, a.Boot)
-			}
+		a.recallTally(c, c.tallyOf(kept.Cgroup, kept.Name), kept, there)
+	}
+}
+
+func (a *Accounts) recallTally(c *account, t *tally, kept *Tally, there map[uint64]bool) {
+	t.final = t.final.Plus(kept.Final)
+	if t.attachedAt.IsZero() || kept.AttachedAt.Before(t.attachedAt) {
+		t.attachedAt = kept.AttachedAt
+	}
+	if t.host == "" {
+		t.host, t.hook = kept.HostInterface, kept.Hook
+	}
+	for _, at := range kept.Attachments {
+		if at.Boot == a.Boot && there[at.Generation] {
+			a.expect(c, t, kept.Name, at)
+		} else {
+			t.lost(at, a.Boot)
 		}
 	}
 }
 
 // expect notes an attachment whose slot is still there, unless it is being counted.
-func (a *Accounts) expect(c *account, name string, at Attachment) {
-	if slices.ContainsFunc(c.tallies[name].live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
+func (a *Accounts) expect(c *account, t *tally, name string, at Attachment) {
+	if slices.ContainsFunc(t.live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
 		return
 	}
 	a.restored[at.Generation] = restored{container: c.ID, name: name, folded: at.Folded}
@@ -82,7 +85,7 @@ func (a *Accounts) expect(c *account, name string, at Attachment) {
 func (t *tally) lost(at Attachment, boot string) {
 	if !at.Folded {
 		t.final = t.final.Plus(at.Counted)
-		at.Counted = at.Counted.Plus(priorOn(t.prior, boot, at.Ifindex))
+		at.Counted = at.Counted.Plus(priorOn(t.prior, boot, at.Target))
 		at.Folded = true
 	}
 	if at.Boot == boot {
@@ -143,28 +146,34 @@ func (a *Accounts) record(c *account) Record {
 	r := Record{Container: a.container(c)}
 	r.Container.Interfaces = nil
 	for _, name := range slices.Sorted(maps.Keys(c.tallies)) {
-		t := c.tallies[name]
-		kept := Tally{Name: name, HostInterface: t.host, Hook: t.hook, AttachedAt: t.attachedAt, Final: t.final}
-		if t.prior != nil {
-			kept.Attachments = append(kept.Attachments, *t.prior)
-		}
-		for _, at := range t.live {
-			now := a.attachment(at)
-			if now.Folded {
-				kept.Final = kept.Final.Plus(now.Counted)
-			}
-			kept.Attachments = append(kept.Attachments, now)
-		}
-		r.Tallies = append(r.Tallies, kept)
+		r.Tallies = append(r.Tallies, a.recordTally(c.tallies[name], Tally{Name: name}))
+	}
+	if c.tellsCgroup() {
+		r.Tallies = append(r.Tallies, a.recordTally(c.cgroup, Tally{Cgroup: true}))
 	}
 	return r
+}
+
+func (a *Accounts) recordTally(t *tally, of Tally) Tally {
+	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, AttachedAt: t.attachedAt, Final: t.final}
+	if t.prior != nil {
+		kept.Attachments = append(kept.Attachments, *t.prior)
+	}
+	for _, at := range t.live {
+		now := a.attachment(at)
+		if now.Folded {
+			kept.Final = kept.Final.Plus(now.Counted)
+		}
+		kept.Attachments = append(kept.Attachments, now)
+	}
+	return kept
 }
 
 func (a *Accounts) attachment(at *attachment) Attachment {
 	return Attachment{
 		Boot:       a.Boot,
 		Generation: at.slot.Generation,
-		Ifindex:    at.slot.Ifindex,
+		Target:     at.slot.Target,
 		Counted:    a.mustRead(at),
 		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
 	}

@@ -331,7 +331,7 @@ func TestSeed(t *testing.T) {
 	a.Start(Container{ID: "web"})
 	a.Recall("web", nil)
 	kernel.counts[open(t, a, 7, "veth7")] = 5
-	if err := a.Seed(7, Volume{Bytes: 1000, Packets: 10}, Volume{}); err != nil {
+	if err := a.Seed(OnHost(7), Volume{Bytes: 1000, Packets: 10}, Volume{}); err != nil {
 		t.Fatal(err)
 	}
 	assign(t, a, 7, "web", "eth0")
@@ -342,7 +342,7 @@ func TestSeed(t *testing.T) {
 
 	// The veth's own counter has 15 and 3 more by now.
 	kernel.counts[open(t, a, 7, "veth7")] = 2
-	if err := a.Seed(7, Volume{Bytes: 1800, Packets: 18}, Volume{}); err != nil {
+	if err := a.Seed(OnHost(7), Volume{Bytes: 1800, Packets: 18}, Volume{}); err != nil {
 		t.Fatal(err)
 	}
 	assign(t, a, 7, "web", "eth0")
@@ -381,7 +381,7 @@ func TestShadow(t *testing.T) {
 	assign(t, a, 7, "web", "eth0")
 	a.Explain("web", Accounted)
 	for _, shadowed := range []bool{true, false} {
-		a.Shadow(7, shadowed)
+		a.Shadow(OnHost(7), shadowed)
 		c := a.Snapshot().Containers[0]
 		if c.Accounted() == shadowed || c.Interfaces[0].Shadowed != shadowed {
 			t.Errorf("shadowed %v: accounted %v, reason %q", shadowed, c.Accounted(), c.Reason)
@@ -465,10 +465,10 @@ func BenchmarkPending(b *testing.B) {
 				id := fmt.Sprintf("%064x", n)
 				a.Start(Container{ID: id})
 				a.Recall(id, nil)
-				if _, _, err := a.Open(n, "veth", "clsact"); err != nil {
+				if _, _, err := a.Open(OnHost(n), "veth", "clsact"); err != nil {
 					b.Fatal(err)
 				}
-				if err := a.Assign(n, id, "eth0"); err != nil {
+				if err := a.Assign(OnHost(n), id, "eth0"); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -11,13 +11,15 @@ import (
 // Record is what is kept of a container for good: enough to go on counting it after
 // the end of this process, and of the host.
 type Record struct {
-	Container         // without Interfaces; Traffic is the sum over Tallies, all they hold
-	Tallies   []Tally // by name
+	Container         // without Interfaces; Traffic and IP are what the Tallies hold
+	Tallies   []Tally // of the interfaces by name, then of the cgroup
 }
 
-// Tally is the usage of one interface of a container, over all host veths it had.
+// Tally is the usage of one interface of a container, over all host veths it had, or of
+// its cgroup.
 type Tally struct {
 	Name          string    `json:"name"` // as the container calls it
+	Cgroup        bool      `json:"cgroup,omitempty"`
 	HostInterface string    `json:"host_interface"`
 	Hook          string    `json:"hook"`
 	AttachedAt    time.Time `json:"attached_at"`
@@ -30,12 +32,23 @@ type Tally struct {
 // Attachment is what one host veth has counted by now. The kernel goes on counting it
 // on its slot: after a restart of nettally the slot says more.
 type Attachment struct {
-	Boot       string  `json:"boot"` // the kernel's boot id
-	Generation uint64  `json:"generation"`
-	Ifindex    int     `json:"ifindex"`
-	Counted    Traffic `json:"counted"`
+	Boot       string `json:"boot"` // the kernel's boot id
+	Generation uint64 `json:"generation"`
+	Target
+	Counted Traffic `json:"counted"`
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
+}
+
+// Sum returns what a tally holds.
+func (t Tally) Sum() Traffic {
+	sum := t.Final
+	for _, at := range t.Attachments {
+		if !at.Folded {
+			sum = sum.Plus(at.Counted)
+		}
+	}
+	return sum
 }
 
 // fields are the numbers of a Counts in the order they are kept in.
@@ -49,6 +62,7 @@ func (c *Counts) fields() []*uint64 {
 			fields = append(fields, &c.Cells[f][p].Bytes, &c.Cells[f][p].Packets)
 		}
 	}
+	fields = append(fields, &c.Loopback.Bytes, &c.Loopback.Packets)
 	return fields
 }
 

@@ -70,7 +70,25 @@ func (a *Accounts) container(c *account) Container {
 			out.Reason = Shadowed
 		}
 	}
+	if c.tellsCgroup() {
+		a.addCgroup(&out, c.cgroup)
+	}
 	return out
+}
+
+// addCgroup adds what was counted of a container's cgroup. Where that is all there can be,
+// the container is accounted by it.
+func (a *Accounts) addCgroup(out *Container, t *tally) {
+	sum := t.final
+	attached := out.State == Stopped
+	for _, at := range t.live {
+		sum = sum.Plus(a.mustRead(at))
+		attached = attached || at.closedAt.IsZero()
+	}
+	out.IP = &sum
+	if attached && out.Reason != Shadowed {
+		out.Reason = Accounted
+	}
 }
 
 // identify takes in what a runtime says of a container, and stays with what it said

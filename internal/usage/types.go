@@ -60,6 +60,11 @@ type Counts struct {
 	// hour, period or rate. Of its protocols and families nothing is known.
 	Seeded Volume
 
+	// Loopback is what passed the loopback interface, of a cgroup's counts: bytes from the
+	// IP header on, and a packet each time it is seen, which is twice where both ends are
+	// in the cgroup. It is part of nothing else here.
+	Loopback Volume
+
 	SYN    uint64 // SYN without ACK: requests, retransmitted ones too
 	SYNACK uint64
 	RST    uint64
@@ -102,6 +107,7 @@ func (c Counts) Plus(d Counts) Counts {
 	sum := Counts{
 		Interface: c.Interface.plus(d.Interface),
 		Seeded:    c.Seeded.plus(d.Seeded),
+		Loopback:  c.Loopback.plus(d.Loopback),
 		SYN:       c.SYN + d.SYN,
 		SYNACK:    c.SYNACK + d.SYNACK,
 		RST:       c.RST + d.RST,
@@ -181,6 +187,10 @@ type Container struct {
 
 	Interfaces []Interface // by name
 	Traffic                // the sum over Interfaces
+
+	// IP is what the sockets of the container's cgroup sent and received, from the IP header
+	// on: what tells apart containers that share a namespace. Nil where that is not counted.
+	IP *Traffic
 }
 
 // Accounted says whether the container's traffic is counted.
