@@ -48,6 +48,8 @@ type Note struct {
 	// Handover makes the programs for clsact leave alone what those for tcx have
 	// counted, so that both can be on the interface: see [Datapath.Quiesce].
 	Handover bool
+	// Told says of a cgroup that its counts are shown, and so have to go on.
+	Told bool
 
 	Container string // id of the owner, at most 239 bytes; "" while nobody owns it
 	Interface string // what the owner calls it, at most 15 bytes
@@ -60,6 +62,7 @@ type Note struct {
 const (
 	flagOwnQdisc = 1 << iota
 	flagHandover
+	flagTold
 )
 
 // Keep puts the slot's note in the place of the one that was kept. It is in the kernel
@@ -99,6 +102,9 @@ func (s Slot) pinned() (*classifierSlot, error) {
 	if s.Handover {
 		p.Flags |= flagHandover
 	}
+	if s.Told {
+		p.Flags |= flagTold
+	}
 	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
 		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
 	}
@@ -124,6 +130,7 @@ func (p *classifierSlot) slot(index uint32) Slot {
 		Note: Note{
 			OwnQdisc:       p.Flags&flagOwnQdisc != 0,
 			Handover:       p.Flags&flagHandover != 0,
+			Told:           p.Flags&flagTold != 0,
 			Container:      text(p.Container[:]),
 			Interface:      text(p.Interface[:]),
 			SeededReceive:  Volume{p.Seeded[receive].Bytes, p.Seeded[receive].Packets},

@@ -47,6 +47,9 @@ func (s *source) check(r raw) *Config {
 			Docker: checked(s, "names.docker", r.Names.Docker, docker),
 			Labels: checkedList(s, "names.labels", r.Names.Labels, once(filled)),
 		},
+		Accounting: Accounting{
+			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
+		},
 		Exporter: Exporter{
 			Listen:    checked(s, "exporter.listen", r.Exporter.Listen, orEmpty(address)),
 			Socket:    checked(s, "exporter.socket", r.Exporter.Socket, orEmpty(socket)),

@@ -18,7 +18,8 @@ import (
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
 // Values of settings that are words. Auto and Off belong to [Attach.Mode],
-// [Watch.CgroupRoot] and [Names.Docker], the rest to the field they are named after.
+// [Watch.CgroupRoot], [Names.Docker] and [Accounting.Cgroup], the rest to the field they are
+// named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -35,6 +36,8 @@ const (
 
 	ModeClsact = "clsact"
 	ModeTCX    = "tcx"
+
+	CgroupAll = "all"
 )
 
 // Config is a checked configuration. It is made by [Load] and never changes
@@ -42,14 +45,15 @@ const (
 type Config struct {
 	StateDir string // absolute, clean
 
-	Log       Log
-	BPF       BPF
-	Attach    Attach
-	Watch     Watch
-	Names     Names
-	Exporter  Exporter
-	Metrics   Metrics
-	Retention Retention
+	Log        Log
+	BPF        BPF
+	Attach     Attach
+	Watch      Watch
+	Names      Names
+	Accounting Accounting
+	Exporter   Exporter
+	Metrics    Metrics
+	Retention  Retention
 
 	digest digest // of the file it came from
 }
@@ -85,6 +89,11 @@ type Watch struct {
 type Names struct {
 	Docker string   // Auto, Off, or unix:// and an absolute path
 	Labels []string // the label keys that are passed on, each once
+}
+
+// Accounting says what else than interfaces is counted.
+type Accounting struct {
+	Cgroup string // Auto, CgroupAll or Off
 }
 
 // Exporter says where the numbers are served. What is "" is off.

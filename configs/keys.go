@@ -34,6 +34,7 @@ var keys = []key{
 	{"watch.patterns", []string{}, "a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$"},
 	{"names.docker", "auto", "auto, off or a socket such as unix:///var/run/docker.sock"},
 	{"names.labels", []string{}, "a label key, each only once"},
+	{"accounting.cgroup", "auto", "auto, all or off"},
 	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},
 	{"exporter.socket", "/run/nettally/nettally.sock", wantPath + ` of at most 107 bytes, or "" for none`},
 	{"exporter.web_config", "", wantPath + `, or "" for none`},

@@ -39,15 +39,16 @@ func TestLoadDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		StateDir:  "/var/lib/nettally",
-		Log:       Log{Level: slog.LevelInfo, Format: FormatText},
-		BPF:       BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
-		Attach:    Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
-		Watch:     Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
-		Names:     Names{Docker: Auto, Labels: []string{}},
-		Exporter:  Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
-		Metrics:   Metrics{Families: []string{}},
-		Retention: Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
+		StateDir:   "/var/lib/nettally",
+		Log:        Log{Level: slog.LevelInfo, Format: FormatText},
+		BPF:        BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
+		Attach:     Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
+		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
+		Names:      Names{Docker: Auto, Labels: []string{}},
+		Accounting: Accounting{Cgroup: Auto},
+		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
+		Metrics:    Metrics{Families: []string{}},
+		Retention:  Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
 	}
 	if diff := cmp.Diff(want.raw(), config.raw()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -84,6 +85,7 @@ bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, labels: [com.docker.compose.service, Team]}
+accounting: {cgroup: all}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
 retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
@@ -103,6 +105,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Watch.Patterns = []string{`/jobs/(?P<id>\w{2,3})$`}
 	want.Names.Docker = "unix:///run/docker.sock"
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
+	want.Accounting.Cgroup = "all"
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
 	want.Retention.Metrics, want.Retention.API = "0s", "1h0m0.5s"
@@ -303,6 +306,7 @@ var changed = map[string]string{
 	"watch.patterns":            `watch: {patterns: ["(?P<id>x)"]}`,
 	"names.docker":              `names: {docker: off}`,
 	"names.labels":              `names: {labels: [a]}`,
+	"accounting.cgroup":         `accounting: {cgroup: off}`,
 	"exporter.listen":           `exporter: {listen: ""}`,
 	"exporter.socket":           `exporter: {socket: ""}`,
 	"exporter.web_config":       `exporter: {web_config: /x}`,

@@ -45,6 +45,9 @@ type raw struct {
 		Docker string   `yaml:"docker"`
 		Labels []string `yaml:"labels,flow"`
 	} `yaml:"names"`
+	Accounting struct {
+		Cgroup string `yaml:"cgroup"`
+	} `yaml:"accounting"`
 	Exporter struct {
 		Listen    string `yaml:"listen"`
 		Socket    string `yaml:"socket"`
@@ -92,6 +95,7 @@ func (c *Config) raw() raw {
 	r.Watch.Patterns = expressions(c.Watch.Patterns)
 	r.Names.Docker = c.Names.Docker
 	r.Names.Labels = list(c.Names.Labels)
+	r.Accounting.Cgroup = c.Accounting.Cgroup
 	r.Exporter.Listen = c.Exporter.Listen
 	r.Exporter.Socket = c.Exporter.Socket
 	r.Exporter.WebConfig = c.Exporter.WebConfig

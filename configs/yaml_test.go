@@ -65,6 +65,8 @@ watch:
 names:
   docker: "off"
   labels: []
+accounting:
+  cgroup: auto
 exporter:
   listen: 127.0.0.1:9819
   socket: /run/nettally/nettally.sock

@@ -16,7 +16,7 @@ import (
 )
 
 func TestContainers(t *testing.T) {
-	const unfiltered = "bbb333 aaa111 aaa222"
+	const unfiltered = "bbb333 aaa111 aaa222 ccc444"
 	tests := []struct {
 		query, want string
 	}{

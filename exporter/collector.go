@@ -122,7 +122,7 @@ func byID(containers []usage.Container) []*usage.Container {
 // host sends the metrics that belong to no container.
 func (s *scrape) host(snap usage.Snapshot) {
 	running := 0
-	hooks := map[string]int{"clsact": 0, "tcx": 0} // there from the start, for alerts
+	hooks := map[string]int{"clsact": 0, "tcx": 0, "cgroup": snap.Cgroups} // there from the start, for alerts
 	count := func(interfaces []usage.Interface) {
 		for i := range interfaces {
 			if interfaces[i].Attached {
@@ -156,13 +156,16 @@ func (s *scrape) container(c *usage.Container, id string) {
 	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
 
 	s.gauge(s.descs.info, pairs(infoLabels, cgroup, id, image, name, namespace,
-		s.text(c.NetworkMode), pod, s.text(c.Runtime)), 1)
+		s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime)), 1)
 	accounted := 0.0
 	if c.Accounted() {
 		accounted = 1
 	}
 	s.gauge(s.descs.accounted, pairs(accountedLabels, id, name, s.text(string(c.Reason))), accounted)
 
+	if c.IP != nil {
+		s.ip(c, series{id: id, name: name, namespace: namespace, pod: pod})
+	}
 	for i := range c.Interfaces {
 		iface := &c.Interfaces[i]
 		if repeated(c.Interfaces[:i], iface.Name) {
@@ -211,6 +214,17 @@ func (s *scrape) network(iface *usage.Interface, of series, began began) {
 	}
 	if s.settings.shows(FamilyTCPFlags) {
 		s.tcpFlags(iface, of, since)
+	}
+}
+
+// ip sends what was counted by a container's cgroup. It is counted from the beginning of
+// that, or from when we came.
+func (s *scrape) ip(c *usage.Container, of series) {
+	labels := pairs(ipLabels, of.id, of.name, of.namespace, of.pod)
+	since := created(c.IPSince)
+	for d, counts := range [2]*usage.Counts{receive: &c.IP.Receive, transmit: &c.IP.Transmit} {
+		s.volume(s.descs.ip[d].volumeDescs, labels, counts.Wire(), since)
+		s.counter(s.descs.ip[d].syn, labels, counts.SYN, since)
 	}
 }
 

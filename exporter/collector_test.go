@@ -50,16 +50,26 @@ func scrapeText(t *testing.T, c prometheus.Collector) []string {
 func TestScrape(t *testing.T) {
 	const web = `{container_id="aaa111",interface="eth0",name="web",namespace="",pod=""}`
 	const old = `{container_id="bbb333",interface="eth0",name="web",namespace="",pod=""}`
+	const vpn = `{container_id="ccc444",name="vpn",namespace="",pod=""}`
 	got := scrapeText(t, collectorOf(snapshot(), Settings{MetricsRetention: 5 * time.Minute}))
 	want := []string{
+		`nettally_attachments{hook="cgroup"} 1`,
 		`nettally_attachments{hook="clsact"} 2`,
 		`nettally_attachments{hook="tcx"} 0`,
 		`nettally_container_accounted{container_id="aaa111",name="web",reason=""} 1`,
 		`nettally_container_accounted{container_id="aaa222",name="agent",reason="host_network"} 0`,
 		`nettally_container_accounted{container_id="bbb333",name="web",reason=""} 1`,
-		`nettally_container_info{cgroup="/docker/aaa111",container_id="aaa111",image="nginx:1",name="web",namespace="",network_mode="bridge",pod="",runtime="docker"} 1`,
-		`nettally_container_info{cgroup="/docker/bbb333",container_id="bbb333",image="nginx:0",name="web",namespace="",network_mode="bridge",pod="",runtime="docker"} 1`,
-		`nettally_container_info{cgroup="/kubepods/podx/aaa222",container_id="aaa222",image="",name="agent",namespace="kube-system",network_mode="host",pod="agent-x",runtime="containerd"} 1`,
+		`nettally_container_accounted{container_id="ccc444",name="vpn",reason=""} 1`,
+		`nettally_container_info{cgroup="/docker/aaa111",container_id="aaa111",image="nginx:1",name="web",namespace="",network_mode="bridge",parent_id="",pod="",runtime="docker"} 1`,
+		`nettally_container_info{cgroup="/docker/aaa111/docker/ccc444",container_id="ccc444",image="",name="vpn",namespace="",network_mode="container",parent_id="aaa111",pod="",runtime=""} 1`,
+		`nettally_container_info{cgroup="/docker/bbb333",container_id="bbb333",image="nginx:0",name="web",namespace="",network_mode="bridge",parent_id="",pod="",runtime="docker"} 1`,
+		`nettally_container_info{cgroup="/kubepods/podx/aaa222",container_id="aaa222",image="",name="agent",namespace="kube-system",network_mode="host",parent_id="",pod="agent-x",runtime="containerd"} 1`,
+		`nettally_container_ip_receive_bytes_total` + vpn + ` 362700`,
+		`nettally_container_ip_receive_packets_total` + vpn + ` 36270`,
+		`nettally_container_ip_receive_tcp_syn_total` + vpn + ` 30003`,
+		`nettally_container_ip_transmit_bytes_total` + vpn + ` 422700`,
+		`nettally_container_ip_transmit_packets_total` + vpn + ` 42270`,
+		`nettally_container_ip_transmit_tcp_syn_total` + vpn + ` 35003`,
 		`nettally_container_network_receive_bytes_total` + web + ` 122700`,
 		`nettally_container_network_receive_bytes_total` + old + ` 0`,
 		`nettally_container_network_receive_packets_total` + web + ` 12270`,
@@ -72,7 +82,7 @@ func TestScrape(t *testing.T) {
 		`nettally_container_network_transmit_packets_total` + old + ` 0`,
 		`nettally_container_network_transmit_tcp_syn_total` + web + ` 15003`,
 		`nettally_container_network_transmit_tcp_syn_total` + old + ` 0`,
-		`nettally_containers 2`,
+		`nettally_containers 3`,
 		`nettally_scrape_troubles_total{cause="duplicate_container"} 0`,
 		`nettally_scrape_troubles_total{cause="duplicate_interface"} 0`,
 		`nettally_scrape_troubles_total{cause="invalid_text"} 0`,
@@ -261,7 +271,7 @@ func TestExtra(t *testing.T) {
 	}
 	for _, want := range []string{
 		"nettally_extra 0\n",
-		"nettally_containers 2\n",
+		"nettally_containers 3\n",
 		`nettally_build_info{goversion="go1.26",revision="abc",version="1.2.3"} 1` + "\n",
 		"go_goroutines ",
 		"process_open_fds ",

@@ -17,7 +17,8 @@ var (
 	protocolLabels  = []string{"container_id", "interface", "name", "namespace", "pod", "protocol"}
 	familyLabels    = []string{"container_id", "family", "interface", "name", "namespace", "pod"}
 	flagLabels      = []string{"container_id", "flag", "interface", "name", "namespace", "pod"}
-	infoLabels      = []string{"cgroup", "container_id", "image", "name", "namespace", "network_mode", "pod", "runtime"}
+	ipLabels        = []string{"container_id", "name", "namespace", "pod"}
+	infoLabels      = []string{"cgroup", "container_id", "image", "name", "namespace", "network_mode", "parent_id", "pod", "runtime"}
 	accountedLabels = []string{"container_id", "name", "reason"}
 	cadvisorLabels  = []string{"id", "image", "interface", "name", "namespace", "pod"}
 	causeLabels     = []string{"cause"}
@@ -27,6 +28,7 @@ var (
 // descs are the metrics of [collector]. docs/METRICS.md says what each means.
 type descs struct {
 	network  [2]networkDescs
+	ip       [2]networkDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
 	family   [2]volumeDescs
@@ -61,7 +63,7 @@ func newDescs() descs {
 		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
 	d.containers = d.add("nettally_containers", "Containers that run on this host.")
 	d.attachments = d.add("nettally_attachments",
-		"Interfaces that are counted now, also those whose container is not known, by the hook in use.", hookLabels...)
+		"Interfaces and cgroups that are counted now, also those whose container is not known, by the hook in use.", hookLabels...)
 	d.uncounted = d.add("nettally_uncounted_packets_total",
 		"Packets that our programs saw and could not count for any container, by cause.", causeLabels...)
 	d.unclassified = d.add("nettally_unclassified_packets_total",
@@ -77,6 +79,13 @@ func (d *descs) direction(i int, name, verb string) {
 		syn: d.add("nettally_container_network_"+name+"_tcp_syn_total",
 			"TCP packets with SYN and without ACK that the container "+verb+". A retransmitted SYN counts again.",
 			seriesLabels...),
+	}
+	socket := "Sockets of the container's cgroup " + verb + " from the IP header on, segments of super-packets counted one by one, without loopback"
+	d.ip[i] = networkDescs{
+		volumeDescs: d.volume("nettally_container_ip_"+name, socket, ipLabels...),
+		syn: d.add("nettally_container_ip_"+name+"_tcp_syn_total",
+			"TCP packets with SYN and without ACK that sockets of the container's cgroup "+verb+", without loopback. A retransmitted SYN counts again.",
+			ipLabels...),
 	}
 	d.iface[i] = d.volume("nettally_container_interface_"+name,
 		"The container "+verb+", a super-packet counted as one packet as the kernel's interface counters do", seriesLabels...)

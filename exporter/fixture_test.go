@@ -41,8 +41,8 @@ func traffic(base uint64) usage.Traffic {
 	return usage.Traffic{Receive: counts(base), Transmit: counts(base + 5000)}
 }
 
-// snapshot has a counted container, one that is not, one that has stopped, and
-// an attachment nobody owns.
+// snapshot has a counted container, one that is not, one that has stopped, one that is
+// counted by its cgroup alone, and an attachment nobody owns.
 func snapshot() usage.Snapshot {
 	web := usage.Container{
 		ID: "aaa111", Name: "web", Runtime: "docker", Image: "nginx:1", Cgroup: "/docker/aaa111",
@@ -65,9 +65,16 @@ func snapshot() usage.Snapshot {
 		NetworkMode: "bridge",
 		Interfaces:  []usage.Interface{{Name: "eth0", HostInterface: "veth34cd", Hook: "clsact", AttachedAt: noon.Add(-2 * time.Hour)}},
 	}
+	shared := traffic(30_000)
+	shared.Receive.Loopback = usage.Volume{Bytes: 500, Packets: 5}
+	vpn := usage.Container{
+		ID: "ccc444", ParentID: "aaa111", Name: "vpn", Cgroup: "/docker/aaa111/docker/ccc444", State: usage.Running,
+		StartedAt: noon, NetworkMode: "container", IP: &shared, IPSince: noon,
+	}
 	return usage.Snapshot{
+		Cgroups:    1,
 		TakenAt:    noon.In(time.FixedZone("CET", 3600)),
-		Containers: []usage.Container{old, web, host},
+		Containers: []usage.Container{old, web, host, vpn},
 		Unowned: []usage.Interface{{
 			HostInterface: "veth99", Hook: "clsact", AttachedAt: noon, Attached: true, Traffic: traffic(20_000),
 		}},

@@ -21,6 +21,7 @@ type Containers struct {
 // Container is one container in JSON.
 type Container struct {
 	ID          string            `json:"id"`
+	ParentID    string            `json:"parent_id"` // the container around a nested one, or ""
 	Name        string            `json:"name"`
 	Runtime     string            `json:"runtime"`
 	Image       string            `json:"image"`
@@ -37,6 +38,32 @@ type Container struct {
 	Interfaces  []Interface       `json:"interfaces"`
 	Receive     Counts            `json:"receive"`  // the sum over Interfaces
 	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
+	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
+}
+
+// IP is what the sockets in a container's cgroup sent and received.
+type IP struct {
+	Receive  IPCounts `json:"receive"`
+	Transmit IPCounts `json:"transmit"`
+}
+
+// IPCounts is one direction, from the IP header on.
+type IPCounts struct {
+	Volume           // wire numbers, without what passed loopback
+	TCPSYN    uint64 `json:"tcp_syn"` // without ACK; retransmitted ones too
+	TCPSYNACK uint64 `json:"tcp_synack"`
+	TCPRST    uint64 `json:"tcp_rst"`
+	TCPFIN    uint64 `json:"tcp_fin"`
+
+	Protocols ByProtocol `json:"protocols"`
+	Families  IPFamilies `json:"families"`
+	Loopback  Volume     `json:"loopback"` // beside the others
+}
+
+// IPFamilies splits what has an IP header.
+type IPFamilies struct {
+	IPv4 Volume `json:"ipv4"`
+	IPv6 Volume `json:"ipv6"`
 }
 
 // Interface is one interface of a container in JSON.
@@ -103,6 +130,7 @@ func containerOf(c *usage.Container) Container {
 	}
 	return Container{
 		ID:          c.ID,
+		ParentID:    c.ParentID,
 		Name:        c.Name,
 		Runtime:     c.Runtime,
 		Image:       c.Image,
@@ -119,6 +147,28 @@ func containerOf(c *usage.Container) Container {
 		Interfaces:  interfacesOf(c.Interfaces),
 		Receive:     countsOf(&c.Receive),
 		Transmit:    countsOf(&c.Transmit),
+		IP:          ipOf(c.IP),
+	}
+}
+
+func ipOf(t *usage.Traffic) *IP {
+	if t == nil {
+		return nil
+	}
+	return &IP{Receive: ipCountsOf(&t.Receive), Transmit: ipCountsOf(&t.Transmit)}
+}
+
+func ipCountsOf(c *usage.Counts) IPCounts {
+	all := countsOf(c)
+	return IPCounts{
+		Volume:    all.Volume,
+		TCPSYN:    all.TCPSYN,
+		TCPSYNACK: all.TCPSYNACK,
+		TCPRST:    all.TCPRST,
+		TCPFIN:    all.TCPFIN,
+		Protocols: all.Protocols,
+		Families:  IPFamilies{IPv4: all.Families.IPv4, IPv6: all.Families.IPv6},
+		Loopback:  Volume(c.Loopback),
 	}
 }
 

@@ -259,6 +259,31 @@ func (w *Watcher) processNamespace(p process) (namespace, error) {
 	return namespace{file: file, id: id}, nil
 }
 
+// Unified returns the directory of a container in the cgroup2 hierarchy, by its path there,
+// which need not exist. Not ok: its processes are not in one of its own, as with a runtime
+// that knows only the v1 hierarchies.
+func (w *Watcher) Unified(c Container) (dir string, ok bool) {
+	if w.layout.Unified == "" {
+		return "", false
+	}
+	if w.layout.Root == w.layout.Unified {
+		return c.Cgroup, true
+	}
+	for _, p := range w.processes(c) {
+		membership, err := os.ReadFile(filepath.Join(w.proc, strconv.Itoa(p.pid), "cgroup"))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(membership)) {
+			if path, found := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); found {
+				there, _ := Identify(path, w.patterns)
+				return there.Cgroup, there.ID == c.ID
+			}
+		}
+	}
+	return c.Cgroup, true // nobody is in it yet
+}
+
 // processes returns the first processes of a container, oldest first. Where its
 // own cgroup has none, as under crun, nspawn or an init that sorts its children,
 // the nearest level below that has some counts.

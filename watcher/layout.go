@@ -37,6 +37,8 @@ const (
 type Layout struct {
 	Mode string // ModeV1, ModeV2 or ModeHybrid
 	Root string // the mount of the one hierarchy that is watched
+	// Unified is the mount of the cgroup2 hierarchy, the same or beside it; "" for none.
+	Unified string
 }
 
 const defaultCgroupRoot = "/sys/fs/cgroup"
@@ -58,7 +60,7 @@ func findLayout(proc, base string) (Layout, error) {
 	case err != nil && given:
 		return Layout{}, fmt.Errorf("look at cgroup root %s: %w", base, err)
 	case err == nil && kind == unix.CGROUP2_SUPER_MAGIC:
-		return Layout{Mode: ModeV2, Root: base}, nil
+		return Layout{Mode: ModeV2, Root: base, Unified: base}, nil
 	case err == nil && kind == unix.CGROUP_SUPER_MAGIC:
 		return Layout{Mode: ModeV1, Root: base}, nil
 	}
@@ -131,7 +133,7 @@ func chooseHierarchy(mounts []mount, base string) (Layout, bool) {
 			v1 = append(v1, m)
 		}
 	}
-	layout := Layout{Mode: ModeV1}
+	layout := Layout{Mode: ModeV1, Unified: v2}
 	if v2 != "" {
 		layout.Mode = ModeHybrid
 	}
@@ -142,7 +144,7 @@ func chooseHierarchy(mounts []mount, base string) (Layout, bool) {
 			return layout, true
 		}
 	}
-	return Layout{Mode: ModeV2, Root: v2}, v2 != ""
+	return Layout{Mode: ModeV2, Root: v2, Unified: v2}, v2 != ""
 }
 
 // initialNamespace is what the kernel calls the cgroup namespace that it booted

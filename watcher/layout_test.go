@@ -47,14 +47,14 @@ func TestChooseHierarchy(t *testing.T) {
 		want               Layout
 		ok                 bool
 	}{
-		{"hybrid", hybrid, "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/memory"}, true},
-		{"memory controller disabled", without(hybrid, "memory"), "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/pids"}, true},
-		{"v1", without(hybrid, "cgroup2"), "/sys/fs/cgroup", Layout{ModeV1, "/sys/fs/cgroup/memory"}, true},
-		{"joint controllers", without(without(hybrid, "memory"), "pids"), "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/cpu,cpuacct"}, true},
-		{"only part of a hierarchy", container, "/sys/fs/cgroup", Layout{ModeV2, ""}, false},
-		{"the host's beside the container's", container, "/host/sys/fs/cgroup", Layout{ModeV1, "/host/sys/fs/cgroup/memory"}, true},
-		{"a cgroup2 mount somewhere", container, "/mnt", Layout{ModeV2, "/mnt/with space/cgroup2"}, true},
-		{"nothing", "", "/sys/fs/cgroup", Layout{ModeV2, ""}, false},
+		{"hybrid", hybrid, "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"}, true},
+		{"memory controller disabled", without(hybrid, "memory"), "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"}, true},
+		{"v1", without(hybrid, "cgroup2"), "/sys/fs/cgroup", Layout{ModeV1, "/sys/fs/cgroup/memory", ""}, true},
+		{"joint controllers", without(without(hybrid, "memory"), "pids"), "/sys/fs/cgroup", Layout{ModeHybrid, "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"}, true},
+		{"only part of a hierarchy", container, "/sys/fs/cgroup", Layout{ModeV2, "", ""}, false},
+		{"the host's beside the container's", container, "/host/sys/fs/cgroup", Layout{ModeV1, "/host/sys/fs/cgroup/memory", ""}, true},
+		{"a cgroup2 mount somewhere", container, "/mnt", Layout{ModeV2, "/mnt/with space/cgroup2", "/mnt/with space/cgroup2"}, true},
+		{"nothing", "", "/sys/fs/cgroup", Layout{ModeV2, "", ""}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestV2(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := run(t, Options{NetNS: newNamespace(t).FD()})
-	want := Layout{Mode: ModeV2, Root: defaultCgroupRoot}
+	want := Layout{Mode: ModeV2, Root: defaultCgroupRoot, Unified: defaultCgroupRoot}
 	if diff := cmp.Diff(want, r.Layout()); diff != "" {
 		t.Errorf("layout (-want +got):\n%s", diff)
 	}

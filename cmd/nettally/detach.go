@@ -13,6 +13,7 @@ import (
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/tcctl"
 )
 
@@ -38,7 +39,11 @@ func newDetach() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "took filters off %d interfaces\n", count)
+			said := fmt.Sprintf("took filters off %d interfaces", count.interfaces)
+			if count.cgroups > 0 {
+				said += fmt.Sprintf(", and programs off %d cgroups", count.cgroups)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), said)
 			return err
 		},
 	}
@@ -83,9 +88,36 @@ func saveCounts(config *configs.Config) error {
 	return nil
 }
 
-// detach removes our programs, the qdiscs that we made, and the pinned maps. It
-// returns the number of interfaces that had programs.
-func detach(config *configs.Config) (int, error) {
+// detached is what had programs of ours.
+type detached struct{ interfaces, cgroups int }
+
+// detach removes our programs, the qdiscs that we made, and the pinned maps.
+func detach(config *configs.Config) (count detached, err error) {
+	if count.interfaces, err = detachInterfaces(config); err != nil {
+		return count, err
+	}
+	if count.cgroups, err = detachCgroups(config); err != nil {
+		return count, err
+	}
+	return count, bpf.Unpin(config.BPF.PinPath)
+}
+
+func detachCgroups(config *configs.Config) (count int, err error) {
+	control := cgroupctl.New(cgroupctl.Options{Pins: cgroupPins(config)})
+	ids, err := control.IDs()
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range ids {
+		if err := control.Detach(id); err != nil {
+			return count, err
+		}
+		count++
+	}
+	return count, nil
+}
+
+func detachInterfaces(config *configs.Config) (int, error) {
 	ours, err := ownQdiscs(config.BPF.PinPath)
 	if err != nil {
 		return 0, err
@@ -121,7 +153,7 @@ func detach(config *configs.Config) (int, error) {
 			count++
 		}
 	}
-	return count, bpf.Unpin(config.BPF.PinPath)
+	return count, nil
 }
 
 // ownQdiscs returns the interfaces whose qdisc we made, by what is pinned.
@@ -132,7 +164,9 @@ func ownQdiscs(pinPath string) (map[int]bool, error) {
 	}
 	ours := map[int]bool{}
 	for _, s := range slots {
-		ours[s.Ifindex] = ours[s.Ifindex] || s.OwnQdisc
+		if s.NetNS == 0 && s.Cgroup == 0 {
+			ours[s.Ifindex] = ours[s.Ifindex] || s.OwnQdisc
+		}
 	}
 	return ours, nil
 }

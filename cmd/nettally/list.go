@@ -66,10 +66,15 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRECEIVED\tPACKETS\tSYN\tTRANSMITTED\tPACKETS\tSYN\tSTATE")
 	for _, c := range found.Containers {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), brief(c.Receive), brief(c.Transmit), state(c))
+		received, transmitted := brief(c.Receive.Volume, c.Receive.TCPSYN), brief(c.Transmit.Volume, c.Transmit.TCPSYN)
+		if byIP(c) {
+			received, transmitted = brief(c.IP.Receive.Volume, c.IP.Receive.TCPSYN), brief(c.IP.Transmit.Volume, c.IP.Transmit.TCPSYN)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), received, transmitted, state(c))
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t%s\t%s\t%s\t%s\n", i.HostInterface, brief(i.Receive), brief(i.Transmit), unowned(i))
+		fmt.Fprintf(t, "-\t%s\t%s\t%s\t%s\n", i.HostInterface, brief(i.Receive.Volume, i.Receive.TCPSYN),
+			brief(i.Transmit.Volume, i.Transmit.TCPSYN), unowned(i))
 	}
 	return t.Flush()
 }
@@ -79,11 +84,7 @@ func printWide(w io.Writer, found *exporter.Containers) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tHOOK\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSEEDED BYTES\tSTATE\tCGROUP")
 	for _, c := range found.Containers {
-		lines := c.Interfaces
-		if len(lines) == 0 {
-			lines = []exporter.Interface{{}}
-		}
-		for _, i := range lines {
+		for _, i := range lines(c) {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
 				dash(i.Name), dash(i.HostInterface), dash(i.Hook), exact(i.Receive), exact(i.Transmit), i.SeededBytes,
 				stateOn(c, i), c.Cgroup)
@@ -96,8 +97,27 @@ func printWide(w io.Writer, found *exporter.Containers) error {
 	return t.Flush()
 }
 
-func brief(c exporter.Counts) string {
-	return fmt.Sprintf("%s\t%d\t%d", units.BytesSize(float64(c.Bytes)), c.Packets, c.TCPSYN)
+// lines are what a container has a line of: its interfaces, and its cgroup.
+func lines(c exporter.Container) []exporter.Interface {
+	all := c.Interfaces
+	if c.IP != nil {
+		all = append(slices.Clone(all), exporter.Interface{
+			Hook:     "cgroup",
+			Receive:  exporter.Counts{Volume: c.IP.Receive.Volume, TCPSYN: c.IP.Receive.TCPSYN},
+			Transmit: exporter.Counts{Volume: c.IP.Transmit.Volume, TCPSYN: c.IP.Transmit.TCPSYN},
+		})
+	}
+	if len(all) == 0 {
+		return []exporter.Interface{{}}
+	}
+	return all
+}
+
+// byIP says whether a container has no other numbers than those of its cgroup.
+func byIP(c exporter.Container) bool { return len(c.Interfaces) == 0 && c.IP != nil }
+
+func brief(v exporter.Volume, syn uint64) string {
+	return fmt.Sprintf("%s\t%d\t%d", units.BytesSize(float64(v.Bytes)), v.Packets, syn)
 }
 
 func exact(c exporter.Counts) string {
@@ -125,6 +145,8 @@ func state(c exporter.Container) string {
 		return "counted in part: shadowed"
 	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
+	case byIP(c):
+		return c.State + ", by IP"
 	}
 	return c.State
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
@@ -119,7 +120,7 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 	if err := d.open(datapath); err != nil {
 		return err
 	}
-	d.control = controller.New(controller.Options{
+	options := controller.Options{
 		Host: d.watch,
 		Hooks: &controller.Hooks{
 			Controller: control,
@@ -132,7 +133,14 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 		Names:     d.names,
 		Settings:  d.settings,
 		Log:       d.log,
-	})
+	}
+	if root := d.watch.Layout().Unified; root != "" {
+		options.Cgroups = &controller.Cgroups{
+			Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(d.config.Load())}),
+			Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
+		}
+	}
+	d.control = controller.New(options)
 	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "nettally_config_last_reload_successful",
 		Help: "1 if the configuration in force is the one in the file.",
@@ -165,6 +173,9 @@ const cniConfig = "/etc/cni/net.d"
 // linkPins is the folder for the links of programs on tcx. It is none of a layout: the
 // links outlive that.
 func linkPins(config *configs.Config) string { return filepath.Join(config.BPF.PinPath, "links") }
+
+// cgroupPins is the folder for the links of programs on cgroups, which outlive a layout, too.
+func cgroupPins(config *configs.Config) string { return filepath.Join(config.BPF.PinPath, "cgroups") }
 
 // open opens the accounts, with what the ledger has of them. A ledger that can't be read
 // keeps nobody from counting: it is asked again for each container.
@@ -274,6 +285,7 @@ func (d *daemon) settings() controller.Settings {
 		Container: func(found watcher.Container) bool { return c.Watch.Containers.Match(found.ID, found.Cgroup) },
 		Reconcile: c.Watch.Reconcile,
 		Mode:      controller.Mode(c.Attach.Mode),
+		Cgroup:    controller.CgroupMode(c.Accounting.Cgroup),
 	}
 }
 

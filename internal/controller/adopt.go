@@ -23,6 +23,9 @@ func (c *Controller) adopt() {
 // adoptOne finishes what that process may have been at: it may have ended while it moved
 // an interface from one hook to the other, with both counting and the hand-over on.
 func (c *Controller) adoptOne(left usage.Leftover) error {
+	if left.Cgroup != 0 {
+		return c.adoptCgroup(left)
+	}
 	tcx, _, err := c.Hooks.TCX(left.Ifindex)
 	if err != nil {
 		return err
@@ -83,6 +86,9 @@ func (c *Controller) upgrade() {
 }
 
 func (c *Controller) replace(left usage.Leftover) error {
+	if left.Cgroup != 0 {
+		return c.replaceOnCgroup(left)
+	}
 	tcx, _, err := c.Hooks.TCX(left.Ifindex)
 	if err != nil {
 		return err
@@ -103,6 +109,16 @@ func (c *Controller) replace(left usage.Leftover) error {
 		return err
 	}
 	return c.Hooks.AttachTCX(left.Ifindex)
+}
+
+func (c *Controller) replaceOnCgroup(left usage.Leftover) error {
+	if c.Cgroups == nil {
+		return nil
+	}
+	if err := c.Cgroups.Replace(left.Cgroup); err != nil {
+		return err
+	}
+	return c.Accounts.BindInherited(left)
 }
 
 // removeStrays takes our programs off interfaces that are not to be counted: they

@@ -44,6 +44,7 @@ func (c *Controller) containerStarted(found watcher.Container) {
 	})
 	c.Names.Want(found.ID)
 	c.Log.Debug("container started", "container_id", found.ID, "cgroup", found.Cgroup)
+	c.placeCgroup(known)
 	c.resolve(known)
 }
 
@@ -55,6 +56,7 @@ func (c *Controller) containerStopped(id string) {
 		return
 	}
 	c.lastLook(known)
+	c.endCgroup(known)
 	delete(c.containers, id)
 	c.leave(known)
 	c.release(known)
@@ -93,6 +95,7 @@ func (c *Controller) leadingTo(box *sandbox) []watcher.Interface {
 
 // resolve works out which interfaces a container owns, or plans to look again.
 func (c *Controller) resolve(known *container) {
+	defer c.placeCgroup(known)
 	found, err := c.inspect(known)
 	waited := time.Since(known.since)
 	switch {
@@ -154,6 +157,7 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 		c.leave(known)
 		known.sandbox = box
 		box.members[known.ID] = known
+		c.placeCgroups(box) // those in it before may share it now
 	}
 	box.nsid = found.NetNSID
 	if box.owner != known && c.owns(known, found.Interfaces) {
@@ -230,6 +234,7 @@ func (c *Controller) leave(known *container) {
 		delete(c.sandboxes, box.inode)
 		return
 	}
+	defer c.placeCgroups(box)
 	if box.owner != known {
 		return
 	}
@@ -246,6 +251,7 @@ func (c *Controller) leave(known *container) {
 func (c *Controller) settle(known *container, reason usage.Reason) {
 	known.reason, known.next = reason, time.Time{}
 	c.release(known)
+	c.placeCgroup(known)
 	c.Accounts.Explain(known.ID, reason)
 }
 

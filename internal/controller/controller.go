@@ -26,6 +26,7 @@ type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
+	Unified(watcher.Container) (dir string, ok bool)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
 }
@@ -57,12 +58,15 @@ type Settings struct {
 	Container func(watcher.Container) bool // whether to know a container
 	Reconcile time.Duration                // between two looks at everything
 	Mode      Mode
+	Cgroup    CgroupMode
 }
 
 // Options are what the controller works with.
 type Options struct {
-	Host     host
-	Hooks    hooks
+	Host  host
+	Hooks hooks
+	// Cgroups is nil where there is no cgroup2 hierarchy.
+	Cgroups  cgroups
 	Accounts *usage.Accounts
 	Settings func() Settings
 	// TCX says that the kernel has tcx: Linux 6.6.
@@ -118,6 +122,10 @@ type container struct {
 	since   time.Time     // its cgroup was made
 	delay   time.Duration // before the next look
 	next    time.Time     // when that is, zero for not at all
+
+	cgroup        uint64 // id of its cgroup, if that is counted
+	cgroupDir     string
+	cgroupFailure string // of the last attempt, as it stands in the log
 }
 
 // sandbox is a network namespace with the containers in it. The first one owns
@@ -243,6 +251,7 @@ func (c *Controller) reconcile() bool {
 			c.resolve(known)
 		}
 	}
+	c.reconcileCgroups()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}

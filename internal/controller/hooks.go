@@ -3,6 +3,9 @@
 package controller
 
 import (
+	"github.com/cilium/ebpf"
+
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/tcctl"
 )
 
@@ -10,6 +13,7 @@ import (
 const (
 	HookClsact = "clsact"
 	HookTCX    = "tcx"
+	HookCgroup = "cgroup" // not an interface
 )
 
 // program is a loaded classifier.
@@ -48,3 +52,18 @@ func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
 	ok = filters[0].Hook != filters[1].Hook && filters[0].Slot == filters[1].Slot
 	return filters[0].Slot, ok, nil
 }
+
+// Cgroups puts our programs on cgroups. What it does not say itself is
+// *cgroupctl.Controller's.
+type Cgroups struct {
+	*cgroupctl.Controller
+	Ingress, Egress *ebpf.Program
+}
+
+// Attach puts the programs on both hooks of a cgroup, or in place of our own.
+func (g *Cgroups) Attach(dir string, id uint64) error {
+	return g.Controller.Attach(dir, id, g.Ingress, g.Egress)
+}
+
+// Replace puts the programs in place of our own on a cgroup.
+func (g *Cgroups) Replace(id uint64) error { return g.Controller.Replace(id, g.Ingress, g.Egress) }

@@ -188,6 +188,10 @@ func expected(found *exporter.Containers) samples {
 	s := samples{}
 	for _, c := range found.Containers {
 		s.addContainer(c)
+		if c.IP != nil {
+			s.addIP("receive", c, c.IP.Receive)
+			s.addIP("transmit", c, c.IP.Transmit)
+		}
 		for _, i := range c.Interfaces {
 			s.addDirection("receive", c, i.Name, i.Receive)
 			s.addDirection("transmit", c, i.Name, i.Transmit)
@@ -198,9 +202,16 @@ func expected(found *exporter.Containers) samples {
 
 func (s samples) addContainer(c exporter.Container) {
 	s.add(labels("nettally_container_info", "container_id", c.ID, "name", c.Name, "namespace", c.Namespace, "pod", c.Pod,
-		"runtime", c.Runtime, "image", c.Image, "cgroup", c.Cgroup, "network_mode", c.NetworkMode), 1)
+		"runtime", c.Runtime, "image", c.Image, "cgroup", c.Cgroup, "network_mode", c.NetworkMode, "parent_id", c.ParentID), 1)
 	s.add(labels("nettally_container_accounted", "container_id", c.ID, "name", c.Name, "reason", c.Reason),
 		map[bool]float64{true: 1}[c.Accounted])
+}
+
+func (s samples) addIP(direction string, c exporter.Container, n exporter.IPCounts) {
+	for name, value := range map[string]uint64{"bytes": n.Bytes, "packets": n.Packets, "tcp_syn": n.TCPSYN} {
+		s.add(labels("nettally_container_ip_"+direction+"_"+name+"_total",
+			"container_id", c.ID, "name", c.Name, "namespace", c.Namespace, "pod", c.Pod), float64(value))
+	}
 }
 
 func (s samples) addDirection(direction string, c exporter.Container, iface string, n exporter.Counts) {

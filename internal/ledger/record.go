@@ -179,7 +179,7 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 	}
 	for _, t := range r.Tallies {
 		if sum := t.Sum(); t.Cgroup {
-			r.IP = &sum
+			r.IP, r.IPSince = &sum, t.AttachedAt
 		} else {
 			r.Traffic = r.Traffic.Plus(sum)
 		}

@@ -72,6 +72,7 @@ type Accounts struct {
 	containers  map[string]*account
 	attachments map[Target]*attachment
 	closed      []*attachment // whose slot is held until it is written, oldest first
+	discarded   []*attachment // whose slot is held for a moment, oldest first
 	orphans     []orphan
 	restored    map[uint64]restored // attachments of an earlier process, by generation
 }
@@ -95,6 +96,7 @@ type tally struct {
 	attachedAt time.Time // the first time
 	final      Traffic   // of the veths that are gone, and written
 	live       []*attachment
+	told       bool // of a cgroup: its numbers have been shown
 	// prior is what final holds of the last host veth: nettally may come back to it.
 	prior *Attachment
 }
@@ -123,7 +125,7 @@ func (a *Accounts) Start(c Container) {
 	defer a.mu.Unlock()
 	known := a.account(c.ID)
 	c.State, c.StoppedAt, c.Reason = Running, time.Time{}, Starting
-	c.Interfaces, c.Traffic, c.IP = nil, Traffic{}, nil
+	c.Interfaces, c.Traffic, c.IP, c.IPSince = nil, Traffic{}, nil, time.Time{}
 	known.Container = c.identifiedBy(known.Container)
 }
 
@@ -162,9 +164,8 @@ func (c *account) tallyOf(cgroup bool, name string) *tally {
 	return c.cgroup
 }
 
-// tellsCgroup says whether the numbers of the cgroup are told. While a container starts it
-// is open whether they are needed.
-func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.Reason != Starting }
+// tellsCgroup says whether the numbers of the cgroup are told: from [Accounts.Tell] on.
+func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.cgroup.told }
 
 // Stop says that a container has ended. Its interfaces are counted on until
 // [Accounts.Close].
@@ -214,6 +215,7 @@ func (a *Accounts) Expire() []string {
 			gone = append(gone, id)
 		}
 	}
+	_ = a.releaseDiscarded() // one that stays is given up at the next start
 	a.orphans = slices.DeleteFunc(a.orphans, func(o orphan) bool { return o.at.Before(before) })
 	return gone
 }

@@ -86,8 +86,13 @@ func (a *Accounts) Bind(target Target) error {
 	return nil
 }
 
-// BindInherited is Bind for an interface that is not adopted yet.
-func (a *Accounts) BindInherited(l Leftover) error { return a.Datapath.Bind(l.slot) }
+// BindInherited is Bind or BindCgroup for what is not adopted yet.
+func (a *Accounts) BindInherited(l Leftover) error {
+	if l.Cgroup != 0 {
+		return a.Datapath.BindCgroup(l.slot)
+	}
+	return a.Datapath.Bind(l.slot)
+}
 
 // Quiesce waits until every packet that is on its way has been counted.
 func (a *Accounts) Quiesce() error { return a.Datapath.Quiesce() }
@@ -127,7 +132,7 @@ func (a *Accounts) Leftovers() []Leftover {
 	for _, at := range a.attachments {
 		ours[at.slot.Generation] = true
 	}
-	for _, at := range a.closed {
+	for _, at := range slices.Concat(a.closed, a.discarded) {
 		ours[at.slot.Generation] = true
 	}
 	var left []Leftover
@@ -168,11 +173,15 @@ func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
 	return slot.OwnQdisc, a.close(at)
 }
 
-// needsCgroup says whether the counts of a cgroup that is gone are told: not those of a
-// container that had just been found to have an interface.
+// needsCgroup says whether the counts of a cgroup that is gone are told: they were, or the
+// container ended before it was known whether it has an interface, and none is known.
 func (a *Accounts) needsCgroup(at *attachment) bool {
 	c := a.containers[at.owner]
-	return c != nil && (len(c.tallies) == 0 || c.written != nil && c.written.IP != nil)
+	if c == nil || at.tally == nil || !at.slot.Told && len(c.tallies) > 0 {
+		return false
+	}
+	at.tally.told = true
+	return true
 }
 
 // ownAgain gives an attachment of an earlier process to the owner it had: the one noted
@@ -197,6 +206,7 @@ func (a *Accounts) ownAgain(at *attachment) {
 }
 
 func (t *tally) own(at *attachment) {
+	t.told = t.told || at.slot.Told
 	if t.attachedAt.IsZero() {
 		t.attachedAt = at.at
 	}
@@ -356,9 +366,25 @@ func (a *Accounts) BindCgroup(target Target) error {
 	return nil
 }
 
-// Discard ends the counting of a cgroup whose numbers are of no use: an interface tells as
-// much. The programs must be off.
-func (a *Accounts) Discard(target Target) error {
+// Tell has the numbers of a container's cgroup shown, from now on and for good: no
+// interface tells as much. While a container starts that is still open.
+func (a *Accounts) Tell(target Target) error {
+	a.mu.Lock()
+	at := a.attachments[target]
+	told := at == nil || at.slot.Told
+	if !told && at.tally != nil {
+		at.tally.told = true
+	}
+	a.mu.Unlock()
+	if told {
+		return nil
+	}
+	return a.note(target, func(n *bpf.Note) { n.Told = true })
+}
+
+// EndCgroup ends the counting of a cgroup. The programs must be off. Numbers that were told
+// stay; others are of no use.
+func (a *Accounts) EndCgroup(target Target) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.attachments[target]
@@ -366,17 +392,31 @@ func (a *Accounts) Discard(target Target) error {
 		return nil
 	}
 	delete(a.attachments, target)
+	if at.slot.Told {
+		return a.close(at)
+	}
 	return a.discard(at)
 }
 
 func (a *Accounts) discard(at *attachment) error {
 	if t := at.tally; t != nil {
 		t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
-		if c := a.containers[at.owner]; c != nil && len(t.live) == 0 && t.final == (Traffic{}) {
+		if c := a.containers[at.owner]; c != nil && len(t.live) == 0 && !t.told {
 			c.cgroup = nil
 		}
 	}
-	return a.Datapath.Release(at.slot)
+	at.closedAt = a.Now()
+	a.discarded = append(a.discarded, at)
+	return a.releaseDiscarded()
+}
+
+// releaseDiscarded gives up the slots that no packet is on its way to any more.
+func (a *Accounts) releaseDiscarded() (err error) {
+	for len(a.discarded) > 0 && a.Now().Sub(a.discarded[0].closedAt) >= settleAfter {
+		err = errors.Join(err, a.Datapath.Release(a.discarded[0].slot))
+		a.discarded = a.discarded[1:]
+	}
+	return err
 }
 
 // Shadow says that packets pass a host interface which our filters don't see, or that

@@ -29,7 +29,7 @@ func (a *Accounts) Restore(records []Record) {
 	for _, r := range records {
 		c := a.account(r.ID)
 		c.Container = r.Container
-		c.Container.Traffic, c.Container.IP = Traffic{}, nil
+		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
 		a.recall(c, &r, there)
 	}
 }
@@ -56,6 +56,7 @@ func (a *Accounts) recall(c *account, r *Record, there map[uint64]bool) {
 }
 
 func (a *Accounts) recallTally(c *account, t *tally, kept *Tally, there map[uint64]bool) {
+	t.told = kept.Cgroup
 	t.final = t.final.Plus(kept.Final)
 	if t.attachedAt.IsZero() || kept.AttachedAt.Before(t.attachedAt) {
 		t.attachedAt = kept.AttachedAt

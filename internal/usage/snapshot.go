@@ -31,8 +31,10 @@ func (a *Accounts) Snapshot() Snapshot {
 	slices.SortFunc(s.Containers, func(x, y Container) int {
 		return cmp.Or(x.StartedAt.Compare(y.StartedAt), cmp.Compare(x.ID, y.ID))
 	})
-	for _, at := range a.attachments {
-		if at.tally == nil {
+	for target, at := range a.attachments {
+		if target.Cgroup != 0 {
+			s.Cgroups++
+		} else if at.tally == nil {
 			s.Unowned = append(s.Unowned, a.show(at))
 		}
 	}
@@ -85,7 +87,7 @@ func (a *Accounts) addCgroup(out *Container, t *tally) {
 		sum = sum.Plus(a.mustRead(at))
 		attached = attached || at.closedAt.IsZero()
 	}
-	out.IP = &sum
+	out.IP, out.IPSince = &sum, t.attachedAt
 	if attached && out.Reason != Shadowed {
 		out.Reason = Accounted
 	}

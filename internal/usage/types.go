@@ -190,7 +190,8 @@ type Container struct {
 
 	// IP is what the sockets of the container's cgroup sent and received, from the IP header
 	// on: what tells apart containers that share a namespace. Nil where that is not counted.
-	IP *Traffic
+	IP      *Traffic
+	IPSince time.Time // it is counted
 }
 
 // Accounted says whether the container's traffic is counted.
@@ -202,6 +203,7 @@ type Snapshot struct {
 	TakenAt    time.Time
 	Containers []Container // by start time, then id
 	Unowned    []Interface // attachments without a container, by host interface
+	Cgroups    int         // that are counted now
 
 	// Uncounted counts packets that no slot took, by cause.
 	Uncounted map[string]uint64
