@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -36,18 +37,29 @@ type rig struct {
 	control  *Controller
 	excluded atomic.Pointer[string] // the host interface that is not to be counted
 	mode     Mode
+	cgroup   atomic.Pointer[CgroupMode] // nil: off
+	unified  string                     // where the cgroup2 hierarchy is
+	pins     string
 	stop     func()
 }
 
 // start runs a controller on a host, with its maps below pinPath if that is not "".
 func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...func(*Controller)) *rig {
 	t.Helper()
+	return startCounting(t, host, pinPath, CgroupOff, prepare...)
+}
+
+// startCounting is start with some cgroups counted, too.
+func startCounting(t testing.TB, host *testnet.Namespace, pinPath string, cgroup CgroupMode, prepare ...func(*Controller)) *rig {
+	t.Helper()
 	r := &rig{t: t, host: host, mode: ModeAuto}
+	r.cgroup.Store(&cgroup)
 	datapath := nettest.Must(bpf.Load(bpf.Options{PinPath: pinPath}))(t)
 	pins := pinPath
 	if pins == "" {
 		pins = nettest.BPFFS(t)
 	}
+	r.pins = filepath.Join(pins, "cgroups")
 	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD(), Pins: filepath.Join(pins, "links")}))(t)
 	log := slog.New(slog.DiscardHandler)
 	if _, ok := t.(*testing.T); ok {
@@ -68,6 +80,13 @@ func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...fun
 		Settings: r.settings,
 		Log:      log,
 	})
+	r.unified = watch.Layout().Unified
+	if r.unified != "" {
+		r.control.Cgroups = &Cgroups{
+			Controller: cgroupctl.New(cgroupctl.Options{Root: r.unified, Pins: r.pins}),
+			Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
+		}
+	}
 	for _, f := range prepare {
 		f(r.control)
 	}
@@ -115,7 +134,15 @@ func (r *rig) settings() Settings {
 		Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
 		Reconcile: time.Minute,
 		Mode:      r.mode,
+		Cgroup:    r.cgroupMode(),
 	}
+}
+
+func (r *rig) cgroupMode() CgroupMode {
+	if mode := r.cgroup.Load(); mode != nil {
+		return *mode
+	}
+	return CgroupOff
 }
 
 // wait polls until a container is as it should be.

@@ -225,6 +225,7 @@ func (s *sharing) ownersHaveAll() {
 	if len(owner.Interfaces) != 1 || len(member.Interfaces) != 0 || member.Transmit.Bytes != 0 {
 		s.t.Errorf("owner has %d interfaces; member has %d, and %d bytes on them", len(owner.Interfaces), len(member.Interfaces), member.Transmit.Bytes)
 	}
+	s.t.Logf("transmitted: network of owner %+v, ip of owner %+v, ip of member %+v", owner.Transmit.Volume, owner.IP.Transmit.Volume, member.IP.Transmit.Volume)
 	// The same packets, with Ethernet headers; beside them the namespace itself asks for addresses.
 	both := owner.IP.Transmit.Packets + member.IP.Transmit.Packets
 	headers := owner.Transmit.Bytes - owner.IP.Transmit.Bytes - member.IP.Transmit.Bytes

@@ -3,6 +3,7 @@
 package usage
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -124,7 +125,8 @@ type Leftover struct {
 
 func leftover(s bpf.Slot) Leftover { return Leftover{Target: s.Target, Slot: s.Index, slot: s} }
 
-// Leftovers returns the slots in use that nothing was opened on, or adopted.
+// Leftovers returns the slots in use that nothing was opened on, or adopted: interfaces
+// first, since what a cgroup counted is of use only without one.
 func (a *Accounts) Leftovers() []Leftover {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -141,6 +143,7 @@ func (a *Accounts) Leftovers() []Leftover {
 			left = append(left, leftover(s))
 		}
 	}
+	slices.SortFunc(left, func(a, b Leftover) int { return cmp.Compare(a.Cgroup, b.Cgroup) })
 	return left
 }
 
@@ -515,12 +518,17 @@ func (c *Counts) seed(v bpf.Volume) {
 func traffic(target Target, rx, tx bpf.Counters) Traffic {
 	t := Traffic{Receive: counts(rx), Transmit: counts(tx)}
 	if target.Cgroup != 0 {
-		for _, c := range []*Counts{&t.Receive, &t.Transmit} {
-			other := &c.Cells[FamilyOther][ProtocolOther]
-			c.Loopback, *other = *other, Volume{}
-		}
+		t.Receive, t.Transmit = setLoopbackApart(t.Receive), setLoopbackApart(t.Transmit)
 	}
 	return t
+}
+
+// setLoopbackApart takes what passed loopback from the cell of what is no IP, where the
+// programs for cgroups put it.
+func setLoopbackApart(c Counts) Counts {
+	other := &c.Cells[FamilyOther][ProtocolOther]
+	c.Loopback, *other = *other, Volume{}
+	return c
 }
 
 // counts puts a row of counters into our words.

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/cgroupctl"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// sentByIP waits until a container's sockets are seen to have sent so many datagrams of 100
+// bytes, and received none.
+func (r *rig) sentByIP(id string, packets uint64) {
+	r.t.Helper()
+	r.wait(id, fmt.Sprintf("seen to send %d packets by IP", packets), func(c usage.Container) bool {
+		return c.Accounted() && c.IP != nil && c.IP.Receive.Wire().Packets == 0 &&
+			c.IP.Transmit.Protocol(usage.ProtocolUDP) == usage.Volume{Packets: packets, Bytes: packets * (20 + 8 + 100)}
+	})
+}
+
+func (r *rig) withoutIP(id string) {
+	r.t.Helper()
+	r.wait(id, "told without ip", func(c usage.Container) bool { return c.Reason != usage.Starting && c.IP == nil })
+}
+
+func (r *rig) setCgroup(mode CgroupMode) {
+	r.cgroup.Store(&mode)
+	r.control.Reload()
+}
+
+// Containers that no interface tells apart are counted by their cgroups from their first
+// packet, others are not; a container begins to be when another one joins it. So it stays
+// over a crash, and nothing is left when they have ended.
+func TestCgroups(t *testing.T) {
+	need.Root(t)
+	pins := filepath.Join(nettest.BPFFS(t), "nettally")
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	r := startCounting(t, host, pins, CgroupAuto)
+	if r.unified == "" {
+		need.Kernel(t, "cgroup2", os.ErrNotExist)
+	}
+	owner := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	upload(t, owner, peer, owner.Interfaces[0], 1)
+	r.waitCounted(owner.ID, 1)
+	r.withoutIP(owner.ID)
+
+	sharing := nettest.Container(t, host, testnet.ContainerOptions{Join: owner.Namespace})
+	upload(t, sharing, peer, owner.Interfaces[0], 20)
+	r.sentByIP(sharing.ID, 20)
+	r.sentByIP(owner.ID, 0)
+	upload(t, owner, peer, owner.Interfaces[0], 3)
+	r.sentByIP(owner.ID, 3)
+	r.sent(owner.ID, 24)
+
+	// Two on the host's network, one of which ends before it is known to stay there.
+	far := nettest.Container(t, host, testnet.ContainerOptions{})
+	sink := nettest.Must(far.Listen("udp", far.Interfaces[0].IPv4))(t)
+	onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	short := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	for c, count := range map[*testnet.Container]int{onHost: 40, short: 50} {
+		if err := c.SendUDP(sink.Addr, count, 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := short.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(short.ID, "stopped", func(c usage.Container) bool { return c.State == usage.Stopped })
+	r.sentByIP(short.ID, 50)
+	r.sentByIP(onHost.ID, 40)
+
+	r.stop()
+	if err := onHost.SendUDP(sink.Addr, 5, 100); err != nil {
+		t.Fatal(err)
+	}
+	upload(t, sharing, peer, owner.Interfaces[0], 7)
+	r = startCounting(t, host, pins, CgroupAuto)
+	r.sentByIP(onHost.ID, 45)
+	r.sentByIP(sharing.ID, 27)
+	r.sentByIP(owner.ID, 3)
+
+	for _, c := range []*testnet.Container{onHost, sharing, owner, far} {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r.wait(c.ID, "stopped", func(c usage.Container) bool { return c.State == usage.Stopped })
+	}
+	r.sentByIP(sharing.ID, 27)
+	if ids := nettest.Must(r.control.Cgroups.IDs())(t); len(ids) > 0 {
+		t.Errorf("pins of cgroups %d are left", ids)
+	}
+	r.stop()
+	if err := bpf.Unpin(pins); err != nil {
+		t.Error(err)
+	}
+}
+
+// The setting is followed while nettally runs, and what was told stays.
+func TestCgroupMode(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	r := startCounting(t, host, "", CgroupOff)
+	alone := nettest.Container(t, host, testnet.ContainerOptions{})
+	onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	r.waitCounted(alone.ID, 1)
+	r.waitReason(onHost.ID, usage.HostNetwork)
+	r.withoutIP(onHost.ID)
+
+	r.setCgroup(CgroupAll)
+	r.sentByIP(alone.ID, 0)
+	r.sentByIP(onHost.ID, 0)
+	upload(t, alone, peer, alone.Interfaces[0], 10)
+	r.sentByIP(alone.ID, 10)
+
+	r.setCgroup(CgroupAuto)
+	r.wait(alone.ID, "not counted by its cgroup", func(c usage.Container) bool {
+		return c.IP != nil && c.IP.Transmit.Wire().Packets == 10 && r.attachedCgroups() == 1
+	})
+	upload(t, alone, peer, alone.Interfaces[0], 10)
+	r.setCgroup(CgroupAll)
+	r.wait(alone.ID, "counted by its cgroup", func(usage.Container) bool { return r.attachedCgroups() == 2 })
+	upload(t, alone, peer, alone.Interfaces[0], 1)
+	r.sentByIP(alone.ID, 11)
+
+	r.setCgroup(CgroupOff)
+	r.wait(onHost.ID, "not counted, nor any other", func(c usage.Container) bool {
+		return c.Reason == usage.HostNetwork && r.attachedCgroups() == 0
+	})
+}
+
+func (r *rig) attachedCgroups() int { return r.accounts.Snapshot().Cgroups }
+
+// Programs that somebody takes off a cgroup are put back.
+func TestCgroupMended(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	far := nettest.Container(t, host, testnet.ContainerOptions{})
+	sink := nettest.Must(far.Listen("udp", far.Interfaces[0].IPv4))(t)
+	r := startCounting(t, host, "", CgroupAuto)
+	onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	r.sentByIP(onHost.ID, 0)
+	id := nettest.Must(cgroupctl.New(cgroupctl.Options{Root: r.unified}).ID(onHost.Cgroup))(t)
+	pinned := nettest.Must(link.LoadPinnedLink(filepath.Join(r.pins, fmt.Sprint(id, "-egress")), nil))(t)
+	if err := pinned.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if err := pinned.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.control.Reload()
+	r.wait(onHost.ID, "counted again", func(usage.Container) bool {
+		on, err := r.control.Cgroups.Attached(id)
+		return on && err == nil
+	})
+	if err := onHost.SendUDP(sink.Addr, 10, 100); err != nil {
+		t.Fatal(err)
+	}
+	r.sentByIP(onHost.ID, 10)
+}
