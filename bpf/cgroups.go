@@ -57,3 +57,11 @@ func (d *Datapath) BindCgroup(s Slot) error {
 	}
 	return nil
 }
+
+// CgroupBound says whether a slot is the one that its cgroup counts on. There may be others
+// that it counted on before.
+func (d *Datapath) CgroupBound(s Slot) bool {
+	var bound uint32
+	err := d.maps.Members.Lookup(s.Cgroup, &bound)
+	return err == nil && bound == uint32(s.Index)
+}

@@ -111,14 +111,13 @@ func (c *Controller) replace(left usage.Leftover) error {
 	return c.Hooks.AttachTCX(left.Ifindex)
 }
 
+// replaceOnCgroup leaves the cgroup bound to its slot, which has the same number in either
+// layout: ours had none in use.
 func (c *Controller) replaceOnCgroup(left usage.Leftover) error {
 	if c.Cgroups == nil {
 		return nil
 	}
-	if err := c.Cgroups.Replace(left.Cgroup); err != nil {
-		return err
-	}
-	return c.Accounts.BindInherited(left)
+	return c.Cgroups.Replace(left.Cgroup)
 }
 
 // removeStrays takes our programs off interfaces that are not to be counted: they

@@ -128,12 +128,14 @@ func (c *Controller) adoptCgroup(left usage.Leftover) error {
 	if err != nil {
 		return err
 	}
-	if attached {
+	if attached && c.Accounts.Bound(left) {
 		c.Accounts.Adopt(left, "", HookCgroup)
 		return nil
 	}
-	_, err = c.Accounts.Retire(left)
-	return errors.Join(err, c.Cgroups.Detach(left.Cgroup))
+	if _, err := c.Accounts.Retire(left); err != nil || attached {
+		return err // the cgroup is counted on another slot by now
+	}
+	return c.Cgroups.Detach(left.Cgroup)
 }
 
 // reconcileCgroups puts back what somebody took off, and takes off what is on cgroups of

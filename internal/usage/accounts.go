@@ -22,6 +22,7 @@ type datapath interface {
 	Keep(bpf.Slot) error
 	Bind(bpf.Slot) error
 	BindCgroup(bpf.Slot) error
+	CgroupBound(bpf.Slot) bool
 	Quiesce() error
 	Old() []bpf.Old
 	Inherit(bpf.Old) (bpf.Slot, error)

@@ -60,6 +60,7 @@ func (s *slots) Old() []bpf.Old      { return s.old }
 func (s *slots) Bind(bpf.Slot) error { return nil }
 
 func (s *slots) BindCgroup(bpf.Slot) error { return nil }
+func (s *slots) CgroupBound(bpf.Slot) bool { return true }
 func (s *slots) Quiesce() error            { return nil }
 
 func (s *slots) Release(slot bpf.Slot) error {

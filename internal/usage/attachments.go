@@ -87,13 +87,8 @@ func (a *Accounts) Bind(target Target) error {
 	return nil
 }
 
-// BindInherited is Bind or BindCgroup for what is not adopted yet.
-func (a *Accounts) BindInherited(l Leftover) error {
-	if l.Cgroup != 0 {
-		return a.Datapath.BindCgroup(l.slot)
-	}
-	return a.Datapath.Bind(l.slot)
-}
+// BindInherited is Bind for an interface that is not adopted yet.
+func (a *Accounts) BindInherited(l Leftover) error { return a.Datapath.Bind(l.slot) }
 
 // Quiesce waits until every packet that is on its way has been counted.
 func (a *Accounts) Quiesce() error { return a.Datapath.Quiesce() }
@@ -384,6 +379,10 @@ func (a *Accounts) Tell(target Target) error {
 	}
 	return a.note(target, func(n *bpf.Note) { n.Told = true })
 }
+
+// Bound says whether the programs on a cgroup count on a slot that an earlier process took
+// for it.
+func (a *Accounts) Bound(l Leftover) bool { return a.Datapath.CgroupBound(l.slot) }
 
 // EndCgroup ends the counting of a cgroup. The programs must be off. Numbers that were told
 // stay; others are of no use.
