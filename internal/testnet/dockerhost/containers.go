@@ -126,12 +126,16 @@ func (d *Docker) IPv4(id, iface string) netip.Addr {
 }
 
 // HostVeth returns the name of the host veth of a container's interface, by what
-// the container's own sysfs says its peer is.
+// the container's own link says its peer is.
 func (d *Docker) HostVeth(id, iface string) string {
 	d.tb.Helper()
-	peer := d.Exec(id, "cat", "/sys/class/net/"+iface+"/iflink")
-	index := nettest.Must(strconv.Atoi(peer))(d.tb)
-	return nettest.Must(d.Namespace.LinkByIndex(index))(d.tb).Attrs().Name
+	n := nettest.Must(testnet.OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", d.PID(id))))(d.tb)
+	defer n.Close()
+	inside := nettest.Must(n.LinkByName(iface))(d.tb)
+	if inside.Type() != "veth" {
+		d.tb.Fatalf("container %.12s: %s is a %s and has no host veth", id, iface, inside.Type())
+	}
+	return nettest.Must(d.Namespace.LinkByIndex(inside.Attrs().ParentIndex))(d.tb).Attrs().Name
 }
 
 // SetOffloads switches the offloads of both ends of a container's veth.
