@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/enclosure"
 )
 
 // Pod is a pod that runs. It is gone when the test ends, if not before.
@@ -158,7 +159,7 @@ func (p *Pod) containerStatus(container string) (*cri.ContainerStatusResponse, e
 
 // log returns the end of what a container printed.
 func (p *Pod) log(container string) string {
-	return end(filepath.Join(p.config.GetLogDirectory(), container+".log"))
+	return enclosure.Tail(filepath.Join(p.config.GetLogDirectory(), container+".log"))
 }
 
 // ContainerPID returns the id of a container's first process.

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -90,20 +88,6 @@ func (d *Docker) awaitIPv6(n *testnet.Namespace, link netlink.Link) {
 	}
 }
 
-// IPv6 returns the global address of a container's interface.
-func (d *Docker) IPv6(id, iface string) netip.Addr {
-	d.tb.Helper()
-	n := d.ContainerNamespace(id)
-	link := nettest.Must(n.LinkByName(iface))(d.tb)
-	for _, address := range nettest.Must(n.AddrList(link, netlink.FAMILY_V6))(d.tb) {
-		if found, ok := netip.AddrFromSlice(address.IP); ok && found.IsGlobalUnicast() {
-			return found
-		}
-	}
-	d.tb.Fatalf("container %.12s has no IPv6 address on %s", id, iface)
-	return netip.Addr{}
-}
-
 // ConnectMany puts a running container into so many new networks, at most 250,
 // each with a bridge of its own, and returns what its interfaces there are
 // called. The networks are internal, which spares them many rules of iptables.
@@ -143,11 +127,4 @@ func connectNew(api *client.Client, id string, n int) error {
 		return fmt.Errorf("connect container %.12s to network %s: %w", id, name, err)
 	}
 	return nil
-}
-
-// NetworkNamespace returns what tells the network namespace of a container from
-// others: the name that /proc/<pid>/ns/net is a link to.
-func (d *Docker) NetworkNamespace(id string) string {
-	d.tb.Helper()
-	return nettest.Must(os.Readlink("/proc/" + strconv.Itoa(d.PID(id)) + "/ns/net"))(d.tb)
 }
