@@ -10,6 +10,8 @@
 // a tmpfs in the mount namespace, so it needs no cleaning. A script that started
 // containerd ends it, and removes the pods' cgroups, when the test ends or dies.
 //
+// Beside the pods there can be containers without any, which `ctr run` makes.
+//
 //	func TestUpload(t *testing.T) {
 //		need.Root(t)
 //		node := crihost.Start(t, crihost.Options{})
@@ -105,6 +107,7 @@ func Start(tb testing.TB, options Options) *Host {
 func (h *Host) stop() {
 	h.tb.Helper()
 	h.removePods()
+	h.removePlain()
 	if h.client != nil {
 		_ = h.client.Close()
 	}

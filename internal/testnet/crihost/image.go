@@ -21,10 +21,11 @@ const Image = "docker.io/library/nettally-test:latest"
 // moment later.
 func (h *Host) importImage() {
 	h.tb.Helper()
-	load := h.Command("ctr", "--address", h.Socket, "--namespace", "k8s.io", "images", "import", "-")
+	args := h.ctrArgs("k8s.io", "images", "import", "-")
+	load := h.Command(args[0], args[1:]...)
 	load.Stdin = bytes.NewReader(nettest.Must(enclosure.Archive(Image))(h.tb))
-	if out, err := load.CombinedOutput(); err != nil {
-		h.tb.Fatalf("import image: %v: %s", err, out)
+	if err := ran(load); err != nil {
+		h.tb.Fatalf("import image: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

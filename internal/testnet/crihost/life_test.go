@@ -71,6 +71,8 @@ func TestNothingIsLeftBehind(t *testing.T) {
 				pod := run(t, h, PodOptions{Ingress: 8_000_000, Egress: 8_000_000}, Container{Name: "a"}, Container{Name: "b"})
 				run(t, h, PodOptions{HostNetwork: true}, Container{Name: "app"})
 				namespaces = append(nettest.HoldNamespaces(parent, h.enclosure.PID()), nettest.HoldNamespaces(parent, pod.PID)...)
+				plain := nettest.Must(h.RunPlain("plain", PlainCNI))(t)
+				namespaces = append(namespaces, nettest.HoldNamespaces(parent, plain.PID)...)
 				if n := len(nettest.NamespaceUsers(t, namespaces[0])); n < 4 {
 					t.Errorf("%d processes in the mount namespace, want containerd and more", n)
 				}
@@ -87,6 +89,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			if diff := cmp.Diff(nettest.Snapshot{}, after); diff != "" {
 				t.Errorf("left behind (-want +got):\n%s", diff)
 			}
+			if left := plainCgroups(t, h.enclosure.Cgroup); len(left) > 0 {
+				t.Errorf("cgroups are left: %q", left)
+			}
 			for _, namespace := range namespaces {
 				nettest.AwaitNobody(t, namespace)
 			}
@@ -100,7 +105,8 @@ func TestVictim(t *testing.T) {
 	}
 	h := Start(t, Options{})
 	pod := run(t, h, PodOptions{}, Container{Name: "app"})
-	nettest.Victim(h.enclosure.Dir, h.enclosure.Cgroup, h.enclosure.PID(), pod.PID)
+	plain := nettest.Must(h.RunPlain("plain", PlainCNI))(t)
+	nettest.Victim(h.enclosure.Dir, h.enclosure.Cgroup, h.enclosure.PID(), pod.PID, plain.PID)
 }
 
 // A test that is killed can clean nothing up, and the script does.
@@ -115,6 +121,9 @@ func TestDeathOfTheTest(t *testing.T) {
 	})
 	for _, namespace := range namespaces {
 		nettest.AwaitNobody(t, namespace)
+	}
+	if left := plainCgroups(t, said[1]); len(left) > 0 {
+		t.Errorf("cgroups are left: %q", left)
 	}
 	after := nettest.TakeSnapshot(t, nettest.Scope{Paths: said[:1], Cgroups: said[1:2]})
 	if diff := cmp.Diff(nettest.Snapshot{}, after); diff != "" {

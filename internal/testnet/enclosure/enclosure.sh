@@ -32,18 +32,28 @@ kill_rest() {
 	for pid in $(find /proc/[0-9]*/ns/mnt -lname "mnt:?${here%]}?" 2>/dev/null | cut -d / -f 3); do
 		[ "$pid" = $$ ] || kill -9 "$pid" 2>/dev/null || true
 	done
-	for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
-		[ -d "$root$parent" ] || continue
+	for top in $(tops); do
 		# shellcheck disable=SC2038 # process ids, not file names
-		find "$root$parent" -name cgroup.procs -exec cat {} + 2>/dev/null | xargs -r kill -9 2>/dev/null || true
+		find "$top" -name cgroup.procs -exec cat {} + 2>/dev/null | xargs -r kill -9 2>/dev/null || true
+	done
+}
+
+# tops prints our cgroups: in each hierarchy the one of the enclosure, and those
+# that a runtime has put into its own /default, with the same beginning.
+tops() {
+	for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
+		for top in "$root$parent" "$root/default$parent"-*; do
+			[ ! -d "$top" ] || echo "$top"
+		done
 	done
 }
 
 remove_cgroups() {
 	left=0
-	for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
-		[ -d "$root$parent" ] || continue
-		find "$root$parent" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
+	for top in $(tops); do
+		find "$top" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
+		# Nobody's, if nobody else is in it.
+		[ "$(basename "$(dirname "$top")")" != default ] || rmdir "$(dirname "$top")" 2>/dev/null || true
 	done
 	return $left
 }
