@@ -62,7 +62,7 @@ func (h *Host) configure() {
 		"config.toml": fmt.Sprintf(containerdConfig, h.Socket, Image, pluginDir, h.CNIConfigDir()),
 		filepath.Join("net.d", "10-nettally-test.conflist"): string(nettest.Must(h.network())(h.tb)),
 	} {
-		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(h.enclosure.Dir, name), []byte(content), 0o600); err != nil {
 			h.tb.Fatal(err)
 		}
 	}
@@ -71,7 +71,7 @@ func (h *Host) configure() {
 // CNIConfigDir returns the directory of the network's configuration, which is
 // /etc/cni/net.d on other nodes. Its path is the same inside and outside of the
 // mount namespace.
-func (h *Host) CNIConfigDir() string { return filepath.Join(h.dir, "net.d") }
+func (h *Host) CNIConfigDir() string { return filepath.Join(h.enclosure.Dir, "net.d") }
 
 // network returns CNI's list of plugins.
 func (h *Host) network() ([]byte, error) {

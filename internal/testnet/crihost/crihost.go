@@ -10,6 +10,8 @@
 // a tmpfs in the mount namespace, so it needs no cleaning. A script that started
 // containerd ends it, and removes the pods' cgroups, when the test ends or dies.
 //
+// Beside the pods there can be containers without any, which `ctr run` makes.
+//
 //	func TestUpload(t *testing.T) {
 //		need.Root(t)
 //		node := crihost.Start(t, crihost.Options{})
@@ -26,27 +28,20 @@ package crihost
 
 import (
 	_ "embed"
-	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/enclosure"
 	"github.com/nettally/nettally/internal/testnet/need"
-	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-// patience bounds what should happen within a second or two, on a machine that
-// has other things to do.
-const patience = 60 * time.Second
+const patience = enclosure.Patience
 
 // Options say how pods are connected.
 type Options struct {
@@ -72,130 +67,51 @@ type Host struct {
 	// Socket is the path of containerd's socket, which answers to CRI.
 	Socket string
 
-	tb      testing.TB
-	dir     string
-	top     string // the cgroup that is made for this host
-	options Options
-	daemon  *daemon
-	client  *grpc.ClientConn
-	runtime cri.RuntimeServiceClient
-	images  cri.ImageServiceClient
-}
-
-var started atomic.Uint32
-
-// Start starts a node. Requires root, cgroups, containerd, runc, and the CNI
-// plugins where Debian puts them. Works with containerd 1.6, 1.7 and 2.1.
-func Start(tb testing.TB, options Options) *Host {
-	tb.Helper()
-	need.Root(tb)
-	need.Commands(tb, "containerd", "ctr", "containerd-shim-runc-v2", "runc", "busybox", "nsenter", "go")
-	need.Commands(tb, plugins(options)...)
-	h := &Host{
-		Namespace: nettest.Host(tb),
-		Bridge:    "cni0", Address: netip.MustParseAddr("10.240.0.1"),
-		tb: tb, dir: shortDir(tb), options: options,
-		top: fmt.Sprintf("/nettally-test-cri-%d-%d", os.Getpid(), started.Add(1)),
-	}
-	h.CgroupParent = h.top + "/kubepods/burstable"
-	h.Socket = filepath.Join(h.dir, "sock")
-	h.addBridge()
-	h.configure()
-	h.daemon = startDaemon(tb, h)
-	tb.Cleanup(h.stop)
-	h.connect()
-	h.await()
-	h.importImage()
-	return h
-}
-
-// shortDir is a directory whose path leaves room for a socket's name, which
-// tb.TempDir's does not: 108 bytes are all there is.
-func shortDir(tb testing.TB) string {
-	tb.Helper()
-	dir := nettest.Must(os.MkdirTemp("", "nettally-"))(tb)
-	tb.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			tb.Error(err)
-		}
-	})
-	return dir
-}
-
-// daemon is the script with containerd below it.
-type daemon struct {
-	cmd   *exec.Cmd
-	alive *os.File // the script ends when it is closed
-	ended chan struct{}
-	err   error // after ended
+	tb        testing.TB
+	enclosure *enclosure.Enclosure
+	options   Options
+	client    *grpc.ClientConn
+	runtime   cri.RuntimeServiceClient
+	images    cri.ImageServiceClient
 }
 
 //go:embed containerd.sh
 var script string
 
-func startDaemon(tb testing.TB, h *Host) *daemon {
+// Start starts a node. Requires root, cgroups, containerd, runc, and the CNI
+// plugins where Debian puts them. Works with containerd 1.6, 1.7 and 2.1.
+func Start(tb testing.TB, options Options) *Host {
 	tb.Helper()
-	// A pipe by hand: exec.Cmd would close its own at Wait.
-	stdin, alive, err := os.Pipe()
-	if err != nil {
-		tb.Fatal(err)
+	need.Commands(tb, "containerd", "ctr", "containerd-shim-runc-v2", "runc")
+	need.Commands(tb, plugins(options)...)
+	e := enclosure.New(tb, "cri")
+	h := &Host{
+		Namespace: e.Namespace,
+		Bridge:    "cni0", Address: netip.MustParseAddr("10.240.0.1"),
+		CgroupParent: e.Cgroup + "/kubepods/burstable",
+		Socket:       filepath.Join(e.Dir, "sock"),
+		tb:           tb, enclosure: e, options: options,
 	}
-	defer stdin.Close()
-	log := nettest.Must(os.Create(filepath.Join(h.dir, "log")))(tb)
-	defer log.Close()
-	cmd := exec.Command("sh", "-c", script, "containerd", h.dir, h.top)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: syscall.CLONE_NEWNS, // made private by package syscall
-		Setsid:       true,                // ^C is for the test, which ends the script
-	}
-	if err := h.Namespace.Start(cmd); err != nil {
-		_ = alive.Close()
-		tb.Fatalf("start containerd: %v", err)
-	}
-	run := &daemon{cmd: cmd, alive: alive, ended: make(chan struct{})}
-	go func() {
-		run.err = cmd.Wait()
-		close(run.ended)
-	}()
-	return run
-}
-
-// log returns the end of containerd's log.
-func (h *Host) log() string { return end(filepath.Join(h.dir, "log")) }
-
-// end returns the end of a file, or why there is none.
-func end(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	const limit = 4000
-	return string(data[max(0, len(data)-limit):])
+	h.addBridge()
+	h.configure()
+	e.Start(script)
+	tb.Cleanup(h.stop)
+	h.connect()
+	e.Await(h.ready)
+	h.importImage()
+	return h
 }
 
 // stop removes the pods, which takes their veths and cgroups off in good order,
-// and has the script end the rest.
+// and ends the rest.
 func (h *Host) stop() {
 	h.tb.Helper()
 	h.removePods()
+	h.removePlain()
 	if h.client != nil {
 		_ = h.client.Close()
 	}
-	_ = h.daemon.alive.Close()
-	select {
-	case <-h.daemon.ended:
-	case <-time.After(patience):
-		_ = h.daemon.cmd.Process.Kill()
-		h.tb.Error("containerd does not end")
-		<-h.daemon.ended
-	}
-	if h.daemon.err != nil {
-		h.tb.Errorf("end containerd: %v", h.daemon.err)
-	}
-	if h.tb.Failed() {
-		h.tb.Logf("the end of containerd's log:\n%s", h.log())
-	}
+	h.enclosure.End()
 }
 
 // Command returns a command that runs in containerd's network and mount
@@ -205,8 +121,5 @@ func (h *Host) stop() {
 // /run and /var/lib are empty there but for what containerd, CNI and the command
 // itself put into them. What still runs there when the test ends is killed.
 func (h *Host) Command(name string, args ...string) *exec.Cmd {
-	pid := h.daemon.cmd.Process.Pid
-	return exec.Command("nsenter", append([]string{
-		fmt.Sprintf("--mount=/proc/%d/ns/mnt", pid), "--net=" + h.Namespace.Path(), "--", name,
-	}, args...)...)
+	return h.enclosure.Command(name, args...)
 }

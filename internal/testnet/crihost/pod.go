@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/enclosure"
 )
 
 // Pod is a pod that runs. It is gone when the test ends, if not before.
@@ -158,7 +159,7 @@ func (p *Pod) containerStatus(container string) (*cri.ContainerStatusResponse, e
 
 // log returns the end of what a container printed.
 func (p *Pod) log(container string) string {
-	return end(filepath.Join(p.config.GetLogDirectory(), container+".log"))
+	return enclosure.Tail(filepath.Join(p.config.GetLogDirectory(), container+".log"))
 }
 
 // ContainerPID returns the id of a container's first process.
@@ -189,16 +190,19 @@ func (p *Pod) Exec(container string, command ...string) (string, error) {
 // Agent starts an agent in a container. It ends with the container, or with the
 // test.
 func (p *Pod) Agent(container string) (*testnet.Agent, error) {
-	// CRI has no such thing without a protocol of its own for the streams. Its
-	// containers are containerd's tasks, in a namespace named k8s.io.
-	id := p.Containers[container]
-	a, err := testnet.CommandAgent(p.host.Command("ctr", "--address", p.host.Socket, "--namespace", "k8s.io",
-		"tasks", "exec", "--exec-id", "agent-"+newUID(), id, "/agent"))
+	return p.host.agent("k8s.io", p.Containers[container])
+}
+
+// agent starts an agent in a container of one of containerd's namespaces. CRI has
+// no such thing without a protocol of its own for the streams.
+func (h *Host) agent(namespace, id string) (*testnet.Agent, error) {
+	args := h.ctrArgs(namespace, "tasks", "exec", "--exec-id", "agent-"+newUID(), id, "/agent")
+	a, err := testnet.CommandAgent(h.Command(args[0], args[1:]...))
 	if err != nil {
-		return nil, fmt.Errorf("start agent in container %s of pod %s: %w", container, p.Name, err)
+		return nil, fmt.Errorf("start agent in container %.12s: %w", id, err)
 	}
 	// No matter how it ends: the container may be long gone.
-	p.host.tb.Cleanup(func() { _ = a.Close() })
+	h.tb.Cleanup(func() { _ = a.Close() })
 	return a, nil
 }
 
@@ -211,16 +215,25 @@ func (p *Pod) HostVeth() (netlink.Link, error) {
 	if p.hostNetwork() {
 		return nil, fmt.Errorf("find host veth of pod %s: it has the host's network", p.Name)
 	}
-	n, err := testnet.OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", p.PID))
+	link, err := p.host.hostVeth(p.PID)
 	if err != nil {
 		return nil, fmt.Errorf("find host veth of pod %s: %w", p.Name, err)
+	}
+	return link, nil
+}
+
+// hostVeth returns the host's end of the eth0 that a process has.
+func (h *Host) hostVeth(pid int) (netlink.Link, error) {
+	n, err := testnet.OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, err
 	}
 	defer n.Close()
 	inside, err := n.LinkByName("eth0")
 	if err != nil {
-		return nil, fmt.Errorf("find host veth of pod %s: %w", p.Name, err)
+		return nil, err
 	}
-	return p.host.Namespace.LinkByIndex(inside.Attrs().ParentIndex)
+	return h.Namespace.LinkByIndex(inside.Attrs().ParentIndex)
 }
 
 // Remove kills the pod's containers and removes the pod with its cgroup.

@@ -59,25 +59,7 @@ func (h *Host) connect() {
 	h.runtime, h.images = cri.NewRuntimeServiceClient(h.client), cri.NewImageServiceClient(h.client)
 }
 
-// await waits until containerd is ready to run pods.
-func (h *Host) await() {
-	h.tb.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		err := h.ready()
-		if err == nil {
-			return
-		}
-		select {
-		case <-h.daemon.ended:
-			h.tb.Fatalf("containerd ended: %v:\n%s", h.daemon.err, h.log())
-		default:
-		}
-		if time.Now().After(deadline) {
-			h.tb.Fatalf("containerd is not ready: %v\n%s", err, h.log())
-		}
-	}
-}
-
+// ready says what containerd lacks to run pods.
 func (h *Host) ready() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -132,7 +114,7 @@ func (h *Host) sandbox(p *Pod, o PodOptions) *cri.PodSandboxConfig {
 	c := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: p.Name, Namespace: o.Namespace, Uid: p.UID},
 		Hostname:     p.Name,
-		LogDirectory: filepath.Join(h.dir, "logs", p.UID),
+		LogDirectory: filepath.Join(h.enclosure.Dir, "logs", p.UID),
 		Labels: union(o.Labels, map[string]string{
 			"io.kubernetes.pod.name": p.Name, "io.kubernetes.pod.namespace": o.Namespace,
 			"io.kubernetes.pod.uid": p.UID,

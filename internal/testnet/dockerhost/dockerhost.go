@@ -24,18 +24,15 @@
 package dockerhost
 
 import (
+	"bytes"
 	_ "embed"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
-	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/enclosure"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
@@ -44,9 +41,7 @@ import (
 // run until they are stopped, and stop at once.
 const Image = "nettally-test"
 
-// patience bounds what should happen within a second or two, on a machine that
-// has other things to do.
-const patience = 60 * time.Second
+const patience = enclosure.Patience
 
 // Options say how the daemon is run.
 type Options struct {
@@ -58,129 +53,52 @@ type Options struct {
 
 // Docker is a running daemon. Its methods fail the test if they do not succeed.
 type Docker struct {
-	// Namespace is the host of the containers.
-	Namespace *testnet.Namespace
+	*enclosure.Engine
 	// CgroupParent is the path of the containers' cgroups in the hierarchies:
 	// each is at CgroupParent/<id>.
 	CgroupParent string
 	// Socket is the path of the daemon's API socket.
 	Socket string
 
-	tb     testing.TB
-	dir    string
-	daemon *daemon
-}
-
-var started atomic.Uint32
-
-// Start starts a daemon. Requires root, cgroups, and Docker's programs.
-func Start(tb testing.TB, options Options) *Docker {
-	tb.Helper()
-	need.Root(tb)
-	need.Commands(tb, "dockerd", "containerd", "runc", "docker", "iptables", "busybox", "nsenter", "go")
-	host := nettest.Host(tb)
-	dir := shortDir(tb)
-	d := &Docker{
-		Namespace:    host,
-		CgroupParent: fmt.Sprintf("/nettally-test-%d-%d", os.Getpid(), started.Add(1)),
-		Socket:       filepath.Join(dir, "sock"),
-		tb:           tb, dir: dir,
-	}
-	d.daemon = startDaemon(tb, d, options)
-	tb.Cleanup(d.stop)
-	d.await()
-	d.importImage()
-	return d
-}
-
-// shortDir is a directory whose path leaves room for a socket's name, which
-// tb.TempDir's does not: 108 bytes are all there is.
-func shortDir(tb testing.TB) string {
-	tb.Helper()
-	dir := nettest.Must(os.MkdirTemp("", "nettally-"))(tb)
-	tb.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			tb.Error(err)
-		}
-	})
-	return dir
-}
-
-// daemon is the script with the daemon below it.
-type daemon struct {
-	cmd   *exec.Cmd
-	alive *os.File // the script ends when it is closed
-	ended chan struct{}
-	err   error // after ended
+	tb        testing.TB
+	enclosure *enclosure.Enclosure
 }
 
 //go:embed daemon.sh
 var script string
 
-func startDaemon(tb testing.TB, d *Docker, options Options) *daemon {
+// Start starts a daemon. Requires root, cgroups, and Docker's programs.
+func Start(tb testing.TB, options Options) *Docker {
 	tb.Helper()
-	// A pipe by hand: exec.Cmd would close its own at Wait.
-	stdin, alive := pipe(tb)
-	defer stdin.Close()
-	log := nettest.Must(os.Create(filepath.Join(d.dir, "log")))(tb)
-	defer log.Close()
-	cmd := exec.Command("sh", "-c", script, "dockerd", d.dir, d.CgroupParent, fmt.Sprint(options.CgroupV2Only))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: syscall.CLONE_NEWNS, // made private by package syscall
-		Setsid:       true,                // ^C is for the test, which ends the script
-	}
-	if err := d.Namespace.Start(cmd); err != nil {
-		tb.Fatalf("start dockerd: %v", err)
-	}
-	run := &daemon{cmd: cmd, alive: alive, ended: make(chan struct{})}
-	go func() {
-		run.err = cmd.Wait()
-		close(run.ended)
-	}()
-	return run
+	need.Commands(tb, "dockerd", "containerd", "runc", "docker", "iptables")
+	e := enclosure.New(tb, "docker")
+	d := &Docker{CgroupParent: e.Cgroup, Socket: filepath.Join(e.Dir, "sock"), tb: tb, enclosure: e}
+	d.Engine = e.Engine(d.Client)
+	e.Start(script, fmt.Sprint(options.CgroupV2Only))
+	tb.Cleanup(d.stop)
+	e.Await(func() error {
+		if out, err := d.Client("version").CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	d.importImage()
+	return d
 }
 
-func pipe(tb testing.TB) (r, w *os.File) {
-	tb.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return r, w
-}
-
-// await waits until the daemon answers.
-func (d *Docker) await() {
+func (d *Docker) importImage() {
 	d.tb.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		out, err := d.Client("version").CombinedOutput()
-		if err == nil {
-			return
-		}
-		select {
-		case <-d.daemon.ended:
-			d.tb.Fatalf("dockerd ended: %v:\n%s", d.daemon.err, d.log())
-		default:
-		}
-		if time.Now().After(deadline) {
-			d.tb.Fatalf("dockerd does not answer: %v: %s\n%s", err, out, d.log())
-		}
+	layer := nettest.Must(enclosure.Layer())(d.tb)
+	load := d.Client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
+		"--change", "ENV PATH=/bin", "-", Image)
+	load.Stdin = bytes.NewReader(layer)
+	if out, err := load.CombinedOutput(); err != nil {
+		d.tb.Fatalf("import image: %v: %s", err, out)
 	}
-}
-
-// log returns the end of the daemon's log.
-func (d *Docker) log() string {
-	data, err := os.ReadFile(filepath.Join(d.dir, "log"))
-	if err != nil {
-		return err.Error()
-	}
-	const limit = 4000
-	return string(data[max(0, len(data)-limit):])
 }
 
 // stop removes the containers, which takes their veths and cgroups off in good
-// order, and has the script end the rest.
+// order, and ends the rest.
 func (d *Docker) stop() {
 	d.tb.Helper()
 	if out, err := d.Client("ps", "-aq").Output(); err == nil && len(out) > 0 {
@@ -189,20 +107,7 @@ func (d *Docker) stop() {
 			d.tb.Errorf("remove containers: %v: %s", err, out)
 		}
 	}
-	_ = d.daemon.alive.Close()
-	select {
-	case <-d.daemon.ended:
-	case <-time.After(patience):
-		_ = d.daemon.cmd.Process.Kill()
-		d.tb.Error("dockerd does not end")
-		<-d.daemon.ended
-	}
-	if d.daemon.err != nil {
-		d.tb.Errorf("end dockerd: %v", d.daemon.err)
-	}
-	if d.tb.Failed() {
-		d.tb.Logf("the end of dockerd's log:\n%s", d.log())
-	}
+	d.enclosure.End()
 }
 
 // Command returns a command that runs in the daemon's network and mount
@@ -212,8 +117,5 @@ func (d *Docker) stop() {
 // The /run there is empty and its own. What still runs there when the test ends
 // is killed.
 func (d *Docker) Command(name string, args ...string) *exec.Cmd {
-	pid := d.daemon.cmd.Process.Pid
-	return exec.Command("nsenter", append([]string{
-		fmt.Sprintf("--mount=/proc/%d/ns/mnt", pid), "--net=" + d.Namespace.Path(), "--", name,
-	}, args...)...)
+	return d.enclosure.Command(name, args...)
 }

@@ -5,11 +5,9 @@ package dockerhost
 import (
 	"fmt"
 	"os"
-	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -146,17 +144,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	need.Root(t)
 	for name, end := range map[string]func(*Docker){
 		"clean-up": func(*Docker) {},
-		"death of the test": func(d *Docker) {
-			_ = d.daemon.alive.Close()
-			<-d.daemon.ended
-		},
 		"death of dockerd": func(d *Docker) {
 			pid := nettest.Must(d.Command("cat", "/run/nettally-docker/pid").Output())(d.tb)
-			var n int
-			nettest.Must(fmt.Sscan(string(pid), &n))(d.tb)
-			_ = syscall.Kill(n, syscall.SIGKILL)
-			<-d.daemon.ended
-			d.daemon.err = nil // killed: expected
+			d.enclosure.Crash(nettest.Must(strconv.Atoi(string(pid)))(d.tb))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -164,67 +154,57 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			var namespaces []string
 			parent := t
 			started := t.Run("daemon", func(t *testing.T) {
-				docker = Start(t, Options{})
-				docker.Run(Image)
-				docker.Run("--network", "host", Image)
-				docker.NetworkCreate("second")
-				namespaces = hold(t, parent, docker.daemon.cmd.Process.Pid)
-				if n := len(users(t, namespaces[0])); n < 4 {
+				docker = startSome(t)
+				namespaces = nettest.HoldNamespaces(parent, docker.enclosure.PID())
+				if n := len(nettest.NamespaceUsers(t, namespaces[0])); n < 4 {
 					t.Errorf("%d processes in the mount namespace, want dockerd and more", n)
 				}
 				end(docker)
 			})
-			if !started {
-				return
-			}
-			after := nettest.TakeSnapshot(t, nettest.Scope{
-				Paths:   []string{docker.dir, "/run/nettally-docker"},
-				Cgroups: []string{docker.CgroupParent},
-			})
-			if diff := cmp.Diff(nettest.Snapshot{}, after); diff != "" {
-				t.Errorf("left behind (-want +got):\n%s", diff)
-			}
-			for _, namespace := range namespaces {
-				awaitNobody(t, namespace)
+			if started {
+				nothingIsLeft(t, docker.enclosure.Dir, docker.CgroupParent, namespaces)
 			}
 		})
 	}
 }
 
-// hold returns the namespaces of a process. It keeps them alive for the parent
-// test, since the kernel would give their numbers to others.
-func hold(t, parent *testing.T, pid int) []string {
-	t.Helper()
-	var names []string
-	for _, kind := range []string{"mnt", "net"} {
-		f := nettest.Must(os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind)))(t)
-		parent.Cleanup(func() { _ = f.Close() })
-		names = append(names, nettest.Must(os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())))(t))
-	}
-	return names
+// startSome starts a daemon with a bit of everything.
+func startSome(t *testing.T) *Docker {
+	docker := Start(t, Options{})
+	docker.Run(Image)
+	docker.Run("--network", "host", Image)
+	docker.NetworkCreate("second")
+	return docker
 }
 
-// users returns the processes that are in a namespace.
-func users(t *testing.T, namespace string) []string {
+func nothingIsLeft(t *testing.T, dir, parent string, namespaces []string) {
 	t.Helper()
-	kind, _, _ := strings.Cut(namespace, ":")
-	var found []string
-	for _, l := range nettest.Must(filepath.Glob("/proc/[0-9]*/ns/" + kind))(t) {
-		if target, err := os.Readlink(l); err == nil && target == namespace {
-			found = append(found, l)
-		}
+	for _, namespace := range namespaces {
+		nettest.AwaitNobody(t, namespace)
 	}
-	return found
+	after := nettest.TakeSnapshot(t, nettest.Scope{
+		Paths: []string{dir, "/run/nettally-docker"}, Cgroups: []string{parent},
+	})
+	if diff := cmp.Diff(nettest.Snapshot{}, after); diff != "" {
+		t.Errorf("left behind (-want +got):\n%s", diff)
+	}
 }
 
-// awaitNobody waits for killed processes to be reaped by whoever inherited them.
-func awaitNobody(t *testing.T, namespace string) {
-	t.Helper()
-	var left []string
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if left = users(t, namespace); len(left) == 0 {
-			return
-		}
+func TestVictim(t *testing.T) {
+	if !nettest.IsVictim() {
+		return // the other tests are not about being killed
 	}
-	t.Errorf("processes left in %s: %v", namespace, left)
+	docker := startSome(t)
+	nettest.Victim(docker.enclosure.Dir, docker.CgroupParent, docker.enclosure.PID())
+}
+
+// A test that is killed can clean nothing up, and the script does.
+func TestDeathOfTheTest(t *testing.T) {
+	need.Root(t)
+	var said, namespaces []string
+	nettest.KillTest(t, "TestVictim", func(words []string) {
+		said = words
+		namespaces = nettest.HoldNamespaces(t, nettest.Must(strconv.Atoi(words[2]))(t))
+	})
+	nothingIsLeft(t, said[0], said[1], namespaces)
 }
