@@ -28,6 +28,8 @@ type host interface {
 	Hold(watcher.Container) (*watcher.Namespace, error)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
+	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
+	NamespaceThere(nsid int) (bool, error)
 }
 
 // hooks puts the classifiers on interfaces and takes them off: *Hooks.
@@ -43,6 +45,10 @@ type hooks interface {
 	TCX(ifindex int) (attached, first bool, err error)
 	TCXInterfaces() ([]int, error)
 	OthersOnTCX(ifindex int) (bool, error)
+
+	AttachInside(netns, ifindex int, slot uint16) (createdQdisc bool, err error)
+	DetachInside(netns, ifindex int, removeQdisc bool) error
+	CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error)
 }
 
 // names finds names for containers: *names.Resolver.
@@ -81,7 +87,8 @@ type Controller struct {
 	veths      map[int]*veth
 	containers map[string]*container
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
-	bandwidth  bool                // a CNI configuration names that plugin
+	insides    map[usage.Target]*inside
+	bandwidth  bool // a CNI configuration names that plugin
 	jobs       *jobs
 	adopted    chan struct{}
 	reload     chan struct{}
@@ -127,6 +134,10 @@ type sandbox struct {
 	nsid    int // what the host calls it, -1 if nothing yet
 	owner   *container
 	members map[string]*container
+
+	uplinks bool              // it has some, at the last look
+	looked  time.Time         // for them
+	veths   map[int]time.Time // to third namespaces: when they were first seen
 }
 
 // New returns a controller. It starts nothing.
@@ -136,6 +147,7 @@ func New(o Options) *Controller {
 		veths:      map[int]*veth{},
 		containers: map[string]*container{},
 		sandboxes:  map[uint64]*sandbox{},
+		insides:    map[usage.Target]*inside{},
 		jobs:       newJobs(),
 		adopted:    make(chan struct{}),
 		reload:     make(chan struct{}, 1),
@@ -225,6 +237,10 @@ func (c *Controller) handle(e watcher.Event) {
 		c.containerStarted(e.Container)
 	case watcher.ContainerStopped:
 		c.containerStopped(e.ID)
+	case watcher.LinkMoved:
+		c.linkMoved(e.NetNSID)
+	case watcher.NamespaceGone:
+		c.namespaceGone(e.NetNSID)
 	case watcher.Overflowed:
 		c.metrics.overflows.WithLabelValues(e.Source).Inc()
 		c.Log.Warn("events were lost; looking at everything", "source", e.Source)
@@ -243,6 +259,7 @@ func (c *Controller) reconcile() bool {
 			c.resolve(known)
 		}
 	}
+	c.reconcileInside()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}
