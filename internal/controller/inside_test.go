@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -387,6 +389,32 @@ func TestAdoptInside(t *testing.T) {
 	end(t, stays)
 	r.wait(stays.ID, "ended", func(c usage.Container) bool { return c.State == usage.Stopped && !c.Interfaces[0].Attached })
 	r.talked(stays.ID, 60, 30)
+}
+
+// TestUpgradeInside has the counts of an older layout, whose programs count on, taken over.
+func TestUpgradeInside(t *testing.T) {
+	need.Root(t)
+	pins := nettest.BPFFS(t) + "/nettally"
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := bare(t, host)
+	ip := netip.MustParseAddr("10.99.0.10")
+	r := start(t, host, pins)
+	l.macvlan(t, c.Namespace, "eth0", ip)
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 10, 5)
+	r.stop()
+	must(t, os.Rename(filepath.Join(pins, bpf.Layout), filepath.Join(pins, "v1")))
+	l.talk(t, c, ip, 20, 10)
+
+	r = start(t, host, pins)
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 30, 15)
+	if u := r.talked(c.ID, 60, 30); u.Transmit.Seeded != (usage.Volume{}) {
+		t.Errorf("seeded %+v", u.Transmit.Seeded)
+	}
+	r.asKernel(c, "eth0")
+	end(t, c)
 }
 
 // TestIngressQdiscInside can't count beside an `ingress` qdisc, says so, and tries again.
