@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -71,6 +72,7 @@ type Interface struct {
 	Name          string     `json:"name"` // as the container calls it
 	HostInterface string     `json:"host_interface"`
 	Hook          string     `json:"hook"` // "clsact" or "tcx"
+	At            string     `json:"at"`   // where that is: "host" or "container"
 	AttachedAt    *time.Time `json:"attached_at"`
 	Reason        string     `json:"reason"`       // "shadowed", or ""
 	SeededBytes   uint64     `json:"seeded_bytes"` // of both directions
@@ -180,6 +182,7 @@ func interfacesOf(interfaces []usage.Interface) []Interface {
 			Name:          iface.Name,
 			HostInterface: iface.HostInterface,
 			Hook:          iface.Hook,
+			At:            string(cmp.Or(iface.At, usage.AtHost)),
 			AttachedAt:    utc(iface.AttachedAt),
 			Reason:        reasonOf(iface),
 			SeededBytes:   iface.Receive.Seeded.Bytes + iface.Transmit.Seeded.Bytes,

@@ -35,6 +35,9 @@ type Interface struct {
 	HostIndex int    // the host veth's, 0 if there is none
 	Kind      string // "veth", "macvlan", …, "" for a physical one
 	Up        bool
+	// Uplink: it leads out of the namespace, and not by a host veth. What passes it can be
+	// counted in the namespace only. A "veth" leads to a third namespace then.
+	Uplink bool
 }
 
 // maxProcesses bounds how many processes of a container are asked for their
@@ -50,8 +53,11 @@ const maxProcesses = 64
 // container differ, the first that is not in the host's namespace counts. For the
 // host's own namespace no interfaces are listed.
 //
-// It needs CAP_SYS_ADMIN, and CAP_SYS_PTRACE for other users' processes. The
-// namespace is held open during the call only.
+// A namespace with an uplink gets a number in the host's one if it has none, so that
+// [NamespaceGone] can tell its end. The kernel forgets it with the namespace.
+//
+// It needs CAP_SYS_ADMIN, CAP_NET_ADMIN, and CAP_SYS_PTRACE for other users' processes.
+// The namespace is held open during the call only.
 func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 	n, err := w.Hold(c)
 	if err != nil {
@@ -59,39 +65,6 @@ func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 	}
 	defer n.Close()
 	return n.Inspect()
-}
-
-// Namespace is the network namespace of a container, held open, so that it can be looked
-// at when the container's processes have ended. It lives on until Close, and so do the
-// interfaces in it that nobody removes: hold it for no longer than a container starts.
-type Namespace struct {
-	w  *Watcher
-	of Container
-	ns namespace
-}
-
-// Hold opens the network namespace that Inspect would look at.
-func (w *Watcher) Hold(c Container) (*Namespace, error) {
-	ns, err := w.sandboxNamespace(c)
-	if err != nil {
-		return nil, fmt.Errorf("inspect container %s: %w", c.ID, err)
-	}
-	return &Namespace{w: w, of: c, ns: ns}, nil
-}
-
-// Close gives the namespace up.
-func (n *Namespace) Close() error { return n.ns.file.Close() }
-
-// Inspect is [Watcher.Inspect] for a namespace that is held.
-func (n *Namespace) Inspect() (Sandbox, error) {
-	s := Sandbox{NetNS: n.ns.id.inode, NetNSID: -1, Host: n.ns.id == n.w.host}
-	if s.Host {
-		return s, nil
-	}
-	if err := n.w.fillSandbox(&s, int(n.ns.file.Fd())); err != nil {
-		return Sandbox{}, fmt.Errorf("inspect container %s: %w", n.of.ID, err)
-	}
-	return s, nil
 }
 
 // fillSandbox lists a namespace's interfaces and finds their host veths.
@@ -121,7 +94,10 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 		}
 		s.Interfaces = append(s.Interfaces, i)
 	}
-	return nil
+	if markUplinks(s.Interfaces, inner) && s.NetNSID < 0 {
+		s.NetNSID, err = numberNamespace(host, netns)
+	}
+	return err
 }
 
 // hostLinks returns, by inner index, the host veths that could be the other ends.
@@ -142,39 +118,6 @@ func hostLinks(host *netlink.Conn, inner []link) map[int]HostVeth {
 		}
 	}
 	return candidates
-}
-
-// namespaceNumber returns the number that the namespace of conn has for another
-// one, -1 if it has none.
-func namespaceNumber(conn *netlink.Conn, netns int) (int, error) {
-	attrs := netlink.NewAttributeEncoder()
-	attrs.Uint32(unix.NETNSA_FD, uint32(netns))
-	b, err := attrs.Encode()
-	if err != nil {
-		return 0, err
-	}
-	reply, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETNSID, Flags: netlink.Request},
-		Data:   append(make([]byte, 4), b...), // struct rtgenmsg, padded
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range reply {
-		if len(m.Data) < 4 {
-			continue
-		}
-		answer, err := netlink.NewAttributeDecoder(m.Data[4:])
-		if err != nil {
-			return 0, err
-		}
-		for answer.Next() {
-			if answer.Type() == unix.NETNSA_NSID {
-				return int(answer.Int32()), answer.Err()
-			}
-		}
-	}
-	return -1, nil
 }
 
 // namespaceID tells namespaces apart.

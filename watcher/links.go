@@ -29,6 +29,8 @@ type link struct {
 	elsewhere bool // there is one: the peer is in another namespace
 	bridged   bool // IFLA_MASTER: it is a port of a bridge
 	moved     bool // a DELLINK's: the link lives on in another namespace
+	movedTo   int  // IFLA_NEW_NETNSID: that namespace
+	ethernet  bool // its packets begin with an Ethernet header
 	loopback  bool
 	up        bool
 }
@@ -145,6 +147,7 @@ func parseLink(b []byte) (link, error) {
 	flags := native.Uint32(b[8:])
 	l := link{
 		index:    int(int32(native.Uint32(b[4:]))),
+		ethernet: native.Uint16(b[2:]) == unix.ARPHRD_ETHER,
 		loopback: flags&unix.IFF_LOOPBACK != 0,
 		up:       flags&unix.IFF_UP != 0,
 	}
@@ -163,7 +166,7 @@ func parseLink(b []byte) (link, error) {
 		case unix.IFLA_MASTER:
 			l.bridged = attrs.Uint32() != 0
 		case unix.IFLA_NEW_NETNSID:
-			l.moved = true
+			l.moved, l.movedTo = true, int(attrs.Int32())
 		case unix.IFLA_LINKINFO:
 			attrs.Nested(func(info *netlink.AttributeDecoder) error {
 				for info.Next() {
@@ -224,6 +227,9 @@ func (w *Watcher) followSubscription(ctx context.Context, l *links, events chan<
 		return err
 	}
 	defer conn.Close()
+	if err := conn.JoinGroup(unix.RTNLGRP_NSID); err != nil {
+		return fmt.Errorf("watch namespaces: %w", err)
+	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if err := conn.SetReadBuffer(w.receiveBuffer); err != nil {
 		return fmt.Errorf("set receive buffer: %w", err)
@@ -253,6 +259,10 @@ func (w *Watcher) followSubscription(ctx context.Context, l *links, events chan<
 func (l *links) take(messages []netlink.Message, now time.Time) []Event {
 	var changes []Event
 	for _, m := range messages {
+		if m.Header.Type == unix.RTM_DELNSID {
+			changes = append(changes, namespaceGone(m.Data)...)
+			continue
+		}
 		// A bridge tells of its ports in link messages of its own family: a port
 		// that leaves is a DELLINK of a device that lives on.
 		if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
@@ -266,6 +276,7 @@ func (l *links) take(messages []netlink.Message, now time.Time) []Event {
 		case m.Header.Type == unix.RTM_DELLINK:
 			changes = append(changes, l.gone(link.index, now)...)
 			changes = append(changes, l.peerMoved(link, now)...)
+			changes = append(changes, linkMoved(link)...)
 		}
 	}
 	return changes

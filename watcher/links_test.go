@@ -49,7 +49,7 @@ func lostMessages(ns *testnet.Namespace) (n int, ok bool) {
 		return 0, false
 	}
 	for line := range strings.Lines(string(out)) { // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
-		if f := strings.Fields(line); len(f) > 8 && f[1] == "0" && f[3] == "00000001" {
+		if f := strings.Fields(line); len(f) > 8 && f[1] == "0" && strings.HasSuffix(f[3], "1") {
 			n, err = strconv.Atoi(f[8])
 			return n, err == nil
 		}

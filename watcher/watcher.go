@@ -67,7 +67,7 @@ type HostVeth struct {
 }
 
 // Event is one of [ContainerStarted], [ContainerStopped], [HostVethSeen],
-// [HostVethGone] and [Overflowed].
+// [HostVethGone], [LinkMoved], [NamespaceGone] and [Overflowed].
 type Event interface{ event() }
 
 // ContainerStarted says that a container's cgroup exists. There may be no process
@@ -91,6 +91,16 @@ type HostVethGone struct {
 	SeenAt time.Time
 }
 
+// LinkMoved says that a link other than a veth has moved from the host's namespace to
+// another one, such as the macvlan of a container that starts.
+type LinkMoved struct {
+	NetNSID int // that namespace, as the host's one numbers it
+}
+
+// NamespaceGone says that a network namespace that the host's one had a number for has
+// ended, with all interfaces in it but the physical ones. The number may be another's soon.
+type NamespaceGone struct{ NetNSID int }
+
 // Overflowed says that events were lost. The differences that the watcher found
 // by listing anew come before it; what began and ended meanwhile stays unknown.
 type Overflowed struct{ Source string } // "inotify" or "netlink"
@@ -99,6 +109,8 @@ func (ContainerStarted) event() {}
 func (ContainerStopped) event() {}
 func (HostVethSeen) event()     {}
 func (HostVethGone) event()     {}
+func (LinkMoved) event()        {}
+func (NamespaceGone) event()    {}
 func (Overflowed) event()       {}
 
 // Watcher watches one host.

@@ -14,7 +14,9 @@ import (
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/internal/cgroupctl"
+	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
 )
 
 func newDetach() *cobra.Command {
@@ -30,12 +32,17 @@ func newDetach() *cobra.Command {
 			if err := privileged(); err != nil {
 				return err
 			}
-			if err := saveCounts(config); errors.Is(err, bpf.ErrInUse) {
+			// Before the counts are written down, which gives up slots.
+			slots, err := bpf.PinnedSlots(config.BPF.PinPath)
+			if err != nil {
+				return err
+			}
+			if err := saveCounts(config, slots); errors.Is(err, bpf.ErrInUse) {
 				return err
 			} else if err != nil {
 				fmt.Fprintf(cmd.ErrOrStderr(), "nettally: not kept, what was counted since the last run: %v\n", err)
 			}
-			count, err := detach(config)
+			count, err := detach(config, slots)
 			if err != nil {
 				return err
 			}
@@ -50,10 +57,9 @@ func newDetach() *cobra.Command {
 }
 
 // saveCounts writes down what the kernel has counted since the last run ended.
-func saveCounts(config *configs.Config) error {
-	slots, err := bpf.PinnedSlots(config.BPF.PinPath)
-	if err != nil || len(slots) == 0 {
-		return err
+func saveCounts(config *configs.Config, slots []bpf.Slot) error {
+	if len(slots) == 0 {
+		return nil
 	}
 	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
 	if err != nil {
@@ -91,9 +97,15 @@ func saveCounts(config *configs.Config) error {
 // detached is what had programs of ours.
 type detached struct{ interfaces, cgroups int }
 
-// detach removes our programs, the qdiscs that we made, and the pinned maps.
-func detach(config *configs.Config) (count detached, err error) {
-	if count.interfaces, err = detachInterfaces(config); err != nil {
+// detach removes our programs, the qdiscs that we made, as the slots in use say, and the
+// pinned maps.
+func detach(config *configs.Config, slots []bpf.Slot) (count detached, err error) {
+	if count.interfaces, err = detachInside(config, slots); err != nil {
+		return count, err
+	}
+	onHost, err := detachInterfaces(config, slots)
+	count.interfaces += onHost
+	if err != nil {
 		return count, err
 	}
 	if count.cgroups, err = detachCgroups(config); err != nil {
@@ -117,11 +129,8 @@ func detachCgroups(config *configs.Config) (count int, err error) {
 	return count, nil
 }
 
-func detachInterfaces(config *configs.Config) (int, error) {
-	ours, err := ownQdiscs(config.BPF.PinPath)
-	if err != nil {
-		return 0, err
-	}
+func detachInterfaces(config *configs.Config, slots []bpf.Slot) (int, error) {
+	ours := ownQdiscs(slots)
 	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config)})
 	if err != nil {
 		return 0, err
@@ -156,17 +165,67 @@ func detachInterfaces(config *configs.Config) (int, error) {
 	return count, nil
 }
 
-// ownQdiscs returns the interfaces whose qdisc we made, by what is pinned.
-func ownQdiscs(pinPath string) (map[int]bool, error) {
-	slots, err := bpf.PinnedSlots(pinPath)
-	if err != nil {
-		return nil, err
-	}
+// ownQdiscs returns the interfaces of the host whose qdisc we made, by what is pinned.
+func ownQdiscs(slots []bpf.Slot) map[int]bool {
 	ours := map[int]bool{}
 	for _, s := range slots {
-		if s.NetNS == 0 && s.Cgroup == 0 {
+		if s.Target == usage.OnHost(s.Ifindex) {
 			ours[s.Ifindex] = ours[s.Ifindex] || s.OwnQdisc
 		}
 	}
-	return ours, nil
+	return ours
+}
+
+// detachInside removes our programs and qdiscs from the interfaces that we count in the
+// namespaces of containers, by what is pinned. It returns the number of interfaces.
+func detachInside(config *configs.Config, slots []bpf.Slot) (count int, err error) {
+	inodes := map[uint64]bool{}
+	for _, s := range slots {
+		if s.NetNS != 0 {
+			inodes[s.NetNS] = true
+		}
+	}
+	if len(inodes) == 0 {
+		return 0, nil
+	}
+	watch, err := newWatcher(config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return 0, err
+	}
+	defer watch.Close()
+	err = watch.VisitNamespaces(inodes, func(ns *watcher.Namespace) error {
+		control, err := tcctl.Open(tcctl.Options{NetNS: ns.FD()})
+		if err != nil {
+			return err
+		}
+		defer control.Close()
+		for _, s := range slots {
+			if s.NetNS != ns.Inode() {
+				continue
+			}
+			took, err := takeOff(control, s)
+			if err != nil {
+				return err
+			}
+			if took {
+				count++
+			}
+		}
+		return nil
+	})
+	return count, err
+}
+
+// takeOff removes the programs that count on a slot, and the qdisc if we made it. The
+// namespace may be another one than it was, so an interface without such a program is left
+// alone.
+func takeOff(control *tcctl.Controller, s bpf.Slot) (took bool, err error) {
+	filters, err := control.Filters(s.Ifindex)
+	if errors.Is(err, tcctl.ErrGone) || err == nil && !slices.ContainsFunc(filters, func(f tcctl.Filter) bool { return f.Slot == s.Index }) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, control.Detach(s.Ifindex, s.OwnQdisc)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/testnet"
@@ -359,7 +360,11 @@ func (d *tested) stop() error {
 		}
 	}
 	errs = append(errs, d.host.Do(func() error {
-		_, err := detach(&configs.Config{BPF: configs.BPF{PinPath: filepath.Join(d.folder, "bpf")}})
+		config := &configs.Config{BPF: configs.BPF{PinPath: filepath.Join(d.folder, "bpf")}}
+		slots, err := bpf.PinnedSlots(config.BPF.PinPath)
+		if err == nil {
+			_, err = detach(config, slots)
+		}
 		return err
 	}))
 	return errors.Join(append(errs, os.RemoveAll(d.folder))...)

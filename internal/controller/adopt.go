@@ -13,11 +13,17 @@ import (
 // our own programs in place of the old ones, on the same slots.
 func (c *Controller) adopt() {
 	c.upgrade()
+	var inside []usage.Leftover
 	for _, left := range c.Accounts.Leftovers() {
+		if left.NetNS != 0 {
+			inside = append(inside, left)
+			continue
+		}
 		if err := c.adoptOne(left); err != nil {
 			c.Log.Warn("clean up after an earlier run", "target", left.Target, "err", err)
 		}
 	}
+	c.adoptInside(inside)
 }
 
 // adoptOne finishes what that process may have been at: it may have ended while it moved
@@ -75,11 +81,17 @@ func (c *Controller) upgrade() {
 		c.Log.Error("take over the counts of an older version; they stay where they are", "err", err)
 		return
 	}
+	var inside []usage.Leftover
 	for _, left := range inherited {
+		if left.NetNS != 0 {
+			inside = append(inside, left)
+			continue
+		}
 		if err := c.replace(left); err != nil {
 			c.Log.Warn("replace the programs of an older version", "ifindex", left.Ifindex, "err", err)
 		}
 	}
+	c.inNamespaces(inside, c.replaceInside)
 	if err := c.Accounts.Settle(); err != nil {
 		c.Log.Error("take over the counts of an older version; they stay where they are", "err", err)
 	}

@@ -128,10 +128,10 @@ func (c *Controller) counting(v *veth, hook string, again bool) {
 	c.Accounts.Rename(usage.OnHost(v.Index), v.Name) // an adopted one has no name yet
 	c.Accounts.Hook(usage.OnHost(v.Index), hook)
 	if !again {
-		c.seed(v, reading{})
+		c.seed(c.witnessed(v), reading{})
 	}
 	if v.check == nil {
-		c.begin(v)
+		v.check = c.begin(c.witnessed(v))
 	}
 	c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index, "hook", hook)
 }
@@ -162,11 +162,7 @@ func (c *Controller) remove(index int) error {
 // owns: those that wait for one, and the one whose namespace it leads into.
 func (c *Controller) findOwner(v *veth) {
 	for _, known := range c.containers {
-		waits := known.reason == usage.Starting || known.reason == usage.NoHostVeth
-		if box := known.sandbox; box != nil {
-			waits = box.owner == known && (box.nsid == v.NetNSID || box.nsid < 0)
-		}
-		if waits {
+		if known.mayGet(v.NetNSID) {
 			known.delay = firstDelay
 			c.resolve(known)
 		}
@@ -174,6 +170,14 @@ func (c *Controller) findOwner(v *veth) {
 			return
 		}
 	}
+}
+
+// mayGet says whether a container may own what has moved into a namespace.
+func (k *container) mayGet(nsid int) bool {
+	if box := k.sandbox; box != nil {
+		return box.owner == k && (box.nsid == nsid || box.nsid < 0)
+	}
+	return k.reason == usage.Starting || k.reason == usage.NoHostVeth
 }
 
 func (c *Controller) vethGone(index int) {

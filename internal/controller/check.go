@@ -20,8 +20,8 @@ type counted struct{ receive, transmit oneWay }
 type oneWay struct{ asKernel, wire usage.Volume }
 
 // counted reads an interface's counters. Not ok: it is not counted.
-func (c *Controller) counted(index int) (now counted, ok bool) {
-	t, ok := c.Accounts.Counted(usage.OnHost(index))
+func (c *Controller) counted(target usage.Target) (now counted, ok bool) {
+	t, ok := c.Accounts.Counted(target)
 	return counted{
 		receive:  oneWay{t.Receive.Interface, t.Receive.Counted()},
 		transmit: oneWay{t.Transmit.Interface, t.Transmit.Counted()},
@@ -102,18 +102,31 @@ func stillBlind(was bool, g growth) bool {
 	return g.tooFew()
 }
 
-// begin starts to compare an interface's counters from now on.
-func (c *Controller) begin(v *veth) {
-	now, err := c.readQuiet(v.Index)
-	if err == nil {
-		v.check = &check{first: now, sound: now, last: now}
+// witnessed is something that is counted, and what the kernel counts of the same.
+type witnessed struct {
+	usage.Target
+	name   string
+	kernel func() (watcher.LinkCounters, error)
+}
+
+func (c *Controller) witnessed(v *veth) witnessed {
+	return witnessed{usage.OnHost(v.Index), v.Name, func() (watcher.LinkCounters, error) { return c.Host.Counters(v.Index) }}
+}
+
+// begin starts to compare an interface's counters from now on. It returns nil if they can't
+// be read.
+func (c *Controller) begin(w witnessed) *check {
+	now, err := c.readQuiet(w)
+	if err != nil {
+		return nil
 	}
+	return &check{first: now, sound: now, last: now}
 }
 
 // readQuiet takes a reading while no packet is counted, if it can be had soon.
-func (c *Controller) readQuiet(index int) (now reading, err error) {
+func (c *Controller) readQuiet(w witnessed) (now reading, err error) {
 	for range seedTries {
-		now, err = c.read(index)
+		now, err = c.read(w)
 		if err != nil || now.before == now.after {
 			break
 		}
@@ -122,10 +135,10 @@ func (c *Controller) readQuiet(index int) (now reading, err error) {
 }
 
 // read takes a reading of one interface.
-func (c *Controller) read(index int) (r reading, err error) {
-	r.before, _ = c.counted(index)
-	r.kernel, err = c.Host.Counters(index)
-	r.after, _ = c.counted(index)
+func (c *Controller) read(w witnessed) (r reading, err error) {
+	r.before, _ = c.counted(w.Target)
+	r.kernel, err = w.kernel()
+	r.after, _ = c.counted(w.Target)
 	return r, err
 }
 
@@ -137,7 +150,7 @@ func (c *Controller) look(found chan<- map[int]watcher.LinkCounters) {
 			continue
 		}
 		v.check.before = nil
-		if before, ok := c.counted(index); ok {
+		if before, ok := c.counted(usage.OnHost(index)); ok {
 			v.check.before = &before
 		}
 	}
@@ -167,17 +180,22 @@ func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
 				c.findOwner(v)
 			}
 		}
-		after, ok := c.counted(index)
+		after, ok := c.counted(usage.OnHost(index))
 		if !ok || v.moving || !v.attached() {
 			continue
 		}
 		switch {
 		case v.check == nil:
-			c.begin(v)
+			v.check = c.begin(c.witnessed(v))
 		case v.check.before != nil:
 			now := reading{*v.check.before, kernel, after}
 			seen.add(now, v.check.first)
 			c.compare(v, now)
+		}
+	}
+	for _, in := range c.insides {
+		if in.check != nil {
+			seen.add(in.check.last, in.check.first)
 		}
 	}
 	c.metrics.completeness.Set(seen.ratio())
@@ -202,6 +220,11 @@ func (c *Controller) compare(v *veth, now reading) {
 func (c *Controller) shadowed() (count int) {
 	for _, v := range c.veths {
 		if v.shadowed {
+			count++
+		}
+	}
+	for _, in := range c.insides {
+		if in.shadowed {
 			count++
 		}
 	}

@@ -70,11 +70,12 @@ func (c *Controller) lastLook(known *container) {
 	if known.held != nil {
 		c.resolve(known)
 	}
+	inside := c.ownRest(known)
 	if known.reason != usage.Starting {
 		return
 	}
 	counted, _, _ := c.assign(known, slices.Concat(known.unnamed, c.leadingTo(known.sandbox)))
-	if counted > 0 {
+	if counted+inside > 0 {
 		c.settle(known, usage.Accounted)
 	} else {
 		c.settle(known, usage.Ended)
@@ -171,6 +172,8 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 	}
 
 	counted, failed, unnamed := c.assign(known, found.Interfaces)
+	inside := c.countInside(known, found)
+	counted, failed, unnamed = counted+inside.counted, failed+inside.failed, unnamed+inside.unnamed
 	switch {
 	case counted > 0:
 		c.settle(known, usage.Accounted)

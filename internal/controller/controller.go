@@ -29,6 +29,8 @@ type host interface {
 	Unified(watcher.Container) (dir string, ok bool)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
+	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
+	NamespaceThere(nsid int) (bool, error)
 }
 
 // hooks puts the classifiers on interfaces and takes them off: *Hooks.
@@ -44,6 +46,10 @@ type hooks interface {
 	TCX(ifindex int) (attached, first bool, err error)
 	TCXInterfaces() ([]int, error)
 	OthersOnTCX(ifindex int) (bool, error)
+
+	AttachInside(netns, ifindex int, slot uint16) (createdQdisc bool, err error)
+	DetachInside(netns, ifindex int, removeQdisc bool) error
+	CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error)
 }
 
 // names finds names for containers: *names.Resolver.
@@ -85,7 +91,8 @@ type Controller struct {
 	veths      map[int]*veth
 	containers map[string]*container
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
-	bandwidth  bool                // a CNI configuration names that plugin
+	insides    map[usage.Target]*inside
+	bandwidth  bool // a CNI configuration names that plugin
 	jobs       *jobs
 	adopted    chan struct{}
 	reload     chan struct{}
@@ -135,6 +142,10 @@ type sandbox struct {
 	nsid    int // what the host calls it, -1 if nothing yet
 	owner   *container
 	members map[string]*container
+
+	uplinks bool              // it has some, at the last look
+	looked  time.Time         // for them
+	veths   map[int]time.Time // to third namespaces: when they were first seen
 }
 
 // New returns a controller. It starts nothing.
@@ -144,6 +155,7 @@ func New(o Options) *Controller {
 		veths:      map[int]*veth{},
 		containers: map[string]*container{},
 		sandboxes:  map[uint64]*sandbox{},
+		insides:    map[usage.Target]*inside{},
 		jobs:       newJobs(),
 		adopted:    make(chan struct{}),
 		reload:     make(chan struct{}, 1),
@@ -233,6 +245,10 @@ func (c *Controller) handle(e watcher.Event) {
 		c.containerStarted(e.Container)
 	case watcher.ContainerStopped:
 		c.containerStopped(e.ID)
+	case watcher.LinkMoved:
+		c.linkMoved(e.NetNSID)
+	case watcher.NamespaceGone:
+		c.namespaceGone(e.NetNSID)
 	case watcher.Overflowed:
 		c.metrics.overflows.WithLabelValues(e.Source).Inc()
 		c.Log.Warn("events were lost; looking at everything", "source", e.Source)
@@ -252,6 +268,7 @@ func (c *Controller) reconcile() bool {
 		}
 	}
 	c.reconcileCgroups()
+	c.reconcileInside()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}

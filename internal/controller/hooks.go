@@ -3,6 +3,8 @@
 package controller
 
 import (
+	"errors"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/nettally/nettally/internal/cgroupctl"
@@ -27,6 +29,39 @@ type Hooks struct {
 	TCXIngress, TCXEgress program
 }
 
+// inside does something in another network namespace, which is left alone afterwards.
+func (h *Hooks) inside(netns int, do func(*tcctl.Controller) error) error {
+	there, err := h.In(netns)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(there), there.Close())
+}
+
+// AttachInside is Attach for an interface in the namespace of its container. There it
+// receives by its ingress hook what leaves a host veth by the egress hook.
+func (h *Hooks) AttachInside(netns, ifindex int, slot uint16) (createdQdisc bool, err error) {
+	err = h.inside(netns, func(there *tcctl.Controller) (err error) {
+		createdQdisc, err = there.Attach(ifindex, slot, h.Egress, h.Ingress)
+		return err
+	})
+	return createdQdisc, err
+}
+
+// DetachInside is Detach for such an interface.
+func (h *Hooks) DetachInside(netns, ifindex int, removeQdisc bool) error {
+	return h.inside(netns, func(there *tcctl.Controller) error { return there.Detach(ifindex, removeQdisc) })
+}
+
+// CurrentInside is Current for such an interface.
+func (h *Hooks) CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error) {
+	err = h.inside(netns, func(there *tcctl.Controller) (err error) {
+		slot, ok, err = current(there, ifindex)
+		return err
+	})
+	return slot, ok, err
+}
+
 // Attach puts the programs on both clsact hooks of an interface, or in place of our own.
 func (h *Hooks) Attach(ifindex int, slot uint16) (createdQdisc bool, err error) {
 	return h.Controller.Attach(ifindex, slot, h.Ingress, h.Egress)
@@ -45,7 +80,11 @@ func (h *Hooks) Raise(ifindex int) error {
 // Current returns the slot that both of our filters on an interface count on. Not
 // ok: they are not both there.
 func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
-	filters, err := h.Filters(ifindex)
+	return current(h.Controller, ifindex)
+}
+
+func current(at *tcctl.Controller, ifindex int) (slot uint16, ok bool, err error) {
+	filters, err := at.Filters(ifindex)
 	if err != nil || len(filters) != 2 {
 		return 0, false, err
 	}

@@ -119,9 +119,14 @@ func (c *Controller) catchUp(v *veth) {
 	if v.check == nil {
 		return
 	}
-	c.seed(v, v.check.sound)
-	if now, err := c.readQuiet(v.Index); err == nil {
-		*v.check = check{first: v.check.first, sound: now, last: now}
+	c.seedSince(c.witnessed(v), v.check)
+}
+
+// seedSince adds what was missed since a check was sound, from where it begins anew.
+func (c *Controller) seedSince(w witnessed, k *check) {
+	c.seed(w, k.sound)
+	if now, err := c.readQuiet(w); err == nil {
+		*k = check{first: k.first, sound: now, last: now}
 	}
 }
 
@@ -139,13 +144,13 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 }
 
 // seed adds what the kernel has counted on an interface and we have not, since a reading.
-func (c *Controller) seed(v *veth, since reading) {
-	receive, transmit, err := c.missed(v.Index, since)
+func (c *Controller) seed(w witnessed, since reading) {
+	receive, transmit, err := c.missed(w, since)
 	if err == nil && (receive != usage.Volume{} || transmit != usage.Volume{}) {
-		err = c.Accounts.Seed(usage.OnHost(v.Index), receive, transmit)
+		err = c.Accounts.Seed(w.Target, receive, transmit)
 	}
 	if err != nil && !errors.Is(err, watcher.ErrGone) {
-		c.Log.Warn("read what was not counted", "interface", v.Name, "err", err)
+		c.Log.Warn("read what was not counted", "interface", w.name, "err", err)
 	}
 }
 
@@ -153,16 +158,16 @@ func (c *Controller) seed(v *veth, since reading) {
 const seedTries = 10
 
 // missed works out what was missed since a reading, until two readings say the same.
-func (c *Controller) missed(index int, since reading) (usage.Volume, usage.Volume, error) {
+func (c *Controller) missed(w witnessed, since reading) (usage.Volume, usage.Volume, error) {
 	var receive, transmit estimate
 	for range seedTries {
-		now, err := c.read(index)
+		now, err := c.read(w)
 		if err != nil {
 			return usage.Volume{}, usage.Volume{}, err
 		}
 		in, out := now.grown(since)
 		allIn, allOut := now.grown(reading{})
-		besideIn, besideOut := c.Accounts.Beside(usage.OnHost(index))
+		besideIn, besideOut := c.Accounts.Beside(w.Target)
 		again := receive.add(fewer(in.missing(), minus(allIn.missing(), besideIn)), now.before.receive == now.after.receive)
 		if transmit.add(fewer(out.missing(), minus(allOut.missing(), besideOut)), now.before.transmit == now.after.transmit) && again {
 			break

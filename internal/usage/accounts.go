@@ -94,6 +94,7 @@ type account struct {
 type tally struct {
 	host       string // the last one's name
 	hook       string
+	at         Place     // the last one's
 	attachedAt time.Time // the first time
 	final      Traffic   // of the veths that are gone, and written
 	live       []*attachment

@@ -32,6 +32,14 @@ type attachment struct {
 	shadowed bool
 }
 
+// place says where an interface is counted.
+func (at *attachment) place() Place {
+	if at.slot.NetNS != 0 {
+		return AtContainer
+	}
+	return AtHost
+}
+
 // orphan is what an interface counted that went before its owner was known.
 type orphan struct {
 	Interface
@@ -208,8 +216,8 @@ func (t *tally) own(at *attachment) {
 	if t.attachedAt.IsZero() {
 		t.attachedAt = at.at
 	}
-	if at.host != "" {
-		t.host, t.hook = at.host, at.hook
+	if at.host != "" || at.place() == AtContainer {
+		t.host, t.hook, t.at = at.host, at.hook, at.place()
 	}
 	t.live = append(t.live, at)
 	at.tally = t
@@ -436,7 +444,7 @@ func (a *Accounts) change(target Target, change func(*attachment)) {
 	}
 	change(at)
 	if at.tally != nil {
-		at.tally.host, at.tally.hook = at.host, at.hook
+		at.tally.host, at.tally.hook, at.tally.at = at.host, at.hook, at.place()
 	}
 }
 

@@ -61,8 +61,8 @@ func (a *Accounts) recallTally(c *account, t *tally, kept *Tally, there map[uint
 	if t.attachedAt.IsZero() || kept.AttachedAt.Before(t.attachedAt) {
 		t.attachedAt = kept.AttachedAt
 	}
-	if t.host == "" {
-		t.host, t.hook = kept.HostInterface, kept.Hook
+	if t.host == "" && t.at != AtContainer {
+		t.host, t.hook, t.at = kept.HostInterface, kept.Hook, kept.At
 	}
 	for _, at := range kept.Attachments {
 		if at.Boot == a.Boot && there[at.Generation] {
@@ -156,7 +156,7 @@ func (a *Accounts) record(c *account) Record {
 }
 
 func (a *Accounts) recordTally(t *tally, of Tally) Tally {
-	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, AttachedAt: t.attachedAt, Final: t.final}
+	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, At: t.at, AttachedAt: t.attachedAt, Final: t.final}
 	if t.prior != nil {
 		kept.Attachments = append(kept.Attachments, *t.prior)
 	}

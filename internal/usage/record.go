@@ -22,6 +22,7 @@ type Tally struct {
 	Cgroup        bool      `json:"cgroup,omitempty"`
 	HostInterface string    `json:"host_interface"`
 	Hook          string    `json:"hook"`
+	At            Place     `json:"at,omitempty"`
 	AttachedAt    time.Time `json:"attached_at"`
 	// Final is what was counted on host veths that are gone.
 	Final Traffic `json:"final"`

@@ -58,6 +58,7 @@ func (a *Accounts) container(c *account) Container {
 			Name:          name,
 			HostInterface: t.host,
 			Hook:          t.hook,
+			At:            cmp.Or(t.at, AtHost),
 			AttachedAt:    t.attachedAt,
 			Traffic:       t.final,
 		}
@@ -126,6 +127,7 @@ func (a *Accounts) show(at *attachment) Interface {
 	return Interface{
 		HostInterface: at.host,
 		Hook:          at.hook,
+		At:            at.place(),
 		AttachedAt:    at.at,
 		Attached:      at.closedAt.IsZero(),
 		Shadowed:      at.shadowed,

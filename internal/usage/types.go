@@ -156,11 +156,21 @@ const (
 	Shadowed      Reason = "shadowed"       // another's program lets packets past that we don't see
 )
 
+// Place says where an interface is counted.
+type Place string
+
+// The places.
+const (
+	AtHost      Place = "host"      // on the host veth
+	AtContainer Place = "container" // on the interface itself, which has no end in the host
+)
+
 // Interface is one interface of a container, or an attachment nobody owns.
 type Interface struct {
 	Name          string // as the container calls it, "" when nobody owns it
 	HostInterface string // the host veth's name, the last one where there were several
-	Hook          string // how it is counted: "clsact"
+	Hook          string // how it is counted: "clsact" or "tcx"
+	At            Place  // where that hook is
 	AttachedAt    time.Time
 	Attached      bool // false: the numbers are final until a new veth takes over
 	Shadowed      bool // the kernel counts packets here that do not reach our filters

@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+// An interface without an end in the host's namespace is counted where it is, in the
+// container's. No namespace is held for that: its owner's processes lead there each time.
+// Where none is left the filters may go on counting, since others can hold a namespace;
+// so the slot is given up only when the kernel says that the namespace has ended.
+
+const (
+	// lookEvery is how long an interface that no event told of may be missing in a container
+	// whose others are counted.
+	lookEvery = 5 * time.Minute
+	// maxLooks bounds how many such containers one reconcile looks at.
+	maxLooks = 64
+)
+
+// inside is an interface that leads out of its container's namespace without a host veth.
+type inside struct {
+	usage.Target
+	name     string // the container's
+	kind     string
+	nsid     int // what the host calls the namespace
+	slot     uint16
+	since    time.Time // we know it
+	attached bool
+	owned    bool
+	shadowed bool
+	failure  string // of the last attempt to attach, as it stands in the log
+	check    *check
+}
+
+// tallied is how many interfaces are counted, how many should be and are not, and how many
+// do not have their name yet.
+type tallied struct{ counted, failed, unnamed int }
+
+// countInside counts the uplinks of a sandbox for its owner, puts back what was removed, and
+// ends what is no uplink any more.
+func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum tallied) {
+	box := known.sandbox
+	wanted, open := c.uplinks(known, found)
+	box.uplinks, box.looked, sum.unnamed = len(wanted)+open > 0, time.Now(), open
+	all, attached := c.insideIn(box)
+	if len(wanted)+all == 0 {
+		return sum
+	}
+	ns, err := c.enter(known)
+	if err != nil {
+		sum.counted = attached // its processes have ended just now
+		return sum
+	}
+	defer c.exit(known, ns)
+	if ns.Inode() != found.NetNS {
+		return sum // they are elsewhere by now
+	}
+	c.endOthers(ns, wanted, found.Interfaces)
+	for _, i := range wanted {
+		in := c.insideOf(found, i)
+		if err := c.attachInside(ns, in); err != nil {
+			c.failedInside(in, known, err)
+		}
+		switch {
+		case c.insides[in.Target] == nil: // gone
+		case !in.attached:
+			sum.failed++
+		case !in.owned && !i.Up && !known.ended && time.Since(in.since) < nameAfter:
+			sum.unnamed++
+		default:
+			c.ownInside(in, known)
+			sum.counted++
+		}
+	}
+	return sum
+}
+
+// uplinks returns the interfaces that are to be counted inside, and how many it can't be
+// said of yet. What a nested container sends passes the interfaces of the outer one, so its
+// own are not counted.
+func (c *Controller) uplinks(known *container, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
+	for _, i := range found.Interfaces {
+		if !i.Uplink || known.ParentID != "" || !c.Settings().Interface(i.Name) {
+			continue
+		}
+		if at := c.insides[targetOf(found, i)]; i.Kind != "veth" || at != nil && at.attached {
+			wanted = append(wanted, i)
+			continue
+		}
+		switch inner, sure := c.innerVeth(known, i.Index); {
+		case !sure:
+			open++
+		case !inner:
+			wanted = append(wanted, i)
+		}
+	}
+	return wanted, open
+}
+
+// innerVeth says whether a veth to a third namespace is the outer end of a nested
+// container's pair, and not, as in an overlay network, the container's own way out. A
+// nested container is seen a moment after its veth; so where the outer one is not just
+// starting, that is open at first.
+func (c *Controller) innerVeth(known *container, index int) (inner, sure bool) {
+	for _, other := range c.containers {
+		if other.ParentID == known.ID {
+			return true, true
+		}
+	}
+	if known.ended || time.Since(known.since) < noVethAfter {
+		return false, true
+	}
+	box := known.sandbox
+	if box.veths == nil {
+		box.veths = map[int]time.Time{}
+	}
+	if box.veths[index].IsZero() {
+		box.veths[index] = time.Now()
+	}
+	return false, time.Since(box.veths[index]) >= nameAfter
+}
+
+func targetOf(found watcher.Sandbox, i watcher.Interface) usage.Target {
+	return usage.Target{Ifindex: i.Index, NetNS: found.NetNS}
+}
+
+// insideOf returns what is known of an uplink, and notes what may have changed.
+func (c *Controller) insideOf(found watcher.Sandbox, i watcher.Interface) *inside {
+	target := targetOf(found, i)
+	in := c.insides[target]
+	if in == nil {
+		in = &inside{Target: target, since: time.Now()}
+		c.insides[target] = in
+	}
+	in.name, in.kind, in.nsid = i.Name, i.Kind, found.NetNSID
+	return in
+}
+
+// insideIn counts what is known in a namespace.
+func (c *Controller) insideIn(box *sandbox) (all, attached int) {
+	for target, in := range c.insides {
+		if target.NetNS != box.inode {
+			continue
+		}
+		all++
+		if in.attached {
+			attached++
+		}
+	}
+	return all, attached
+}
+
+// enter opens the namespace of a container; exit gives it up, unless it was held before.
+func (c *Controller) enter(known *container) (*watcher.Namespace, error) {
+	if known.held != nil {
+		return known.held, nil
+	}
+	return c.Host.Hold(known.Container)
+}
+
+func (c *Controller) exit(known *container, ns *watcher.Namespace) {
+	if ns == known.held {
+		return
+	}
+	if err := ns.Close(); err != nil {
+		c.Log.Warn("close network namespace", "container_id", known.ID, "err", err)
+	}
+}
+
+func (c *Controller) witnessedInside(ns *watcher.Namespace, in *inside) witnessed {
+	return witnessed{in.Target, in.name, func() (watcher.LinkCounters, error) { return ns.Counters(in.Ifindex) }}
+}
+
+// attachInside has an interface counted, or sees to it that it still is.
+func (c *Controller) attachInside(ns *watcher.Namespace, in *inside) error {
+	slot, ours, err := c.Hooks.CurrentInside(ns.FD(), in.Ifindex)
+	if err != nil {
+		return err
+	}
+	if in.attached && in.check != nil {
+		return c.checkInside(ns, in, ours && slot == in.slot)
+	}
+	var on string
+	if in.slot, on, err = c.Accounts.Open(in.Target, "", HookClsact); err != nil {
+		return err
+	}
+	if err := c.putInside(ns, in); err != nil {
+		if on == "" {
+			err = errors.Join(err, c.Accounts.Close(in.Target))
+		}
+		return err // those of an earlier process go on counting
+	}
+	in.attached, in.failure = true, ""
+	in.owned = c.Accounts.Owner(in.Target) != "" // an adopted one is its owner's already
+	w := c.witnessedInside(ns, in)
+	// A physical interface's counters have what it did for others, and those of one with
+	// our filters what an earlier owner did.
+	if on == "" && !ours && in.kind != "" {
+		c.seed(w, reading{})
+	}
+	in.check = c.begin(w)
+	c.Log.Debug("counting inside", "interface", in.name, "kind", in.kind, "target", in.Target)
+	return nil
+}
+
+// putInside puts our programs on, or in place of our own.
+func (c *Controller) putInside(ns *watcher.Namespace, in *inside) error {
+	created, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, in.slot)
+	if err != nil || !created {
+		return err
+	}
+	return c.Accounts.OwnQdisc(in.Target)
+}
+
+// checkInside compares our numbers with the kernel's, and mends. A container that may
+// change its network can remove our filters.
+func (c *Controller) checkInside(ns *watcher.Namespace, in *inside, intact bool) error {
+	w := c.witnessedInside(ns, in)
+	now, err := c.read(w)
+	if err != nil {
+		return err
+	}
+	switch {
+	case intact:
+		c.compareInside(w, in, now)
+		return nil
+	case less(now.kernel, in.check.last.kernel):
+		// Not the one that we knew: the kernel gives numbers again.
+		c.endInside(in)
+		*in = inside{Target: in.Target, name: in.name, kind: in.kind, nsid: in.nsid, since: time.Now()}
+		c.insides[in.Target] = in
+		return c.attachInside(ns, in)
+	}
+	c.Log.Warn("our programs were removed: putting them back", "interface", in.name, "target", in.Target)
+	if err := c.putInside(ns, in); err != nil {
+		c.shadowInside(in, true)
+		return err
+	}
+	c.metrics.reattached.Inc()
+	c.shadowInside(in, false)
+	c.seedSince(w, in.check)
+	return nil
+}
+
+func less(a, b watcher.LinkCounters) bool {
+	return a.ReceivePackets < b.ReceivePackets || a.TransmitPackets < b.TransmitPackets ||
+		a.ReceiveBytes < b.ReceiveBytes || a.TransmitBytes < b.TransmitBytes
+}
+
+func (c *Controller) compareInside(w witnessed, in *inside, now reading) {
+	moved := now.kernel != in.check.last.kernel
+	in.check.take(now)
+	switch {
+	case in.check.blind():
+		c.shadowInside(in, true)
+	case moved && in.shadowed:
+		c.shadowInside(in, false)
+		c.seedSince(w, in.check)
+	}
+}
+
+func (c *Controller) shadowInside(in *inside, shadowed bool) {
+	if in.shadowed == shadowed {
+		return
+	}
+	in.shadowed = shadowed
+	c.Accounts.Shadow(in.Target, shadowed)
+	c.Log.Warn("packets pass an interface inside a container, and our programs see them or not",
+		"interface", in.name, "target", in.Target, "seen", !shadowed)
+}
+
+// failedInside notes why an interface is not counted.
+func (c *Controller) failedInside(in *inside, known *container, err error) {
+	if errors.Is(err, tcctl.ErrGone) || errors.Is(err, watcher.ErrGone) {
+		c.endInside(in)
+		return
+	}
+	c.metrics.failures.Inc()
+	if in.failure != err.Error() {
+		c.Log.Error("interface is not counted; trying again",
+			"interface", in.name, "container_id", known.ID, "target", in.Target, "err", err)
+	}
+	in.failure = err.Error()
+}
+
+func (c *Controller) ownInside(in *inside, known *container) {
+	if err := c.Accounts.Assign(in.Target, known.ID, in.name); err != nil {
+		c.Log.Warn("note the owner of an interface", "interface", in.name, "container_id", known.ID, "err", err)
+	}
+	in.owned = true
+}
+
+// ownRest gives a container that ends what is counted in its namespace and had no name for
+// good. It returns how many interfaces are counted there.
+func (c *Controller) ownRest(known *container) (counted int) {
+	box := known.sandbox
+	if box == nil || box.owner != known {
+		return 0
+	}
+	for target, in := range c.insides {
+		if target.NetNS != box.inode || !in.attached {
+			continue
+		}
+		if !in.owned {
+			c.ownInside(in, known)
+		}
+		counted++
+	}
+	return counted
+}
+
+// endOthers ends the counting of what is in a namespace and not wanted: it is gone, or has
+// moved and left its filters behind, or it is excluded by now.
+func (c *Controller) endOthers(ns *watcher.Namespace, wanted, there []watcher.Interface) {
+	for target, in := range c.insides {
+		if target.NetNS != ns.Inode() || has(wanted, target.Ifindex) {
+			continue
+		}
+		if in.attached && has(there, target.Ifindex) {
+			if err := c.Hooks.DetachInside(ns.FD(), target.Ifindex, c.Accounts.QdiscOwned(target)); err != nil {
+				c.Log.Warn("detach from interface in a container", "interface", in.name, "target", target, "err", err)
+				continue
+			}
+		}
+		c.endInside(in)
+	}
+}
+
+func has(interfaces []watcher.Interface, index int) bool {
+	for _, i := range interfaces {
+		if i.Index == index {
+			return true
+		}
+	}
+	return false
+}
+
+// endInside ends the counting of an interface that is gone, or whose filters are.
+func (c *Controller) endInside(in *inside) {
+	delete(c.insides, in.Target)
+	if err := c.Accounts.Close(in.Target); err != nil {
+		c.Log.Error("close interface", "target", in.Target, "err", err)
+	}
+}
+
+// namespaceGone ends the counting of all that was in a namespace.
+func (c *Controller) namespaceGone(nsid int) {
+	for _, in := range c.insides {
+		if in.nsid != nsid {
+			continue
+		}
+		if box := c.sandboxes[in.NetNS]; box != nil && in.attached && !in.owned {
+			c.ownInside(in, box.owner)
+		}
+		c.endInside(in)
+	}
+}
+
+// linkMoved looks at once at the containers that may have got an interface.
+func (c *Controller) linkMoved(nsid int) {
+	for _, known := range c.containers {
+		if known.mayGet(nsid) {
+			known.delay = firstDelay
+			c.resolve(known)
+		}
+	}
+}
+
+// reconcileInside looks at what is counted inside of containers, and for what no event
+// told of.
+func (c *Controller) reconcileInside() {
+	looks := 0
+	for _, box := range c.sandboxes {
+		if box.owner.reason != usage.Accounted || !box.uplinks && time.Since(box.looked) < lookEvery {
+			continue // others than those accounted are looked at anyway
+		}
+		if !box.uplinks {
+			if looks++; looks > maxLooks {
+				continue
+			}
+		}
+		found, err := c.inspect(box.owner)
+		if err != nil || found.NetNS != box.inode {
+			continue
+		}
+		box.nsid = found.NetNSID
+		if sum := c.countInside(box.owner, found); sum.unnamed > 0 {
+			box.owner.lookAgain()
+		}
+	}
+	c.endUnreachable()
+}
+
+// endUnreachable ends the counting in namespaces without a container whose end no event
+// told. One that lives on is counted, for the owner that it had.
+func (c *Controller) endUnreachable() {
+	numbers := map[int]uint64{}
+	for inode, box := range c.sandboxes {
+		numbers[box.nsid] = inode
+	}
+	for _, in := range c.insides {
+		if c.sandboxes[in.NetNS] != nil {
+			continue
+		}
+		there, err := c.Host.NamespaceThere(in.nsid)
+		if err != nil {
+			c.Log.Warn("look for the namespace of an interface", "target", in.Target, "err", err)
+			continue
+		}
+		if other, taken := numbers[in.nsid]; !there || taken && other != in.NetNS {
+			c.endInside(in)
+		}
+	}
+}
