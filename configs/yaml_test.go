@@ -64,6 +64,8 @@ watch:
   patterns: []
 names:
   docker: "off"
+  podman: auto
+  cri: auto
   labels: []
 exporter:
   listen: 127.0.0.1:9819

@@ -49,7 +49,7 @@ func TestDocker(t *testing.T) {
 	eventually(t, "docker has said that it knows it no more", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.wanted[web].misses > 0
+		return r.wanted[web].replies[0].misses > 0
 	})
 	if got := name(r, web); got != "site" {
 		t.Errorf("the removed container is called %q, want its last name", got)
