@@ -255,6 +255,9 @@ func inotify() (string, error) {
 	return strings.Join(found, ", "), nil
 }
 
+// opening says how to have a runtime listen that does not do so by itself.
+var opening = map[string]string{"podman": "`systemctl enable --now podman.socket`, or set names.podman if it is elsewhere"}
+
 // runtimeNames looks for who gives containers names. Most hosts have one runtime, so
 // one that is not found is no fault.
 func runtimeNames(ctx context.Context, sources *names.Resolver, kind string) (string, error) {
@@ -263,7 +266,7 @@ func runtimeNames(ctx context.Context, sources *names.Resolver, kind string) (st
 	found, err := sources.Probe(ctx, kind)
 	switch {
 	case errors.Is(err, names.ErrAbsent):
-		return "", fmt.Errorf("%w: if it is elsewhere, set names.%s to its socket; without it its containers go by their ids", err, kind)
+		return "", fmt.Errorf("%w: its containers would go by their ids; %s", err, cmp.Or(opening[kind], "set names."+kind+" if it is elsewhere"))
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w: its containers go by their ids; start it, or set names.%s to auto or off", err, kind)
 	case err != nil:

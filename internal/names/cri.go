@@ -93,7 +93,7 @@ func (c *criRuntime) identify(ctx context.Context) (*connection, error) {
 	defer cancel()
 	told, err := c.cri.Version(ctx, &cri.VersionRequest{}, grpc.MaxCallRecvMsgSize(answerMax))
 	if status.Code(err) == codes.Unimplemented { // Docker's containerd, for example
-		return nil, errNotCRI
+		return nil, notCRI
 	}
 	if err != nil {
 		return nil, c.explain(err)

@@ -381,11 +381,19 @@ func TestNothingStaysAfterRun(t *testing.T) {
 			d := startDaemon(t, path)
 			return func() bool { n, _ := d.asked(id(1)); return n > 0 }
 		},
+		"following pods": func(path string) func() bool {
+			k := startKube(t, path)
+			return func() bool { k.mu.Lock(); defer k.mu.Unlock(); return k.some > 0 }
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			path := socketPath(t)
 			busy := start(path)
-			r, _ := newResolver("unix://" + path)
+			o := Options{Docker: "unix://" + path, Podman: "off", CRI: "off"}
+			if what == "following pods" {
+				o.Docker, o.CRI = o.CRI, o.Docker
+			}
+			r, _ := newResolverOf(o)
 			r.answerWithin, r.refreshEvery = time.Hour, time.Hour
 			r.Want(id(1))
 			stop := run(t, r)
@@ -396,6 +404,8 @@ func TestNothingStaysAfterRun(t *testing.T) {
 				stacks := stacks()
 				return !strings.Contains(stacks, "net/http.(*persistConn)") &&
 					!strings.Contains(stacks, "names.(*moby)") &&
+					!strings.Contains(stacks, "grpc.newClientStream") &&
+					!strings.Contains(stacks, "grpc/internal/transport.(*http2Client)") &&
 					!strings.Contains(stacks, "moby/client")
 			})
 		})

@@ -49,14 +49,14 @@ func (r *Resolver) Probe(ctx context.Context, kind string) (string, error) {
 func (r *Resolver) worst(kind string, errs []error) error {
 	var places []string
 	for i, s := range r.sources {
-		if errs[i] != nil && !errors.Is(errs[i], errNotThere) {
+		if errs[i] != nil && !errors.Is(errs[i], noSocket) {
 			return errs[i]
 		}
 		if errs[i] != nil {
 			places = append(places, s.paths[0])
 		}
 	}
-	return fmt.Errorf("find %s at %s: %w", kind, strings.Join(places, " or "), errNotThere)
+	return fmt.Errorf("find %s at %s: %w", kind, strings.Join(places, ", "), noSocket)
 }
 
 func (s *source) probe(ctx context.Context) (string, error) {

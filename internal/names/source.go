@@ -75,11 +75,19 @@ type renames struct {
 	stop func()        // ends it and waits for that
 }
 
-var (
-	errTooLarge = errors.New("answer is too large")
-	errNotThere = fmt.Errorf("%w: no socket", ErrAbsent)
-	errNotCRI   = fmt.Errorf("%w: it does not speak CRI v1", ErrAbsent)
+var errTooLarge = errors.New("answer is too large")
+
+// absence is an [ErrAbsent] that says what is not there.
+type absence string
+
+const (
+	noSocket absence = "no socket there"
+	notCRI   absence = "no CRI v1 is spoken there"
 )
+
+func (a absence) Error() string { return string(a) }
+
+func (a absence) Is(target error) bool { return target == ErrAbsent }
 
 // state is what was last said in the log.
 type state int
@@ -211,7 +219,7 @@ func (s *source) find() (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("find %s at %s: %w", s.kind, s.paths[0], errNotThere)
+	return "", fmt.Errorf("find %s at %s: %w", s.kind, s.paths[0], noSocket)
 }
 
 // follow asks for what is wanted or renamed until the next refresh is due.
