@@ -44,7 +44,9 @@ func (s *source) check(r raw) *Config {
 		},
 		Watch: s.checkWatch(r),
 		Names: Names{
-			Docker: checked(s, "names.docker", r.Names.Docker, docker),
+			Docker: checked(s, "names.docker", r.Names.Docker, runtimeSocket),
+			Podman: checked(s, "names.podman", r.Names.Podman, runtimeSocket),
+			CRI:    checked(s, "names.cri", r.Names.CRI, runtimeSocket),
 			Labels: checkedList(s, "names.labels", r.Names.Labels, once(filled)),
 		},
 		Accounting: Accounting{
@@ -219,7 +221,7 @@ func cgroupRoot(text string) (string, error) {
 	return absolute(text)
 }
 
-func docker(text string) (string, error) {
+func runtimeSocket(text string) (string, error) {
 	if text == Auto || text == Off {
 		return text, nil
 	}

@@ -18,8 +18,8 @@ import (
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
 // Values of settings that are words. Auto and Off belong to [Attach.Mode],
-// [Watch.CgroupRoot], [Names.Docker] and [Accounting.Cgroup], the rest to the field they are
-// named after.
+// [Watch.CgroupRoot], the sources of [Names] and [Accounting.Cgroup], the rest to the field
+// they are named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -88,6 +88,8 @@ type Watch struct {
 // Names says where names and labels of containers come from.
 type Names struct {
 	Docker string   // Auto, Off, or unix:// and an absolute path
+	Podman string   // the same
+	CRI    string   // the same
 	Labels []string // the label keys that are passed on, each once
 }
 

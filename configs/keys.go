@@ -33,6 +33,8 @@ var keys = []key{
 	{"watch.exclude", []string{}, "a glob such as /docker/*"},
 	{"watch.patterns", []string{}, "a regular expression with a group named id, such as /jobs/(?P<id>[a-z0-9-]+)$"},
 	{"names.docker", "auto", "auto, off or a socket such as unix:///var/run/docker.sock"},
+	{"names.podman", "auto", "auto, off or a socket such as unix:///run/podman/podman.sock"},
+	{"names.cri", "auto", "auto, off or a socket such as unix:///run/containerd/containerd.sock"},
 	{"names.labels", []string{}, "a label key, each only once"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
 	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},

@@ -44,7 +44,7 @@ func TestLoadDefaults(t *testing.T) {
 		BPF:        BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
 		Attach:     Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
-		Names:      Names{Docker: Auto, Labels: []string{}},
+		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{}},
 		Accounting: Accounting{Cgroup: Auto},
 		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
 		Metrics:    Metrics{Families: []string{}},
@@ -84,7 +84,7 @@ log: {level: debug, format: json}
 bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
-names: {docker: unix:///run/docker.sock, labels: [com.docker.compose.service, Team]}
+names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {cgroup: all}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
@@ -104,6 +104,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Watch.Include, want.Watch.Exclude = []string{"/docker/*"}, []string{"3f2a*"}
 	want.Watch.Patterns = []string{`/jobs/(?P<id>\w{2,3})$`}
 	want.Names.Docker = "unix:///run/docker.sock"
+	want.Names.Podman, want.Names.CRI = "unix:///run/user/1000/podman/podman.sock", "off"
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
@@ -305,6 +306,8 @@ var changed = map[string]string{
 	"watch.exclude":             `watch: {exclude: [/x]}`,
 	"watch.patterns":            `watch: {patterns: ["(?P<id>x)"]}`,
 	"names.docker":              `names: {docker: off}`,
+	"names.podman":              `names: {podman: off}`,
+	"names.cri":                 `names: {cri: unix:///run/crio/crio.sock}`,
 	"names.labels":              `names: {labels: [a]}`,
 	"accounting.cgroup":         `accounting: {cgroup: off}`,
 	"exporter.listen":           `exporter: {listen: ""}`,
@@ -323,7 +326,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "exporter.listen", "exporter.socket", "exporter.web_config",
+		"names.docker", "names.podman", "names.cri", "exporter.listen", "exporter.socket", "exporter.web_config",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -43,6 +43,8 @@ type raw struct {
 	} `yaml:"watch"`
 	Names struct {
 		Docker string   `yaml:"docker"`
+		Podman string   `yaml:"podman"`
+		CRI    string   `yaml:"cri"`
 		Labels []string `yaml:"labels,flow"`
 	} `yaml:"names"`
 	Accounting struct {
@@ -94,6 +96,8 @@ func (c *Config) raw() raw {
 	r.Watch.Exclude = list(c.Watch.Containers.Exclude)
 	r.Watch.Patterns = expressions(c.Watch.Patterns)
 	r.Names.Docker = c.Names.Docker
+	r.Names.Podman = c.Names.Podman
+	r.Names.CRI = c.Names.CRI
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
 	r.Exporter.Listen = c.Exporter.Listen
@@ -122,7 +126,8 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
+	"state_dir", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"names.podman", "names.cri", "exporter",
 }
 
 // NeedsRestart returns the keys in which next differs and that a running daemon

@@ -64,6 +64,8 @@ watch:
   patterns: []
 names:
   docker: "off"
+  podman: auto
+  cri: auto
   labels: []
 accounting:
   cgroup: auto

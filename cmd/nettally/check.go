@@ -36,7 +36,7 @@ type check struct {
 
 // checks are in the order in which a user would have to mend them.
 func checks(ctx context.Context, config *configs.Config) []check {
-	return []check{
+	all := []check{
 		{"kernel", true, kernel},
 		{"privileges", true, func() (string, error) { return "all that are needed", privileged() }},
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
@@ -45,8 +45,15 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"tcx", config.Attach.Mode == configs.ModeTCX, func() (string, error) { return tcx(config.Attach.Mode) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
-		{"names", false, func() (string, error) { return runtimeNames(ctx, config) }},
 	}
+	sources := names.New(names.Options{
+		Docker: config.Names.Docker, Podman: config.Names.Podman, CRI: config.Names.CRI,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	for _, kind := range names.Kinds() {
+		all = append(all, check{"names." + kind, false, func() (string, error) { return runtimeNames(ctx, sources, kind) }})
+	}
+	return all
 }
 
 // required runs the checks without which the daemon would not count, so that it
@@ -84,12 +91,14 @@ func report(w io.Writer, all []check) error {
 	for _, c := range all {
 		found, err := c.run()
 		verdict := "ok"
-		if err != nil {
-			verdict, found = "warning", err.Error()
-		}
-		if err != nil && c.required {
-			verdict = "FAILED"
+		switch {
+		case err != nil && c.required:
+			verdict, found = "FAILED", err.Error()
 			failed = append(failed, c.name)
+		case errors.Is(err, names.ErrAbsent):
+			verdict, found = "none", err.Error()
+		case err != nil:
+			verdict, found = "warning", err.Error()
 		}
 		fmt.Fprintf(w, "%-8s %-12s %s\n", verdict, c.name, found)
 	}
@@ -246,15 +255,22 @@ func inotify() (string, error) {
 	return strings.Join(found, ", "), nil
 }
 
-func runtimeNames(ctx context.Context, config *configs.Config) (string, error) {
-	if config.Names.Docker == configs.Off {
-		return "off", nil
-	}
+// opening says how to have a runtime listen that does not do so by itself.
+var opening = map[string]string{"podman": "`systemctl enable --now podman.socket`, or set names.podman if it is elsewhere"}
+
+// runtimeNames looks for who gives containers names. Most hosts have one runtime, so
+// one that is not found is no fault.
+func runtimeNames(ctx context.Context, sources *names.Resolver, kind string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	found, err := names.New(names.Options{Docker: config.Names.Docker, Log: slog.New(slog.DiscardHandler)}).Probe(ctx)
-	if errors.Is(err, names.ErrNoSocket) || errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%w: containers go by their ids", err)
+	found, err := sources.Probe(ctx, kind)
+	switch {
+	case errors.Is(err, names.ErrAbsent):
+		return "", fmt.Errorf("%w: its containers would go by their ids; %s", err, cmp.Or(opening[kind], "set names."+kind+" if it is elsewhere"))
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("%w: its containers go by their ids; start it, or set names.%s to auto or off", err, kind)
+	case err != nil:
+		return "", fmt.Errorf("%w: its containers go by their ids; mend it, or set names.%s to off", err, kind)
 	}
-	return found, err
+	return found, nil
 }

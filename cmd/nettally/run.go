@@ -112,8 +112,9 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 
 // wire connects the rooms by what each needs of another.
 func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
+	from := d.config.Load().Names
 	d.names = names.New(names.Options{
-		Docker: d.config.Load().Names.Docker,
+		Docker: from.Docker, Podman: from.Podman, CRI: from.CRI,
 		Labels: func() []string { return d.config.Load().Names.Labels },
 		Log:    d.log,
 	})

@@ -278,7 +278,7 @@ func (d *tested) start(ctx context.Context, config *configs.Config, cgroup strin
 bpf: {pin_path: %q}
 attach: {mode: %s, priority: %d}
 watch: {cgroup_root: %q, patterns: ['^%s/(?P<id>[^/]+)$'], include: [%q]}
-names: {docker: "off"}
+names: {docker: "off", podman: "off", cri: "off"}
 exporter: {listen: "", socket: %q}
 `, filepath.Join(d.folder, "state"), filepath.Join(d.folder, "bpf"), config.Attach.Mode, config.Attach.Priority, config.Watch.CgroupRoot, cgroup, selftestID, d.socket)
 	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {

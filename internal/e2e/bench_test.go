@@ -205,7 +205,7 @@ func BenchmarkIdle(b *testing.B) {
 	need.Root(b)
 	const span = 30 * time.Second
 	host := nettest.Host(b)
-	d := startDaemon(b, on{host}, "names: {docker: \"off\"}")
+	d := startDaemon(b, on{host}, "names: {docker: \"off\", podman: \"off\", cri: \"off\"}")
 	var containers []*testnet.Container
 	for range 100 {
 		containers = append(containers, nettest.Container(b, host, testnet.ContainerOptions{LikeDocker: true}))

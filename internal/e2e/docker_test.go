@@ -48,7 +48,7 @@ func startPair(t *testing.T, docker *dockerhost.Docker, d *daemon) *pair {
 // onlyDocker is configuration that knows the containers of a test's Docker, and no
 // other test's.
 func onlyDocker(docker *dockerhost.Docker) string {
-	return fmt.Sprintf("watch: {include: [%q]}\nnames: {docker: %q}", docker.CgroupParent+"/*", "unix://"+docker.Socket)
+	return fmt.Sprintf("watch: {include: [%q]}\nnames: {docker: %q, podman: \"off\", cri: \"off\"}", docker.CgroupParent+"/*", "unix://"+docker.Socket)
 }
 
 // addresses returns the server's addresses by family.

@@ -417,7 +417,7 @@ func TestSameContainerLater(t *testing.T) {
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	d := startDaemon(t, docker, fmt.Sprintf(`watch: {include: [%q], reconcile: 1s}
-names: {docker: %q}
+names: {docker: %q, podman: "off", cri: "off"}
 retention: {metrics: 1s, api: 1s}`, docker.CgroupParent+"/*", "unix://"+docker.Socket)+everyFamily)
 	l := &life{t: t, docker: docker, d: d, sent: map[string]uint64{}}
 	onlyIPv4(t, docker)

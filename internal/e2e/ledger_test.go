@@ -119,7 +119,7 @@ func newKept(t *testing.T, f fault) *kept {
 		f.begin(k)
 	}
 	k.d = startDaemon(t, keeping{on{k.host}, k.folder()},
-		fmt.Sprintf("names: {docker: \"off\"}\nwatch: {include: [%q]}", k.parent+"/*"))
+		fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: \"off\"}\nwatch: {include: [%q]}", k.parent+"/*"))
 	k.peer = nettest.Agent(t, k.host)
 	k.start()
 	k.start()

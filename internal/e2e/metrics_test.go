@@ -385,7 +385,7 @@ func TestReload(t *testing.T) {
 	need.Root(t)
 	host := nettest.Host(t)
 	c := nettest.Container(t, host, testnet.ContainerOptions{})
-	d := startDaemon(t, on{host}, fmt.Sprintf("names: {docker: \"off\"}\nwatch: {include: [%q]}\nmetrics: {families: []}", c.ID))
+	d := startDaemon(t, on{host}, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: \"off\"}\nwatch: {include: [%q]}\nmetrics: {families: []}", c.ID))
 	d.counted(c.ID, 1)
 	d.inForce("", 1)
 

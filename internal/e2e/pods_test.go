@@ -21,7 +21,7 @@ import (
 
 // onlyPods is configuration that knows the pods of a test's node, and no other test's.
 func onlyPods(node *crihost.Host) string {
-	return fmt.Sprintf("names: {docker: \"off\"}\nwatch:\n  include: [%q]", node.CgroupParent+"/*")
+	return fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: \"off\"}\nwatch:\n  include: [%q]", node.CgroupParent+"/*")
 }
 
 // What a pod sends in one go: datagrams of IPv4 in Ethernet frames.

@@ -160,7 +160,7 @@ func (r *trial) veth(host *testnet.Namespace) netlink.Link {
 func TestSelftest(t *testing.T) {
 	need.Root(t)
 	host := nettest.Host(t)
-	d := startDaemon(t, on{host}, "names: {docker: \"off\"}")
+	d := startDaemon(t, on{host}, "names: {docker: \"off\", podman: \"off\", cri: \"off\"}")
 	r := startTrial(t, host, "NETTALLY_BPF_PIN_PATH="+d.pins, "NETTALLY_EXPORTER_SOCKET="+d.socket)
 	if code := r.end(); code != 0 || !strings.HasSuffix(r.stdout.String(), "\nexact\n") || strings.Contains(r.stdout.String(), "OFF") {
 		t.Errorf("exit code %d, printed:\n%s", code, &r.stdout)

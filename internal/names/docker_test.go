@@ -17,12 +17,16 @@ func TestDocker(t *testing.T) {
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	docker.NetworkCreate("backend")
-	r, _ := newResolver("unix://"+docker.Socket, "team")
+	r, _ := newResolver("unix://"+docker.Socket, "team", "com.docker.compose.project", "com.docker.compose.service")
 	r.refreshEvery = time.Hour // only an event can tell of a rename
 	run(t, r)
 
 	web := docker.Run("--name", "web", "--label", "team=a", "--label", "other=b", dockerhost.Image)
+	compose := docker.Run("--name", "shop-db-1", "--network", "backend", "--label", "com.docker.compose.project=shop",
+		"--label", "com.docker.compose.service=db", dockerhost.Image)
 	for id, want := range map[string]Meta{
+		compose: {Name: "shop-db-1", NetworkMode: "backend", Labels: map[string]string{
+			"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}},
 		web: {Name: "web", NetworkMode: "bridge", Labels: map[string]string{"team": "a"}},
 		docker.Run("--name", "db", "--network", "backend", dockerhost.Image):            {Name: "db", NetworkMode: "backend"},
 		docker.Run("--name", "agent", "--network", "host", dockerhost.Image):            {Name: "agent", NetworkMode: "host"},
@@ -49,7 +53,7 @@ func TestDocker(t *testing.T) {
 	eventually(t, "docker has said that it knows it no more", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.wanted[web].misses > 0
+		return r.wanted[web].replies[0].misses > 0
 	})
 	if got := name(r, web); got != "site" {
 		t.Errorf("the removed container is called %q, want its last name", got)

@@ -12,7 +12,7 @@ import (
 )
 
 func TestMeta(t *testing.T) {
-	d := &docker{runtime: "docker"}
+	d := &moby{runtime: "docker"}
 	rows := map[string]struct {
 		give   string // mode
 		names  []string
@@ -86,7 +86,7 @@ func FuzzClean(f *testing.F) {
 	})
 }
 
-func TestIsDockerID(t *testing.T) {
+func TestIsID(t *testing.T) {
 	for give, want := range map[string]bool{
 		id(1):                         true,
 		"":                            false,
@@ -97,8 +97,8 @@ func TestIsDockerID(t *testing.T) {
 		strings.Repeat("é", 32):       false,
 		"0123456789abcdef-1234567890": false, // Amazon ECS
 	} {
-		if got := isDockerID(give); got != want {
-			t.Errorf("isDockerID(%q) = %v", give, got)
+		if got := isID(give); got != want {
+			t.Errorf("isID(%q) = %v", give, got)
 		}
 	}
 }

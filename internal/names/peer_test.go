@@ -69,12 +69,15 @@ func (r *records) all() []string {
 
 // newResolver returns a resolver in a hurry, and what it logs.
 func newResolver(docker string, labels ...string) (*Resolver, *records) {
+	return newResolverOf(Options{Docker: docker, Podman: "off", CRI: "off"}, labels...)
+}
+
+// newResolverOf is newResolver with other sources.
+func newResolverOf(o Options, labels ...string) (*Resolver, *records) {
 	logged := &records{}
-	r := New(Options{
-		Docker: docker,
-		Labels: func() []string { return labels },
-		Log:    slog.New(slog.NewTextHandler(logged, nil)),
-	})
+	o.Labels = func() []string { return labels }
+	o.Log = slog.New(slog.NewTextHandler(logged, nil))
+	r := New(o)
 	r.refreshEvery, r.retryFirst = 20*time.Millisecond, time.Millisecond
 	return r, logged
 }
@@ -93,6 +96,18 @@ func run(t *testing.T, r *Resolver) (stop func()) {
 	})
 	t.Cleanup(stop)
 	return stop
+}
+
+// rests says whether nothing is asked any more.
+func rests(r *Resolver) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sources {
+		if s.pending != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func name(r *Resolver, id string) string {
