@@ -28,6 +28,7 @@ type host interface {
 	Hold(watcher.Container) (*watcher.Namespace, error)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
+	PeerCounters(watcher.HostVeth) (watcher.LinkCounters, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
 	NamespaceThere(nsid int) (bool, error)
 }
@@ -110,6 +111,10 @@ type veth struct {
 	shadowed bool
 	check    *check
 	mend     backoff
+
+	bypassed uint64   // packets that the other end had received otherwise, at the last look
+	inside   bool     // it is counted there, since packets bypass it
+	missed   *reading // from where on that has to make up for us, if we did so
 }
 
 func (v *veth) attached() bool { return v.hook != "" }
@@ -260,6 +265,7 @@ func (c *Controller) reconcile() bool {
 		}
 	}
 	c.reconcileInside()
+	c.findBypassed()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}
