@@ -175,3 +175,58 @@ func parseStats(b []byte) (index int, c LinkCounters, err error) {
 	}
 	return 0, c, fmt.Errorf("parse statistics message: no counters of interface %d", index)
 }
+
+// PeerCounters returns the kernel's counters of a host veth's other end, in the container.
+// It receives more than the host veth sends where a program of somebody hands packets over
+// by bpf_redirect_peer: those pass the host veth and everything on it. Before Linux 6.8,
+// neither end counts them.
+//
+// Requires Linux 4.20 and CAP_NET_ADMIN. The error wraps [ErrGone] if there is no such end.
+func (w *Watcher) PeerCounters(v HostVeth) (LinkCounters, error) {
+	var c LinkCounters
+	err := w.stats.ask(w.netns, func(conn *netlink.Conn) (err error) {
+		c, err = getPeerStats(conn, v)
+		return err
+	})
+	if err != nil {
+		return LinkCounters{}, fmt.Errorf("read counters of interface %d in namespace %d: %w", v.PeerIndex, v.NetNSID, err)
+	}
+	return c, nil
+}
+
+func getPeerStats(conn *netlink.Conn, v HostVeth) (LinkCounters, error) {
+	attrs := netlink.NewAttributeEncoder()
+	attrs.Int32(unix.IFLA_TARGET_NETNSID, int32(v.NetNSID))
+	b, err := attrs.Encode()
+	if err != nil {
+		return LinkCounters{}, err
+	}
+	header := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(header[4:], uint32(v.PeerIndex))
+	reply, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   append(header, b...),
+	})
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // no such namespace any more
+		return LinkCounters{}, ErrGone
+	case err != nil:
+		return LinkCounters{}, err
+	case len(reply) != 1 || len(reply[0].Data) < unix.SizeofIfInfomsg:
+		return LinkCounters{}, fmt.Errorf("%d answers", len(reply))
+	}
+	answer, err := netlink.NewAttributeDecoder(reply[0].Data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return LinkCounters{}, err
+	}
+	for answer.Next() {
+		// The same struct as parseStats reads, of the container's end.
+		if value := answer.Bytes(); answer.Type() == unix.IFLA_STATS64 && len(value) >= 32 {
+			return LinkCounters{
+				ReceivePackets: native.Uint64(value), TransmitPackets: native.Uint64(value[8:]),
+				ReceiveBytes: native.Uint64(value[16:]), TransmitBytes: native.Uint64(value[24:]),
+			}, nil
+		}
+	}
+	return LinkCounters{}, errors.Join(fmt.Errorf("no counters of interface %d", v.PeerIndex), answer.Err())
+}

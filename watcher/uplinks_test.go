@@ -4,6 +4,7 @@ package watcher
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -248,5 +249,41 @@ func TestVisitNamespaces(t *testing.T) {
 	err = c.VisitNamespaces(map[uint64]bool{inode(t, c.inner): true}, func(*Namespace) error { return want })
 	if !errors.Is(err, want) {
 		t.Errorf("error %v, want that of the visit", err)
+	}
+}
+
+// TestPeerCounters compares what the host is told of the other end with what the namespace
+// itself says.
+func TestPeerCounters(t *testing.T) {
+	need.Root(t)
+	c := newInspected(t, newCgroup(t, hierarchies(t)["v2"]))
+	startIn(t, c.inner, c.dir())
+	outer := veth(t, c.host, "outer", c.inner, "eth0") // both ends have something to say
+	held, err := c.Hold(c.container)
+	check(t, err)
+	defer held.Close()
+	inner := linkIn(t, c.inner, "eth0").Attrs().Index
+	nsid, err := held.Number()
+	check(t, err)
+	v := HostVeth{Index: outer.Attrs().Index, PeerIndex: inner, NetNSID: nsid}
+	eventually(t, func() error {
+		got, err := c.PeerCounters(v)
+		check(t, err)
+		same, err := held.Counters(inner)
+		check(t, err)
+		opposite, err := c.Counters(outer.Attrs().Index)
+		check(t, err)
+		if got.ReceivePackets == 0 || got.TransmitPackets == 0 || got != same || got != opposite {
+			return fmt.Errorf("from outside %+v, from inside %+v, of the host's end %+v", got, same, opposite)
+		}
+		return nil
+	})
+	v.NetNSID += 1000
+	if _, err := c.PeerCounters(v); !errors.Is(err, ErrGone) {
+		t.Errorf("in no namespace: error %v", err)
+	}
+	v.NetNSID, v.PeerIndex = nsid, 1000
+	if _, err := c.PeerCounters(v); !errors.Is(err, ErrGone) {
+		t.Errorf("of no interface: error %v", err)
 	}
 }

@@ -34,6 +34,9 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
 	}
 	known.HostVeth = v
+	if !known.attached() && c.wentInside(v) {
+		known.inside = true
+	}
 	if !known.attached() {
 		c.attach(known, seenAt)
 	}
@@ -55,7 +58,7 @@ func (c *Controller) exclude(index int) {
 // attach puts a host veth on the hook it can be put on at once. What is to be on tcx is
 // moved there afterwards: that takes some 40 ms, and a container does not wait.
 func (c *Controller) attach(v *veth, seenAt time.Time) {
-	if v.moving || c.waitsForCNI(v) {
+	if v.moving || v.inside || c.waitsForCNI(v) {
 		return
 	}
 	slot, on, err := c.Accounts.Open(usage.OnHost(v.Index), v.Name, HookClsact)
@@ -186,6 +189,7 @@ func (c *Controller) vethGone(index int) {
 		return
 	}
 	delete(c.veths, index)
+	c.endPeer(v)
 	c.ownAtLast(v)
 	if v.hook == HookTCX || v.moving {
 		c.jobs.put(job{index: index, gone: true})

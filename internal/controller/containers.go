@@ -206,8 +206,8 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 	for _, i := range interfaces {
 		v := c.veths[i.HostIndex]
 		switch {
-		case v == nil:
-			// None, or its event is on the way: that will bring us here again.
+		case v == nil || v.inside:
+			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached():
 			failed++
 		case !v.owned && !i.Up && !known.ended && time.Since(v.since) < nameAfter:

@@ -29,6 +29,7 @@ type host interface {
 	Unified(watcher.Container) (dir string, ok bool)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
+	PeerCounters(watcher.HostVeth) (watcher.LinkCounters, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
 	NamespaceThere(nsid int) (bool, error)
 }
@@ -114,6 +115,10 @@ type veth struct {
 	shadowed bool
 	check    *check
 	mend     backoff
+
+	bypassed uint64   // packets that the other end had received otherwise, at the last look
+	inside   bool     // it is counted there, since packets bypass it
+	missed   *reading // from where on that has to make up for us, if we did so
 }
 
 func (v *veth) attached() bool { return v.hook != "" }
@@ -269,6 +274,7 @@ func (c *Controller) reconcile() bool {
 	}
 	c.reconcileCgroups()
 	c.reconcileInside()
+	c.findBypassed()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}

@@ -37,6 +37,7 @@ type inside struct {
 	shadowed bool
 	failure  string // of the last attempt to attach, as it stands in the log
 	check    *check
+	missed   *reading // where it has to make up from for its host veth
 }
 
 // tallied is how many interfaces are counted, how many should be and are not, and how many
@@ -87,6 +88,10 @@ func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum t
 // own are not counted.
 func (c *Controller) uplinks(known *container, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
 	for _, i := range found.Interfaces {
+		if v := c.veths[i.HostIndex]; v != nil && v.inside {
+			wanted = append(wanted, i)
+			continue
+		}
 		if !i.Uplink || known.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
@@ -140,6 +145,9 @@ func (c *Controller) insideOf(found watcher.Sandbox, i watcher.Interface) *insid
 		c.insides[target] = in
 	}
 	in.name, in.kind, in.nsid = i.Name, i.Kind, found.NetNSID
+	if v := c.veths[i.HostIndex]; v != nil && v.missed != nil {
+		in.missed, v.missed = v.missed, nil
+	}
 	return in
 }
 
@@ -202,7 +210,11 @@ func (c *Controller) attachInside(ns *watcher.Namespace, in *inside) error {
 	w := c.witnessedInside(ns, in)
 	// A physical interface's counters have what it did for others, and those of one with
 	// our filters what an earlier owner did.
-	if on == "" && !ours && in.kind != "" {
+	switch {
+	case in.missed != nil:
+		c.seed(w, *in.missed)
+		in.missed = nil
+	case on == "" && !ours && in.kind != "":
 		c.seed(w, reading{})
 	}
 	in.check = c.begin(w)

@@ -61,6 +61,7 @@ type job struct {
 	raise  bool // to the head of the hook it is on
 	off    bool // it is not to be counted any more
 	gone   bool // the interface is: only pins are left
+	inside bool // off our hooks, to be counted at the other end
 	result error
 }
 
@@ -130,6 +131,8 @@ func (c *Controller) do(j job) error {
 		return c.Hooks.Raise(j.index)
 	case j.off:
 		return c.remove(j.index)
+	case j.inside:
+		return c.takeOff(j.index)
 	case j.to == HookTCX:
 		return c.toTCX(j)
 	}
@@ -189,7 +192,7 @@ func (c *Controller) notMoved(v *veth, j job) {
 		c.Log.Warn("detach excluded interface", "interface", v.Name, "err", j.result)
 		return
 	}
-	if j.from == "" && !j.raise {
+	if j.from == "" && !j.raise && !j.inside {
 		c.failed(v, errors.Join(j.result, c.Accounts.Close(usage.OnHost(v.Index))))
 		return
 	}
@@ -212,6 +215,10 @@ func (c *Controller) moved(j job) {
 	}
 	if j.result != nil {
 		c.notMoved(v, j)
+		return
+	}
+	if j.inside {
+		c.goInside(v)
 		return
 	}
 	if !j.raise {

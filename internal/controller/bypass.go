@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// A program may hand packets over to a container without its host veth, by
+// bpf_redirect_peer: no hook there sees them, nor do that end's own counters. The
+// container's end counts them; there the interface is counted from then on.
+
+// findBypassed looks for interfaces of which the container's end receives what the host's
+// does not send, and has them counted inside.
+func (c *Controller) findBypassed() {
+	for index, v := range c.veths {
+		if !v.attached() || v.moving || !v.owned || v.NetNSID < 0 || v.check == nil {
+			continue
+		}
+		// In this order: what has been received was sent before.
+		received, err := c.Host.PeerCounters(v.HostVeth)
+		if err != nil {
+			c.Log.Debug("look at the other end", "interface", v.Name, "err", err)
+			continue
+		}
+		sent, err := c.Host.Counters(index)
+		if err == nil && v.bypass(sent.ReceivePackets, received.ReceivePackets) {
+			c.Log.Warn("packets reach a container past its interface on the host: counting inside from now on", "interface", v.Name)
+			v.moving = true
+			c.jobs.put(job{index: index, inside: true})
+		}
+	}
+}
+
+// fewBypassed is how many packets are not worth to go inside for.
+const fewBypassed = 10
+
+// bypass takes in how many packets were sent and received by now. It returns whether more
+// have been received without having been sent since the last time.
+func (v *veth) bypass(sent, received uint64) bool {
+	before := v.bypassed
+	v.bypassed = received - min(received, sent)
+	return v.bypassed > before+fewBypassed
+}
+
+// takeOff takes our programs off both hooks, and leaves the slot as it is.
+func (c *Controller) takeOff(index int) error {
+	err := errors.Join(c.Hooks.Detach(index, c.Accounts.QdiscOwned(usage.OnHost(index))), c.Hooks.DetachTCX(index))
+	if err != nil {
+		return err
+	}
+	return c.Accounts.Quiesce()
+}
+
+// goInside has an interface that is off the host's hooks counted in the container. What the
+// kernel says is missing since our counting was last sound is seeded there: what bypassed
+// the hooks, and what passes while we are on neither.
+func (c *Controller) goInside(v *veth) {
+	since := reading{kernel: v.check.sound.kernel}
+	if now, ok := c.counted(usage.OnHost(v.Index)); ok {
+		in := minus(now.receive.asKernel, v.check.sound.before.receive.asKernel)
+		out := minus(now.transmit.asKernel, v.check.sound.before.transmit.asKernel)
+		since.kernel.ReceiveBytes += in.Bytes
+		since.kernel.ReceivePackets += in.Packets
+		since.kernel.TransmitBytes += out.Bytes
+		since.kernel.TransmitPackets += out.Packets
+	}
+	owner := c.containers[c.Accounts.Owner(usage.OnHost(v.Index))]
+	if err := c.Accounts.Close(usage.OnHost(v.Index)); err != nil {
+		c.Log.Error("close interface", "interface", v.Name, "err", err)
+	}
+	v.hook, v.owned, v.shadowed, v.check = "", false, false, nil
+	v.inside, v.missed = true, &since
+	if owner != nil {
+		if owner.sandbox != nil {
+			owner.sandbox.uplinks = true // if it does not work out now
+		}
+		c.resolve(owner)
+	}
+}
+
+// wentInside says whether an earlier process came to count a host veth inside.
+func (c *Controller) wentInside(v watcher.HostVeth) bool {
+	for target, in := range c.insides {
+		if v.NetNSID >= 0 && in.nsid == v.NetNSID && target.Ifindex == v.PeerIndex {
+			return true
+		}
+	}
+	return false
+}
+
+// endPeer ends the counting at the other end of a host veth that is gone.
+func (c *Controller) endPeer(v *veth) {
+	for target, in := range c.insides {
+		if v.inside && in.nsid == v.NetNSID && target.Ifindex == v.PeerIndex {
+			c.endInside(in)
+		}
+	}
+}
