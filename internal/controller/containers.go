@@ -19,7 +19,7 @@ const (
 	noVethAfter = 10 * time.Second
 	// Docker renames the interface before it sets it up, and runs the process after
 	// that. One that is down for so long has its name.
-	nameAfter = 2 * time.Second
+	nameAfter = 10 * time.Second
 
 	// No runtime takes that long.
 	startedAfter = time.Minute

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/crihost"
+	"github.com/nettally/nettally/internal/testnet/dockerhost"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+	"github.com/nettally/nettally/internal/testnet/podmanhost"
+)
+
+// layouts are the cgroup hierarchies that a test runs on.
+var layouts = map[string]bool{"as the machine is": false, "cgroup v2 alone": true}
+
+// kinds is a host with containers of all kinds, and a nettally that counts them.
+type kinds struct {
+	t *testing.T
+	d *daemon
+}
+
+// is waits until a container is as it should be.
+func (k *kinds) is(id, what string, ok func(exporter.Container) bool) exporter.Container {
+	k.t.Helper()
+	var found exporter.Container
+	k.d.poll(what, func() error {
+		c, err := k.d.container(id)
+		if found = c; err == nil && !ok(c) {
+			err = fmt.Errorf("%s: accounted %v (%s), network %s, %d interfaces %+v, ip %+v",
+				c.Name, c.Accounted, c.Reason, c.NetworkMode, len(c.Interfaces), c.Interfaces, c.IP)
+		}
+		return err
+	})
+	return found
+}
+
+// likeKernel expects each interface to have the kernel's own numbers.
+func (k *kinds) likeKernel(id string, kernel func() map[string]testnet.Counters) {
+	k.t.Helper()
+	k.d.poll("like the kernel's counters", func() error {
+		c, err := k.d.container(id)
+		if err != nil {
+			return err
+		}
+		want, got := kernel(), map[string]testnet.Counters{}
+		delete(want, "lo")
+		for _, i := range c.Interfaces {
+			rx, tx := asInterface(i.Receive), asInterface(i.Transmit)
+			got[i.Name] = testnet.Counters{
+				ReceiveBytes: rx.Bytes, ReceivePackets: rx.Packets, TransmitBytes: tx.Bytes, TransmitPackets: tx.Packets,
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			return fmt.Errorf("%s (-kernel +ours):\n%s", c.Name, diff)
+		}
+		return nil
+	})
+}
+
+const (
+	kindDatagrams = 500
+	kindUpload    = 1_000_000
+)
+
+// talk sends datagrams and a stream to a peer.
+func (k *kinds) talk(from, to *testnet.Agent, address netip.Addr) {
+	k.t.Helper()
+	udp := nettest.Must(to.Listen("udp", address))(k.t)
+	tcp := nettest.Must(to.Listen("tcp", address))(k.t)
+	if err := from.SendUDP(udp.Addr, kindDatagrams, 100); err != nil {
+		k.t.Fatal(err)
+	}
+	if err := from.SendTCP(tcp.Addr, kindUpload, testnet.Write); err != nil {
+		k.t.Fatal(err)
+	}
+	nettest.Must(udp.Received(kindDatagrams))(k.t)
+}
+
+// Docker's containers without a host veth, with many interfaces, with IPv6 alone, and with
+// no network at all: each interface has the kernel's numbers, to the byte.
+func TestDockerKinds(t *testing.T) {
+	need.Root(t)
+	for name, v2 := range layouts {
+		t.Run(name, func(t *testing.T) {
+			docker := dockerhost.Start(t, dockerhost.Options{CgroupV2Only: v2})
+			k := &kinds{t, startDaemon(t, docker, onlyDocker(docker))}
+			k.macvlan(docker)
+			k.manyInterfaces(docker)
+			k.onlyIPv6(docker)
+			none := docker.Run("--network", "none", dockerhost.Image)
+			k.is(none, "without a network", func(c exporter.Container) bool {
+				return c.Accounted && c.NetworkMode == "none" && len(c.Interfaces) == 0 && c.IP != nil && c.IP.Transmit.Bytes == 0
+			})
+		})
+	}
+}
+
+func (k *kinds) macvlan(docker *dockerhost.Docker) {
+	k.t.Helper()
+	lan := docker.MacvlanNetwork("lan", netip.MustParsePrefix("10.235.0.0/24"))
+	id := docker.Run("--name", "macvlan", "--network", "lan", dockerhost.Image)
+	k.is(id, "counted inside", func(c exporter.Container) bool {
+		return c.Accounted && len(c.Interfaces) == 1 && c.Interfaces[0].At == "container" && c.IP == nil
+	})
+	k.talk(docker.Agent(id), nettest.Agent(k.t, lan.Peer), lan.Address)
+	k.likeKernel(id, func() map[string]testnet.Counters { return docker.NetDev(id) })
+	// A filter in the container's namespace goes on after a crash, as one on the host does.
+	k.d.kill()
+	k.talk(docker.Agent(id), nettest.Agent(k.t, lan.Peer), lan.Address)
+	k.d.start()
+	k.likeKernel(id, func() map[string]testnet.Counters { return docker.NetDev(id) })
+	k.is(id, "counted exactly", func(c exporter.Container) bool {
+		want := exporter.Volume{Packets: 2 * kindDatagrams, Bytes: 2 * kindDatagrams * (14 + 20 + 8 + 100)}
+		return c.Transmit.Protocols.UDP == want && c.Transmit.TCPSYN == 2
+	})
+}
+
+func (k *kinds) manyInterfaces(docker *dockerhost.Docker) {
+	k.t.Helper()
+	id := docker.Run("--name", "many", dockerhost.Image)
+	docker.ConnectMany(id, 19)
+	k.is(id, "counted on 20 interfaces", func(c exporter.Container) bool { return c.Accounted && len(c.Interfaces) == 20 })
+	peer := docker.Run("--name", "far", dockerhost.Image)
+	k.talk(docker.Agent(id), docker.Agent(peer), docker.IPv4(peer, "eth0"))
+	k.likeKernel(id, func() map[string]testnet.Counters { return docker.NetDev(id) })
+}
+
+func (k *kinds) onlyIPv6(docker *dockerhost.Docker) {
+	k.t.Helper()
+	docker.NetworkCreate("six", "--ipv6", "--subnet", "fd7a:1::/64", "--subnet", "10.236.0.0/24")
+	ids := map[string]string{}
+	for _, name := range []string{"six-a", "six-b"} {
+		ids[name] = docker.Run("--name", name, "--network", "six", dockerhost.Image)
+		docker.OnlyIPv6(ids[name])
+		k.d.counted(ids[name], 1)
+	}
+	k.talk(docker.Agent(ids["six-a"]), docker.Agent(ids["six-b"]), docker.IPv6(ids["six-b"], "eth0"))
+	k.likeKernel(ids["six-a"], func() map[string]testnet.Counters { return docker.NetDev(ids["six-a"]) })
+	k.is(ids["six-a"], "counted as IPv6", func(c exporter.Container) bool {
+		want := exporter.Volume{Packets: kindDatagrams, Bytes: kindDatagrams * (14 + 40 + 8 + 100)}
+		return c.Transmit.Protocols.UDP == want && c.Transmit.Families.IPv6.Bytes > kindUpload && c.Transmit.Families.IPv4.Bytes < 1000
+	})
+}
+
+// Pods: the interface of one with two containers is counted once, and the containers are
+// told apart; so are those of a pod on the host's network. Containers of plain containerd
+// are counted, too.
+func TestPodKinds(t *testing.T) {
+	need.Root(t)
+	node := crihost.Start(t, crihost.Options{})
+	d := startDaemon(t, node, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: %q}\nwatch: {include: [%q, \"/default/*\"]}",
+		"unix://"+node.Socket, node.CgroupParent+"/*"))
+	k := &kinds{t, d}
+	outside := nettest.Agent(t, node.Namespace)
+
+	pod := nettest.Must(node.RunPod("web", crihost.PodOptions{}, crihost.Container{Name: "app"}, crihost.Container{Name: "sidecar"}))(t)
+	app, sidecar := pod.Containers["app"], pod.Containers["sidecar"]
+	for _, id := range []string{app, sidecar} {
+		k.is(id, "counted by its cgroup", func(c exporter.Container) bool {
+			return c.Accounted && len(c.Interfaces) == 0 && c.IP != nil && c.Pod == "web" && c.Namespace == "default" && c.Name != id
+		})
+	}
+	k.is(pod.ID, "counted on its interface", func(c exporter.Container) bool {
+		return c.Accounted && len(c.Interfaces) == 1 && c.Pod == "web"
+	})
+	k.talk(nettest.Must(pod.Agent("app"))(t), outside, node.Address)
+	sink := nettest.Must(outside.Listen("udp", node.Address))(t)
+	if err := nettest.Must(pod.Agent("sidecar"))(t).SendUDP(sink.Addr, 77, 100); err != nil {
+		t.Fatal(err)
+	}
+	k.likeKernel(pod.ID, func() map[string]testnet.Counters { return nettest.Must(pod.NetDev())(t) })
+	udp := func(c exporter.Container) uint64 { return c.IP.Transmit.Protocols.UDP.Packets }
+	k.is(app, "told apart", func(c exporter.Container) bool {
+		return udp(c) == kindDatagrams && c.IP.Transmit.TCPSYN == 1 && c.IP.Transmit.Protocols.TCP.Bytes > kindUpload
+	})
+	k.is(sidecar, "told apart", func(c exporter.Container) bool { return udp(c) == 77 && c.IP.Transmit.Protocols.TCP.Packets == 0 })
+	k.is(pod.ID, "the sum", func(c exporter.Container) bool { return c.Transmit.Protocols.UDP.Packets == kindDatagrams+77 })
+
+	onHost := nettest.Must(node.RunPod("agent", crihost.PodOptions{HostNetwork: true}, crihost.Container{Name: "probe"}))(t)
+	probe := onHost.Containers["probe"]
+	k.is(probe, "counted by its cgroup", func(c exporter.Container) bool { return c.Accounted && c.NetworkMode == "host" && c.IP != nil })
+	inPod := nettest.Must(nettest.Must(pod.Agent("app"))(t).Listen("udp", pod.IPv4))(t)
+	if err := nettest.Must(onHost.Agent("probe"))(t).SendUDP(inPod.Addr, 33, 100); err != nil {
+		t.Fatal(err)
+	}
+	k.is(probe, "counted", func(c exporter.Container) bool { return udp(c) == 33 && c.Transmit.Packets == 0 })
+
+	k.plain(node, outside)
+}
+
+// plain runs containers by ctr, without a pod and without CRI.
+func (k *kinds) plain(node *crihost.Host, outside *testnet.Agent) {
+	k.t.Helper()
+	byCNI := nettest.Must(node.RunPlain("cni", crihost.PlainCNI))(k.t)
+	k.is(byCNI.ID, "counted", func(c exporter.Container) bool {
+		return c.Accounted && c.Runtime == "containerd" && len(c.Interfaces) == 1
+	})
+	k.talk(nettest.Must(byCNI.Agent())(k.t), outside, node.Address)
+	k.likeKernel(byCNI.ID, func() map[string]testnet.Counters { return nettest.Must(byCNI.NetDev())(k.t) })
+	onHost := nettest.Must(node.RunPlain("host", crihost.PlainHost))(k.t)
+	k.is(onHost.ID, "counted by its cgroup", func(c exporter.Container) bool { return c.Accounted && c.NetworkMode == "host" && c.IP != nil })
+}
+
+// Podman's containers and pods, which have names by podman's own socket.
+func TestPodmanKinds(t *testing.T) {
+	need.Root(t)
+	for name, v2 := range layouts {
+		t.Run(name, func(t *testing.T) {
+			podman := podmanhost.Start(t, podmanhost.Options{CgroupV2Only: v2})
+			k := &kinds{t, startDaemon(t, podman, fmt.Sprintf("names: {docker: \"off\", podman: %q, cri: \"off\"}\nwatch: {include: [%q]}",
+				"unix://"+podman.Service(), podman.CgroupParent+"/*"))}
+			pod := podman.PodCreate("web")
+			app, sidecar := podman.Run("--pod", pod, "--name", "app", podmanhost.Image), podman.Run("--pod", pod, "--name", "sidecar", podmanhost.Image)
+			server := podman.Run("--name", "server", podmanhost.Image)
+			onHost := podman.Run("--name", "agent", "--network", "host", podmanhost.Image)
+
+			k.is(server, "counted", func(c exporter.Container) bool {
+				return c.Accounted && len(c.Interfaces) == 1 && c.Name == "server" && c.Runtime == "podman"
+			})
+			for _, id := range []string{app, sidecar} {
+				k.is(id, "counted by its cgroup", func(c exporter.Container) bool {
+					return c.Accounted && len(c.Interfaces) == 0 && c.IP != nil && c.Pod == "web"
+				})
+			}
+			k.talk(podman.Agent(app), podman.Agent(server), podman.IPv4(server, "eth0"))
+			k.likeKernel(server, func() map[string]testnet.Counters { return podman.NetDev(server) })
+			infra := podman.Infra(pod)
+			k.likeKernel(infra, func() map[string]testnet.Counters { return podman.NetDev(app) })
+			k.is(app, "told apart", func(c exporter.Container) bool {
+				return c.IP.Transmit.Protocols.UDP.Packets == kindDatagrams && c.IP.Transmit.TCPSYN == 1
+			})
+			k.is(sidecar, "told apart", func(c exporter.Container) bool { return c.IP.Transmit.Protocols.UDP.Packets == 0 })
+			k.is(onHost, "counted by its cgroup", func(c exporter.Container) bool {
+				return c.Accounted && c.NetworkMode == "host" && c.IP != nil
+			})
+		})
+	}
+}
