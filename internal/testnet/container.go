@@ -60,6 +60,7 @@ type Container struct {
 	host    *Namespace
 	options ContainerOptions
 	cgroup  cgroup
+	moved   []cgroup // what Move made
 }
 
 // NewContainer makes a container on a host. Requires CAP_SYS_ADMIN,
@@ -206,7 +207,7 @@ func (c *Container) Close() error {
 	if c.Agent != nil {
 		c.kill()
 	}
-	steps := []func() error{c.removeInterfaces, c.cgroup.remove}
+	steps := []func() error{c.removeInterfaces, c.removeCgroups}
 	if c.options.LikeDocker {
 		steps[0], steps[1] = steps[1], steps[0]
 	}
@@ -216,6 +217,33 @@ func (c *Container) Close() error {
 	}
 	c.Namespace = nil
 	return errors.Join(errs...)
+}
+
+// Move moves the container's process into a cgroup that is made for it, in all of
+// the container's hierarchies, as the first process of systemd in a container
+// does: below the container's own cgroup, or elsewhere, which leaves that empty.
+// The cgroup goes with the container; after Restart the process is where it was
+// at first.
+func (c *Container) Move(to string) error {
+	g := cgroup{roots: c.options.CgroupRoots, path: path.Clean(to)}
+	err := g.make()
+	c.moved = append(c.moved, g)
+	if err == nil {
+		err = g.join(c.PID())
+	}
+	if err != nil {
+		return fmt.Errorf("move container %.12s to %s: %w", c.ID, to, err)
+	}
+	return nil
+}
+
+func (c *Container) removeCgroups() error {
+	var errs []error
+	for _, g := range slices.Backward(c.moved) {
+		errs = append(errs, g.remove())
+	}
+	c.moved = nil
+	return errors.Join(append(errs, c.cgroup.remove())...)
 }
 
 func (c *Container) removeInterfaces() error {
