@@ -29,6 +29,10 @@ type ContainerOptions struct {
 	// Interface is the name of the first interface, "eth0" by default.
 	Interface string
 
+	// NoInterface leaves the container's namespace with lo alone. It may be given
+	// interfaces by [Container.AddInterface] and [Container.TakeDevice] then.
+	NoInterface bool
+
 	// LikeDocker makes the container in Docker's order: the cgroup appears while
 	// its process is in the host's namespace, and the peer appears in the host
 	// before it is moved; at the end the cgroup goes before the veth. Otherwise
@@ -86,7 +90,7 @@ func NewContainer(host *Namespace, options ContainerOptions) (*Container, error)
 		host: host, options: options,
 		cgroup: cgroup{roots: options.CgroupRoots, path: options.Cgroup},
 	}
-	if options.Join == nil {
+	if options.Join == nil && !options.NoInterface {
 		nic, err := newInterface(host, options.Interface)
 		if err != nil {
 			return nil, err
@@ -173,7 +177,9 @@ func (c *Container) startLikeDocker() error {
 }
 
 // AddInterface gives the running container one more interface, as `docker
-// network connect` does. The host may be another one than the container's.
+// network connect` does. The host may be another namespace than the container's
+// host, as Docker's is that joins machines by an overlay: then there is no host
+// veth in the host.
 func (c *Container) AddInterface(host *Namespace, name string) (Interface, error) {
 	nic, err := newInterface(host, name)
 	if err != nil {
