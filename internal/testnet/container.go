@@ -29,6 +29,10 @@ type ContainerOptions struct {
 	// Interface is the name of the first interface, "eth0" by default.
 	Interface string
 
+	// NoInterface leaves the container's namespace with lo alone. It may be given
+	// interfaces by [Container.AddInterface] and [Container.TakeDevice] then.
+	NoInterface bool
+
 	// LikeDocker makes the container in Docker's order: the cgroup appears while
 	// its process is in the host's namespace, and the peer appears in the host
 	// before it is moved; at the end the cgroup goes before the veth. Otherwise
@@ -60,6 +64,7 @@ type Container struct {
 	host    *Namespace
 	options ContainerOptions
 	cgroup  cgroup
+	moved   []cgroup // what Move made
 }
 
 // NewContainer makes a container on a host. Requires CAP_SYS_ADMIN,
@@ -85,7 +90,7 @@ func NewContainer(host *Namespace, options ContainerOptions) (*Container, error)
 		host: host, options: options,
 		cgroup: cgroup{roots: options.CgroupRoots, path: options.Cgroup},
 	}
-	if options.Join == nil {
+	if options.Join == nil && !options.NoInterface {
 		nic, err := newInterface(host, options.Interface)
 		if err != nil {
 			return nil, err
@@ -172,7 +177,9 @@ func (c *Container) startLikeDocker() error {
 }
 
 // AddInterface gives the running container one more interface, as `docker
-// network connect` does. The host may be another one than the container's.
+// network connect` does. The host may be another namespace than the container's
+// host, as Docker's is that joins machines by an overlay: then there is no host
+// veth in the host.
 func (c *Container) AddInterface(host *Namespace, name string) (Interface, error) {
 	nic, err := newInterface(host, name)
 	if err != nil {
@@ -206,7 +213,7 @@ func (c *Container) Close() error {
 	if c.Agent != nil {
 		c.kill()
 	}
-	steps := []func() error{c.removeInterfaces, c.cgroup.remove}
+	steps := []func() error{c.removeInterfaces, c.removeCgroups}
 	if c.options.LikeDocker {
 		steps[0], steps[1] = steps[1], steps[0]
 	}
@@ -216,6 +223,33 @@ func (c *Container) Close() error {
 	}
 	c.Namespace = nil
 	return errors.Join(errs...)
+}
+
+// Move moves the container's process into a cgroup that is made for it, in all of
+// the container's hierarchies, as the first process of systemd in a container
+// does: below the container's own cgroup, or elsewhere, which leaves that empty.
+// The cgroup goes with the container; after Restart the process is where it was
+// at first.
+func (c *Container) Move(to string) error {
+	g := cgroup{roots: c.options.CgroupRoots, path: path.Clean(to)}
+	err := g.make()
+	c.moved = append(c.moved, g)
+	if err == nil {
+		err = g.join(c.PID())
+	}
+	if err != nil {
+		return fmt.Errorf("move container %.12s to %s: %w", c.ID, to, err)
+	}
+	return nil
+}
+
+func (c *Container) removeCgroups() error {
+	var errs []error
+	for _, g := range slices.Backward(c.moved) {
+		errs = append(errs, g.remove())
+	}
+	c.moved = nil
+	return errors.Join(append(errs, c.cgroup.remove())...)
 }
 
 func (c *Container) removeInterfaces() error {

@@ -187,3 +187,48 @@ func (n *Namespace) introduce(link, other netlink.Link, addrs []netip.Addr) erro
 	}
 	return nil
 }
+
+// TakeDevice moves a device out of a namespace into the container, under a name
+// of its own, gives it addresses and sets it up. It is what Docker does with a
+// macvlan, and what a device of one's own is given to a container by: the
+// container has no host veth then. The device may be of any type that can be
+// moved, which a bridge cannot. It goes with the container, but a network card
+// would go back to the machine.
+func (c *Container) TakeDevice(from *Namespace, device, name string, addresses ...netip.Prefix) error {
+	link, err := from.LinkByName(device)
+	if err == nil {
+		err = from.LinkSetNsFd(link, c.Namespace.FD())
+	}
+	if err != nil {
+		return fmt.Errorf("move %s into container: %w", device, err)
+	}
+	if link, err = c.Namespace.LinkByName(device); err == nil {
+		err = c.Namespace.LinkSetName(link, name)
+	}
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", device, name, err)
+	}
+	for _, address := range addresses {
+		if err := c.Namespace.assign(name, address); err != nil {
+			return err
+		}
+	}
+	return c.Namespace.up(name)
+}
+
+// assign gives an interface an address that can be used when it is up.
+func (n *Namespace) assign(name string, address netip.Prefix) error {
+	link, err := n.LinkByName(name)
+	if err == nil {
+		err = n.AddrAdd(link, &netlink.Addr{
+			IPNet: &net.IPNet{
+				IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), address.Addr().BitLen()),
+			},
+			Flags: unix.IFA_F_NODAD,
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("give %s address %s: %w", name, address, err)
+	}
+	return nil
+}

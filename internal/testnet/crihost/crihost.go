@@ -61,8 +61,9 @@ type Host struct {
 	// by.
 	Bridge  string
 	Address netip.Addr
-	// CgroupParent is the path of the pods' cgroups in the hierarchies: the
-	// cgroup of a pod's sandbox or container is CgroupParent/pod<uid>/<id>.
+	// CgroupParent is the path of the burstable pods' cgroups in the hierarchies:
+	// the cgroup of such a pod's sandbox or container is
+	// CgroupParent/pod<uid>/<id>.
 	CgroupParent string
 	// Socket is the path of containerd's socket, which answers to CRI.
 	Socket string
@@ -88,10 +89,10 @@ func Start(tb testing.TB, options Options) *Host {
 	h := &Host{
 		Namespace: e.Namespace,
 		Bridge:    "cni0", Address: netip.MustParseAddr("10.240.0.1"),
-		CgroupParent: e.Cgroup + "/kubepods/burstable",
-		Socket:       filepath.Join(e.Dir, "sock"),
-		tb:           tb, enclosure: e, options: options,
+		Socket: filepath.Join(e.Dir, "sock"),
+		tb:     tb, enclosure: e, options: options,
 	}
+	h.CgroupParent = h.cgroup(Burstable)
 	h.addBridge()
 	h.configure()
 	e.Start(script)

@@ -66,6 +66,7 @@ func TestPod(t *testing.T) {
 
 // testCgroups looks for the processes where the kubelet has them put.
 func testCgroups(t *testing.T, pod *Pod) {
+	t.Helper()
 	pids := map[string]int{pod.ID: pod.PID}
 	for name, id := range pod.Containers {
 		pids[id] = nettest.Must(pod.ContainerPID(name))(t)

@@ -62,7 +62,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := nettest.TakeSnapshot(t, nettest.Scope{Paths: outside, Named: true})
+			before := nettest.TakeSnapshot(t, nettest.Scope{Paths: outside, Named: true, Cgroups: []string{"/default"}})
 			var h *Host
 			var namespaces []string
 			parent := t
@@ -81,7 +81,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			if !started {
 				return
 			}
-			after := nettest.TakeSnapshot(t, nettest.Scope{Paths: outside, Named: true})
+			after := nettest.TakeSnapshot(t, nettest.Scope{Paths: outside, Named: true, Cgroups: []string{"/default"}})
 			if diff := cmp.Diff(before, after); diff != "" {
 				t.Errorf("left behind on the machine (-before +after):\n%s", diff)
 			}

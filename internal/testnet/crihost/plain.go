@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -69,6 +71,10 @@ func (h *Host) RunPlain(name string, network PlainNetwork) (*Plain, error) {
 	id := path.Base(h.enclosure.Cgroup) + "-" + name
 	p := &Plain{ID: id, CgroupPath: path.Join("/", plainNamespace, id), host: h}
 	if err := h.importPlain(); err != nil {
+		return nil, err
+	}
+	// The script removes the cgroup /default, which no runtime does.
+	if err := os.WriteFile(filepath.Join(h.enclosure.Dir, "default"), nil, 0o600); err != nil {
 		return nil, err
 	}
 	args := []string{"run", "--detach", "--null-io"}

@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nettally/nettally/internal/testnet"
@@ -28,8 +31,9 @@ type Pod struct {
 	// CgroupPath is the path of the pod's cgroup in the hierarchies: those of the
 	// sandbox and of the containers are right below it, by their ids.
 	CgroupPath string
-	// PID is the process of the sandbox. It is in the pod's network namespace
-	// until the pod is removed, whatever the containers do.
+	// PID is the process of the sandbox, "pause" elsewhere. It is in the pod's
+	// network namespace until the pod is removed, whatever the containers do. It is
+	// 0 after KillSandbox.
 	PID int
 	// IPv4 is the address of the pod's eth0, none with the host's network.
 	IPv4 netip.Addr
@@ -206,16 +210,39 @@ func (h *Host) agent(namespace, id string) (*testnet.Agent, error) {
 	return a, nil
 }
 
+// inside returns a process that is in the pod's network namespace.
+func (p *Pod) inside() (int, error) {
+	if p.PID != 0 {
+		return p.PID, nil
+	}
+	for name := range p.Containers {
+		if pid, err := p.ContainerPID(name); err == nil {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("look into pod %s: no process is left", p.Name)
+}
+
 // NetDev returns the kernel's counters of the pod's interfaces, by name, also
 // after its containers have ended.
-func (p *Pod) NetDev() (map[string]testnet.Counters, error) { return testnet.InterfaceCounters(p.PID) }
+func (p *Pod) NetDev() (map[string]testnet.Counters, error) {
+	pid, err := p.inside()
+	if err != nil {
+		return nil, err
+	}
+	return testnet.InterfaceCounters(pid)
+}
 
 // HostVeth returns the host's end of the pod's eth0.
 func (p *Pod) HostVeth() (netlink.Link, error) {
 	if p.hostNetwork() {
 		return nil, fmt.Errorf("find host veth of pod %s: it has the host's network", p.Name)
 	}
-	link, err := p.host.hostVeth(p.PID)
+	pid, err := p.inside()
+	if err != nil {
+		return nil, err
+	}
+	link, err := p.host.hostVeth(pid)
 	if err != nil {
 		return nil, fmt.Errorf("find host veth of pod %s: %w", p.Name, err)
 	}
@@ -234,6 +261,38 @@ func (h *Host) hostVeth(pid int) (netlink.Link, error) {
 		return nil, err
 	}
 	return h.Namespace.LinkByIndex(inside.Attrs().ParentIndex)
+}
+
+// KillSandbox kills the process of the sandbox, and returns when its cgroup is
+// gone, too. The containers go on in the network namespace, which CNI's file
+// holds; no more of them can be started.
+func (p *Pod) KillSandbox() error {
+	if err := unix.Kill(p.PID, unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill sandbox of pod %s: %w", p.Name, err)
+	}
+	p.PID = 0
+	roots, err := testnet.CgroupRoots()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		if err := awaitGone(filepath.Join(root, p.CgroupPath, p.ID)); err != nil {
+			return fmt.Errorf("kill sandbox of pod %s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func awaitGone(dir string) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		_, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is still there", dir)
+		}
+	}
 }
 
 // Remove kills the pod's containers and removes the pod with its cgroup.

@@ -28,6 +28,8 @@ import (
 type PodOptions struct {
 	// Namespace is the Kubernetes namespace, "default" if empty.
 	Namespace string
+	// Class is the quality of service, [Burstable] if empty.
+	Class Class
 	// HostNetwork leaves the pod in the host's network namespace.
 	HostNetwork bool
 	// Ingress and Egress are rates in bits per second, 0 for none, as the
@@ -38,6 +40,27 @@ type PodOptions struct {
 	Labels map[string]string
 	// Annotations are the pod's, besides those for the rates.
 	Annotations map[string]string
+}
+
+// Class is a quality of service as Kubernetes knows it. It says where the pod's
+// cgroup is.
+type Class string
+
+// The classes: the kubelet has directories for two of them, and puts guaranteed
+// pods beside those.
+const (
+	Burstable  Class = "burstable"
+	BestEffort Class = "besteffort"
+	Guaranteed Class = "guaranteed"
+)
+
+// cgroup returns the path of a class's pods' cgroups.
+func (h *Host) cgroup(c Class) string {
+	pods := h.enclosure.Cgroup + "/kubepods"
+	if c == Guaranteed {
+		return pods
+	}
+	return pods + "/" + string(c)
 }
 
 // Container is a container of a pod.
@@ -78,8 +101,11 @@ func (h *Host) ready() error {
 // RunPod makes a sandbox and starts containers in it, one after the other. After
 // an error nothing is left of the pod. It may be called from any goroutine.
 func (h *Host) RunPod(name string, o PodOptions, containers ...Container) (*Pod, error) {
+	if o.Class == "" {
+		o.Class = Burstable
+	}
 	p := &Pod{Name: name, UID: newUID(), Containers: make(map[string]string), host: h}
-	p.CgroupPath = h.CgroupParent + "/pod" + p.UID
+	p.CgroupPath = h.cgroup(o.Class) + "/pod" + p.UID
 	p.config = h.sandbox(p, o)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -52,9 +52,10 @@ remove_cgroups() {
 	left=0
 	for top in $(tops); do
 		find "$top" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
-		# Nobody's, if nobody else is in it.
-		[ "$(basename "$(dirname "$top")")" != default ] || rmdir "$(dirname "$top")" 2>/dev/null || true
 	done
+	if [ -e "$dir/default" ]; then # a mark that something was there
+		rmdir /sys/fs/cgroup/default /sys/fs/cgroup/*/default 2>/dev/null || true # others may be in it
+	fi
 	return $left
 }
 
