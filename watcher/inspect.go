@@ -147,8 +147,14 @@ func hostLinks(host *netlink.Conn, inner []link) map[int]HostVeth {
 // namespaceNumber returns the number that the namespace of conn has for another
 // one, -1 if it has none.
 func namespaceNumber(conn *netlink.Conn, netns int) (int, error) {
+	return askNumber(conn, unix.NETNSA_FD, uint32(netns))
+}
+
+// askNumber asks by a descriptor of the namespace (NETNSA_FD) or a process in it
+// (NETNSA_PID).
+func askNumber(conn *netlink.Conn, kind uint16, value uint32) (int, error) {
 	attrs := netlink.NewAttributeEncoder()
-	attrs.Uint32(unix.NETNSA_FD, uint32(netns))
+	attrs.Uint32(kind, value)
 	b, err := attrs.Encode()
 	if err != nil {
 		return 0, err

@@ -95,8 +95,8 @@ type tally struct {
 	attachedAt time.Time // the first time
 	final      Traffic   // of the veths that are gone, and written
 	live       []*attachment
-	// prior is what final holds of the last host veth: nettally may come back to it.
-	prior *Attachment
+	// priors is what final holds of the last targets: nettally may come back to one.
+	priors []Attachment
 }
 
 // New returns accounts without a container.
