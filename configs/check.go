@@ -30,6 +30,9 @@ func (s *source) check(r raw) *Config {
 			Level:  checked(s, "log.level", r.Log.Level, level),
 			Format: checked(s, "log.format", r.Log.Format, oneOf(FormatText, FormatJSON)),
 		},
+		Accounting: Accounting{
+			Source: checked(s, "accounting.source", r.Accounting.Source, oneOf(Auto, SourceBPF, SourceProc)),
+		},
 		BPF: BPF{
 			PinPath:       checked(s, "bpf.pin_path", r.BPF.PinPath, pinPath),
 			MaxInterfaces: int(checked(s, "bpf.max_interfaces", strconv.Itoa(r.BPF.MaxInterfaces), positive16)),

@@ -17,8 +17,8 @@ import (
 // DefaultPath is where the configuration lies unless the user says otherwise.
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
-// Values of settings that are words. Auto and Off belong to [Attach.Mode],
-// [Watch.CgroupRoot] and [Names.Docker], the rest to the field they are named after.
+// Values of settings that are words. Auto and Off belong to [Accounting.Source],
+// [Attach.Mode], [Watch.CgroupRoot] and [Names.Docker], the rest to the field they are named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -35,6 +35,9 @@ const (
 
 	ModeClsact = "clsact"
 	ModeTCX    = "tcx"
+
+	SourceBPF  = "bpf"
+	SourceProc = "proc"
 )
 
 // Config is a checked configuration. It is made by [Load] and never changes
@@ -42,14 +45,15 @@ const (
 type Config struct {
 	StateDir string // absolute, clean
 
-	Log       Log
-	BPF       BPF
-	Attach    Attach
-	Watch     Watch
-	Names     Names
-	Exporter  Exporter
-	Metrics   Metrics
-	Retention Retention
+	Log        Log
+	Accounting Accounting
+	BPF        BPF
+	Attach     Attach
+	Watch      Watch
+	Names      Names
+	Exporter   Exporter
+	Metrics    Metrics
+	Retention  Retention
 
 	digest digest // of the file it came from
 }
@@ -58,6 +62,11 @@ type Config struct {
 type Log struct {
 	Level  slog.Level
 	Format string // FormatText or FormatJSON
+}
+
+// Accounting says what counts.
+type Accounting struct {
+	Source string // Auto, SourceBPF or SourceProc
 }
 
 // BPF says where the counters live and how many there can be.

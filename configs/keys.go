@@ -21,6 +21,7 @@ var keys = []key{
 	{"state_dir", "/var/lib/nettally", wantPath},
 	{"log.level", "info", "debug, info, warn or error"},
 	{"log.format", "text", "text or json"},
+	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"bpf.pin_path", "/sys/fs/bpf/nettally", wantPath + " to a directory of its own"},
 	{"bpf.max_interfaces", 65535, "a number from 1 to 65535"},
 	{"attach.mode", "auto", "auto, clsact or tcx"},

@@ -39,15 +39,16 @@ func TestLoadDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		StateDir:  "/var/lib/nettally",
-		Log:       Log{Level: slog.LevelInfo, Format: FormatText},
-		BPF:       BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
-		Attach:    Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
-		Watch:     Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
-		Names:     Names{Docker: Auto, Labels: []string{}},
-		Exporter:  Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
-		Metrics:   Metrics{Families: []string{}},
-		Retention: Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
+		StateDir:   "/var/lib/nettally",
+		Accounting: Accounting{Source: Auto},
+		Log:        Log{Level: slog.LevelInfo, Format: FormatText},
+		BPF:        BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
+		Attach:     Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
+		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
+		Names:      Names{Docker: Auto, Labels: []string{}},
+		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
+		Metrics:    Metrics{Families: []string{}},
+		Retention:  Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
 	}
 	if diff := cmp.Diff(want.raw(), config.raw()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -80,6 +81,7 @@ func TestLoadNothing(t *testing.T) {
 const everything = `
 state_dir: /srv/nettally/
 log: {level: debug, format: json}
+accounting: {source: proc}
 bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
@@ -94,6 +96,7 @@ func TestLoadEverything(t *testing.T) {
 	var want raw
 	want.StateDir = "/srv/nettally"
 	want.Log.Level, want.Log.Format = "debug", "json"
+	want.Accounting.Source = "proc"
 	want.BPF.PinPath, want.BPF.MaxInterfaces = "/sys/fs/bpf/other", 100
 	want.Attach.Mode, want.Attach.Priority = "tcx", 65535
 	want.Attach.Interfaces.Include = []string{"veth*", "lxc[0-9]?"}
@@ -290,6 +293,7 @@ var changed = map[string]string{
 	"state_dir":                 `state_dir: /x`,
 	"log.level":                 `log: {level: warn}`,
 	"log.format":                `log: {format: json}`,
+	"accounting.source":         `accounting: {source: bpf}`,
 	"bpf.pin_path":              `bpf: {pin_path: /x}`,
 	"bpf.max_interfaces":        `bpf: {max_interfaces: 1}`,
 	"attach.mode":               `attach: {mode: tcx}`,
@@ -318,7 +322,7 @@ func TestNeedsRestart(t *testing.T) {
 	base := mustLoad(t, "")
 	next := mustLoad(t, everything)
 	want := []string{
-		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
+		"state_dir", "accounting.source", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
 		"names.docker", "exporter.listen", "exporter.socket", "exporter.web_config",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {

@@ -22,6 +22,9 @@ type raw struct {
 		Level  string `yaml:"level"`
 		Format string `yaml:"format"`
 	} `yaml:"log"`
+	Accounting struct {
+		Source string `yaml:"source"`
+	} `yaml:"accounting"`
 	BPF struct {
 		PinPath       string `yaml:"pin_path"`
 		MaxInterfaces int    `yaml:"max_interfaces"`
@@ -79,6 +82,7 @@ func (c *Config) raw() raw {
 	r.StateDir = c.StateDir
 	r.Log.Level = strings.ToLower(c.Log.Level.String())
 	r.Log.Format = c.Log.Format
+	r.Accounting.Source = c.Accounting.Source
 	r.BPF.PinPath = c.BPF.PinPath
 	r.BPF.MaxInterfaces = c.BPF.MaxInterfaces
 	r.Attach.Mode = c.Attach.Mode
@@ -118,7 +122,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
+	"state_dir", "accounting.source", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker", "exporter",
 }
 
 // NeedsRestart returns the keys in which next differs and that a running daemon

@@ -47,6 +47,8 @@ func TestYAML(t *testing.T) {
 log:
   level: info
   format: text
+accounting:
+  source: auto
 bpf:
   pin_path: /sys/fs/bpf/nettally
   max_interfaces: 65535

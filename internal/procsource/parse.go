@@ -4,15 +4,24 @@ package procsource
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
-// volume is an amount of packets.
-type volume struct{ bytes, packets uint64 }
+// volume is an amount of traffic.
+type volume = usage.Volume
 
 // duplex is both directions, as the container sees them.
 type duplex struct{ receive, transmit volume }
+
+// less says whether a number is lower than it was.
+func (d duplex) less(was duplex) bool {
+	return d.receive.Bytes < was.receive.Bytes || d.receive.Packets < was.receive.Packets ||
+		d.transmit.Bytes < was.transmit.Bytes || d.transmit.Packets < was.transmit.Packets
+}
 
 // parseDev reads a net/dev file: what the kernel has counted on each interface of a
 // namespace, by name. Two lines of headings come first, then a line per interface with 8
@@ -39,7 +48,7 @@ func parseDev(text []byte) (map[string]duplex, error) {
 				return nil, fmt.Errorf("parse net/dev: line %d: %w", number+1, err)
 			}
 		}
-		found[string(name)] = duplex{receive: volume{numbers[0], numbers[1]}, transmit: volume{numbers[2], numbers[3]}}
+		found[string(name)] = duplex{receive: volume{Bytes: numbers[0], Packets: numbers[1]}, transmit: volume{Bytes: numbers[2], Packets: numbers[3]}}
 	}
 	return found, nil
 }
@@ -62,7 +71,7 @@ func parseSNMP(text []byte) (connections, error) {
 		}
 		return connectionsIn(names, fields)
 	}
-	return connections{}, fmt.Errorf("parse net/snmp: expected two lines that begin with Tcp:")
+	return connections{}, errors.New("parse net/snmp: expected two lines of Tcp")
 }
 
 func connectionsIn(names, values [][]byte) (found connections, err error) {
@@ -78,7 +87,7 @@ func connectionsIn(names, values [][]byte) (found connections, err error) {
 		delete(missing, string(name))
 	}
 	if len(missing) > 0 {
-		return connections{}, fmt.Errorf("parse net/snmp: expected ActiveOpens and PassiveOpens among Tcp")
+		return connections{}, errors.New("parse net/snmp: expected ActiveOpens and PassiveOpens among those of Tcp")
 	}
 	return found, nil
 }
@@ -96,8 +105,8 @@ func parseSNMP6(text []byte) (found ipv6, err error) {
 	var index uint64
 	missing := map[string]*uint64{
 		"ifIndex":       &index,
-		"Ip6InReceives": &found.receive.packets, "Ip6InOctets": &found.receive.bytes,
-		"Ip6OutRequests": &found.transmit.packets, "Ip6OutOctets": &found.transmit.bytes,
+		"Ip6InReceives": &found.receive.Packets, "Ip6InOctets": &found.receive.Bytes,
+		"Ip6OutRequests": &found.transmit.Packets, "Ip6OutOctets": &found.transmit.Bytes,
 	}
 	for line := range bytes.Lines(text) {
 		fields := bytes.Fields(line)
@@ -110,7 +119,7 @@ func parseSNMP6(text []byte) (found ipv6, err error) {
 		delete(missing, string(fields[0]))
 	}
 	if len(missing) > 0 || index == 0 || index > maxIndex {
-		return ipv6{}, fmt.Errorf("parse net/dev_snmp6: expected ifIndex, Ip6InReceives, Ip6InOctets, Ip6OutRequests and Ip6OutOctets")
+		return ipv6{}, errors.New("parse net/dev_snmp6: expected ifIndex, Ip6InReceives, Ip6InOctets, Ip6OutRequests and Ip6OutOctets")
 	}
 	found.index = int(index)
 	return found, nil

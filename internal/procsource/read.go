@@ -113,8 +113,8 @@ func (f files) readAll(pid int) (r reading, err error) {
 
 // onLink returns what the packets of an interface's IPv6 layer are on the interface.
 func (s ipv6) onLink() duplex {
-	s.receive.bytes += linkHeader * s.receive.packets
-	s.transmit.bytes += linkHeader * s.transmit.packets
+	s.receive.Bytes += linkHeader * s.receive.Packets
+	s.transmit.Bytes += linkHeader * s.transmit.Packets
 	return s.duplex
 }
 

@@ -16,8 +16,8 @@ import (
 	"github.com/nettally/nettally/bpf"
 )
 
-// datapath is where the counters are: *bpf.Datapath.
-type datapath interface {
+// Datapath is where the counters are: *bpf.Datapath, or *procsource.Datapath.
+type Datapath interface {
 	Take(bpf.Target) (bpf.Slot, error)
 	Keep(bpf.Slot) error
 	Bind(bpf.Slot) error
@@ -46,7 +46,7 @@ type Identity struct {
 
 // Options say where usage gets things from.
 type Options struct {
-	Datapath datapath
+	Datapath Datapath
 	// Identify returns what is known of a container. It must not block. Nil: nothing
 	// is ever known.
 	Identify func(id string) (Identity, bool)
