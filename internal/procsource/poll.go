@@ -173,7 +173,7 @@ func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host strin
 	i.failed, i.counted, i.slot = false, true, slot
 	i.told, i.ipv6 = duplex{}, duplex{}
 	id, name := box.owner.ID, r.name
-	var known earlier
+	var known usage.Earlier
 	var ok bool
 	if !i.fresh {
 		known, ok = c.earlier(box, i.target)
@@ -183,9 +183,9 @@ func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host strin
 		i.told, i.ipv6 = r.duplex, r.ipv6
 		err = c.Accounts.Seed(i.target, r.receive, r.transmit)
 	case !i.fresh:
-		id, name = known.id, known.name
-		if i.host != 0 || !r.less(known.interfaceNumbers()) { // else it is another one by the same number
-			i.told, i.ipv6 = known.interfaceNumbers(), known.ipv6Numbers()
+		id, name = known.ID, known.Name
+		if told := interfaceNumbers(known.Counted); i.host != 0 || !r.less(told) { // else it is another one by the same number
+			i.told, i.ipv6 = told, ipv6Numbers(known.Counted)
 		}
 	}
 	if err := errors.Join(err, c.Accounts.Assign(i.target, id, name)); err != nil {
@@ -201,36 +201,29 @@ func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host strin
 	c.Log.Debug("counting", "container_id", id, "interface", r.name, "host_interface", host, "hook", Hook)
 }
 
-// earlier is what earlier slots have of a target.
-type earlier struct {
-	id, name string
-	counted  usage.Traffic
-}
-
 // earlier returns what earlier slots have of a target. An interface in the host has its
 // index to itself until the host boots. The number of a namespace is another one's when it
 // has ended, so what went by that must have been a member's.
-func (c *Controller) earlier(box *sandbox, target usage.Target) (known earlier, ok bool) {
-	known.id, known.name, known.counted, ok = c.Accounts.Earlier(target)
-	return known, ok && (target.NetNS == 0 || box.members[known.id] != nil)
+func (c *Controller) earlier(box *sandbox, target usage.Target) (known usage.Earlier, ok bool) {
+	known, ok = c.Accounts.Earlier(target)
+	return known, ok && (target.NetNS == 0 || box.members[known.ID] != nil)
 }
 
-func (e earlier) interfaceNumbers() duplex {
-	return duplex{receive: e.counted.Receive.Interface, transmit: e.counted.Transmit.Interface}
+func interfaceNumbers(t usage.Traffic) duplex {
+	return duplex{receive: t.Receive.Interface, transmit: t.Transmit.Interface}
 }
 
-func (e earlier) ipv6Numbers() duplex {
-	return duplex{
-		receive:  e.counted.Receive.Family(usage.FamilyIPv6),
-		transmit: e.counted.Transmit.Family(usage.FamilyIPv6),
-	}
+func ipv6Numbers(t usage.Traffic) duplex {
+	return duplex{receive: t.Receive.Family(usage.FamilyIPv6), transmit: t.Transmit.Family(usage.FamilyIPv6)}
 }
 
 // openConnections begins to count the connections of a sandbox.
 func (c *Controller) openConnections(box *sandbox, id, name string) {
 	o := &opened{target: usage.Target{NetNS: box.netns}, unknown: !box.fresh}
+	var passed usage.Opens
 	if known, ok := c.earlier(box, o.target); ok && !box.fresh {
-		o.told = connections{active: known.counted.Transmit.SYN, passive: known.counted.Receive.SYN}
+		passed = known.Passed
+		o.told = connections{active: passed.Transmit + known.Counted.Transmit.SYN, passive: passed.Receive + known.Counted.Receive.SYN}
 		o.unknown = false
 	}
 	var err error
@@ -241,6 +234,7 @@ func (c *Controller) openConnections(box *sandbox, id, name string) {
 		c.Log.Error("connections are not counted; trying again with the next interface", "container_id", id, "err", err)
 		return
 	}
+	c.Accounts.Pass(o.target, passed)
 	box.connections = o
 }
 
@@ -249,8 +243,10 @@ func (c *Controller) connected(o *opened, now connections) {
 	switch {
 	case o.unknown:
 		o.told, o.unknown = now, false
+		c.Accounts.Pass(o.target, usage.Opens{Receive: now.passive, Transmit: now.active})
 	case now.active < o.told.active, now.passive < o.told.passive:
 		o.told = connections{} // it is another namespace by the same number
+		c.Accounts.Pass(o.target, usage.Opens{})
 	}
 	c.Datapath.count(o.slot,
 		bpf.Counters{TCPSYN: now.passive - o.told.passive}, bpf.Counters{TCPSYN: now.active - o.told.active})

@@ -29,6 +29,7 @@ type attachment struct {
 	tally    *tally    // the owner's
 	closedAt time.Time // zero while it is counted
 	shadowed bool
+	passed   Opens
 }
 
 // orphan is what an interface counted that went before its owner was known.
@@ -422,7 +423,7 @@ func (a *Accounts) fold(at *attachment) error {
 	before, _ := t.priorOn(a.Boot, at.slot.Target)
 	t.remember(Attachment{
 		Boot: a.Boot, Generation: at.slot.Generation, Target: at.slot.Target, Folded: true,
-		Counted: last.Plus(before),
+		Counted: last.Plus(before), Passed: at.passed,
 	})
 	a.closed = slices.DeleteFunc(a.closed, func(other *attachment) bool { return other == at })
 	if err := a.Datapath.Release(at.slot); err != nil {

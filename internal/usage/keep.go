@@ -176,6 +176,7 @@ func (a *Accounts) attachment(at *attachment) Attachment {
 		Generation: at.slot.Generation,
 		Target:     at.slot.Target,
 		Counted:    a.mustRead(at),
+		Passed:     at.passed,
 		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }

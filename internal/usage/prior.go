@@ -36,17 +36,51 @@ func (a *Accounts) before(t *tally, target Target) (sum Traffic, ok bool) {
 	return sum, ok
 }
 
-// Earlier returns what was counted of a target on earlier slots since the host booted, the
-// container that it was counted for, and what that calls the interface. Not ok: nothing.
-func (a *Accounts) Earlier(target Target) (id, name string, counted Traffic, ok bool) {
+// Opens are connections, by who asked for them. Their numbers are told as SYN.
+type Opens struct {
+	Receive  uint64 `json:"receive,omitempty"`
+	Transmit uint64 `json:"transmit,omitempty"`
+}
+
+// Pass says how many connections were opened before those that a slot counts: the kernel
+// counts them, and they are in no number of ours.
+func (a *Accounts) Pass(target Target, passed Opens) {
+	a.change(target, func(at *attachment) { at.passed = passed })
+}
+
+// Earlier is what was counted of a target on earlier slots since the host booted.
+type Earlier struct {
+	ID      string // of the container that it was counted for
+	Name    string // what that calls the interface
+	Counted Traffic
+	Passed  Opens
+}
+
+// Earlier returns what was counted of a target on earlier slots. Not ok: nothing.
+func (a *Accounts) Earlier(target Target) (_ Earlier, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id, c := range a.containers {
 		for name, t := range c.tallies {
 			if counted, ok := a.before(t, target); ok {
-				return id, name, counted, true
+				return Earlier{ID: id, Name: name, Counted: counted, Passed: a.passed(t, target)}, true
 			}
 		}
 	}
-	return "", "", Traffic{}, false
+	return Earlier{}, false
+}
+
+// passed returns what was passed over of a target that was counted earlier.
+func (a *Accounts) passed(t *tally, target Target) Opens {
+	for _, at := range slices.Backward(t.live) {
+		if at.slot.Target == target {
+			return at.passed
+		}
+	}
+	for _, p := range t.priors {
+		if p.Boot == a.Boot && p.Target == target {
+			return p.Passed
+		}
+	}
+	return Opens{}
 }
