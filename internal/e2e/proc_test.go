@@ -238,3 +238,83 @@ func (l *procLife) surfaces() {
 		l.t.Error("the log does not say what counts")
 	}
 }
+
+// Totals go on when what counts changes, and nothing is counted twice. While programs count
+// /proc is no way out.
+func TestProcAndPrograms(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	l := &procLife{t: t, c: c, peer: nettest.Agent(t, host)}
+	l.d = restricted(t, host, "bpf,-sys_admin", c.ID)
+	privileged, unprivileged := on{host}, l.d.at
+	total := func(source string) {
+		t.Helper()
+		now := l.kernel()
+		l.d.poll("counted by "+source, func() error {
+			found, err := l.d.container(c.ID)
+			got := testnet.Counters{
+				ReceiveBytes: found.Receive.InterfaceBytes, ReceivePackets: found.Receive.InterfacePackets,
+				TransmitBytes: found.Transmit.InterfaceBytes, TransmitPackets: found.Transmit.InterfacePackets,
+			}
+			if diff := cmp.Diff(now, got); err == nil && diff != "" {
+				err = fmt.Errorf("(-kernel +nettally):\n%s", diff)
+			}
+			if source != l.d.list().Source {
+				err = errors.New("it is not " + source)
+			}
+			return err
+		})
+	}
+	l.exchange(10)
+	total("proc")
+
+	l.d.stop()
+	l.exchange(20)
+	l.d.at = privileged
+	l.d.start()
+	total("bpf")
+	l.exchange(30)
+	total("bpf")
+
+	l.d.stop()
+	l.d.at = unprivileged
+	out, err := l.d.run("run")
+	if want := "nettally: count by /proc: programs of an earlier run count already, in " + l.d.pins + ": run `nettally detach` as root first, or let nettally load its programs\n"; exitCode(err) != 1 || out != want {
+		t.Errorf("exit code %d, printed %q, want 1 and %q", exitCode(err), out, want)
+	}
+	l.d.at = privileged
+	if out, err := l.d.run("detach"); err != nil {
+		t.Fatalf("detach: %v: %s", err, out)
+	}
+	l.exchange(40)
+	l.d.at = unprivileged
+	l.d.start()
+	total("proc")
+	l.exchange(50)
+	total("proc")
+}
+
+// Containers that share a namespace are counted once, for the first one, and one that shares
+// the host's not at all.
+func TestProcShared(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	owner := nettest.Container(t, host, testnet.ContainerOptions{})
+	guest := nettest.Container(t, host, testnet.ContainerOptions{Join: owner.Namespace})
+	inHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
+	d := restricted(t, host, "all", owner.ID, guest.ID, inHost.ID)
+	d.counted(owner.ID, 1)
+	for id, reason := range map[string]string{guest.ID: "shared_network", inHost.ID: "host_network"} {
+		d.poll(reason, func() error {
+			c, err := d.container(id)
+			if err == nil && (c.Accounted || c.Reason != reason) {
+				err = fmt.Errorf("accounted %v, reason %q", c.Accounted, c.Reason)
+			}
+			return err
+		})
+	}
+	l := &procLife{t: t, d: d, c: owner, peer: nettest.Agent(t, host)}
+	l.exchange(30)
+	l.check("counted for the owner")
+}
