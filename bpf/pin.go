@@ -183,6 +183,16 @@ func foreign(e os.DirEntry) bool {
 	return e.Name() != marker && e.Name() != "maps.debug" && e.Name() != "progs.debug"
 }
 
+// Pinned says whether slots of any layout are pinned below a pin path. It needs no more
+// than the right to look into that folder; where that is missing, it does not know of any.
+func Pinned(pinPath string) (bool, error) {
+	found, err := filepath.Glob(filepath.Join(pinPath, "v[0-9]*", classifierMapSlots))
+	if err != nil {
+		return false, fmt.Errorf("look for pinned slots: %w", err)
+	}
+	return len(found) > 0, nil
+}
+
 // PinnedSlots returns the slots that are in use below a pin path, of this layout and
 // of the older ones, without loading anything: none if nothing is pinned.
 //

@@ -50,6 +50,7 @@ func (s *source) check(r raw) *Config {
 			Labels: checkedList(s, "names.labels", r.Names.Labels, once(filled)),
 		},
 		Accounting: Accounting{
+			Source: checked(s, "accounting.source", r.Accounting.Source, oneOf(Auto, SourceBPF, SourceProc)),
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
 		},
 		Exporter: Exporter{

@@ -18,8 +18,8 @@ import (
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
 // Values of settings that are words. Auto and Off belong to [Attach.Mode],
-// [Watch.CgroupRoot], the sources of [Names] and [Accounting.Cgroup], the rest to the field
-// they are named after.
+// [Watch.CgroupRoot], the sources of [Names], [Accounting.Source] and [Accounting.Cgroup],
+// the rest to the field they are named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -37,7 +37,9 @@ const (
 	ModeClsact = "clsact"
 	ModeTCX    = "tcx"
 
-	CgroupAll = "all"
+	CgroupAll  = "all"
+	SourceBPF  = "bpf"
+	SourceProc = "proc"
 )
 
 // Config is a checked configuration. It is made by [Load] and never changes
@@ -93,8 +95,9 @@ type Names struct {
 	Labels []string // the label keys that are passed on, each once
 }
 
-// Accounting says what else than interfaces is counted.
+// Accounting says what counts, and what else than interfaces is counted.
 type Accounting struct {
+	Source string // Auto, SourceBPF or SourceProc
 	Cgroup string // Auto, CgroupAll or Off
 }
 

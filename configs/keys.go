@@ -36,6 +36,7 @@ var keys = []key{
 	{"names.podman", "auto", "auto, off or a socket such as unix:///run/podman/podman.sock"},
 	{"names.cri", "auto", "auto, off or a socket such as unix:///run/containerd/containerd.sock"},
 	{"names.labels", []string{}, "a label key, each only once"},
+	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
 	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},
 	{"exporter.socket", "/run/nettally/nettally.sock", wantPath + ` of at most 107 bytes, or "" for none`},

@@ -45,7 +45,7 @@ func TestLoadDefaults(t *testing.T) {
 		Attach:     Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{}},
-		Accounting: Accounting{Cgroup: Auto},
+		Accounting: Accounting{Source: Auto, Cgroup: Auto},
 		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
 		Metrics:    Metrics{Families: []string{}},
 		Retention:  Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
@@ -85,7 +85,7 @@ bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
-accounting: {cgroup: all}
+accounting: {source: proc, cgroup: all}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
 retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
@@ -96,6 +96,7 @@ func TestLoadEverything(t *testing.T) {
 	var want raw
 	want.StateDir = "/srv/nettally"
 	want.Log.Level, want.Log.Format = "debug", "json"
+	want.Accounting.Source = "proc"
 	want.BPF.PinPath, want.BPF.MaxInterfaces = "/sys/fs/bpf/other", 100
 	want.Attach.Mode, want.Attach.Priority = "tcx", 65535
 	want.Attach.Interfaces.Include = []string{"veth*", "lxc[0-9]?"}
@@ -294,6 +295,7 @@ var changed = map[string]string{
 	"state_dir":                 `state_dir: /x`,
 	"log.level":                 `log: {level: warn}`,
 	"log.format":                `log: {format: json}`,
+	"accounting.source":         `accounting: {source: bpf}`,
 	"bpf.pin_path":              `bpf: {pin_path: /x}`,
 	"bpf.max_interfaces":        `bpf: {max_interfaces: 1}`,
 	"attach.mode":               `attach: {mode: tcx}`,
@@ -326,7 +328,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "names.podman", "names.cri", "exporter.listen", "exporter.socket", "exporter.web_config",
+		"names.docker", "names.podman", "names.cri", "accounting.source", "exporter.listen", "exporter.socket", "exporter.web_config",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

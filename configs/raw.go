@@ -48,6 +48,7 @@ type raw struct {
 		Labels []string `yaml:"labels,flow"`
 	} `yaml:"names"`
 	Accounting struct {
+		Source string `yaml:"source"`
 		Cgroup string `yaml:"cgroup"`
 	} `yaml:"accounting"`
 	Exporter struct {
@@ -84,6 +85,7 @@ func (c *Config) raw() raw {
 	r.StateDir = c.StateDir
 	r.Log.Level = strings.ToLower(c.Log.Level.String())
 	r.Log.Format = c.Log.Format
+	r.Accounting.Source = c.Accounting.Source
 	r.BPF.PinPath = c.BPF.PinPath
 	r.BPF.MaxInterfaces = c.BPF.MaxInterfaces
 	r.Attach.Mode = c.Attach.Mode
@@ -126,7 +128,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

@@ -36,6 +36,7 @@ var refusals = []struct {
 	{"of a later release: notifiers", "notifiers: []", "FILE: notifiers: unknown key"},
 	{"of a later release: accounting.classes", "accounting: {classes: []}", "FILE: accounting.classes: unknown key"},
 	{"cgroup as a truth", "accounting: {cgroup: yes}", `FILE: accounting.cgroup: expected auto, all or off, got "yes"`},
+	{"source", "accounting: {source: ebpf}", `FILE: accounting.source: expected auto, bpf or proc, got "ebpf"`},
 	{"twice", "log:\n  level: info\n  format: text\n  level: warn\n", "FILE:4: log.level: already set in line 2"},
 	{"section twice", "log: {}\nbpf: {}\nlog: {}\n", "FILE:3: log: already set in line 1"},
 

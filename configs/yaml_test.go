@@ -68,6 +68,7 @@ names:
   cri: auto
   labels: []
 accounting:
+  source: auto
   cgroup: auto
 exporter:
   listen: 127.0.0.1:9819

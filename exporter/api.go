@@ -73,6 +73,7 @@ func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
 	body := Containers{
 		Containers: containersOf(slices.DeleteFunc(snap.Containers, q.excludes)),
 		TakenAt:    snap.TakenAt.UTC(),
+		Source:     e.source,
 	}
 	if q.all {
 		body.Unowned = interfacesOf(snap.Unowned)

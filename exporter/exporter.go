@@ -71,6 +71,8 @@ type Options struct {
 	// Settings returns the settings in force. Like Snapshot it is called
 	// concurrently.
 	Settings func() Settings
+	// Source is where the numbers come from, as the JSON says it: "bpf" or "proc".
+	Source string
 	// Build is what /version and nettally_build_info say.
 	Build BuildInfo
 	// Ready returns nil, or why /readyz is to answer 503. A nil Ready is always
@@ -88,6 +90,7 @@ type Exporter struct {
 	snapshot  func(context.Context) (usage.Snapshot, error)
 	rows      func(context.Context, HistoryQuery) ([]HistoryRow, error)
 	ready     func() error
+	source    string
 	build     BuildInfo
 	log       *slog.Logger
 	registry  *prometheus.Registry // of the metrics that are of no snapshot
@@ -101,7 +104,7 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, ready: opts.Ready, build: opts.Build, log: opts.Log,
+		snapshot: opts.Snapshot, rows: opts.History, ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
 	}
 	if err := e.register(opts.Extra); err != nil {

@@ -113,6 +113,7 @@ func options(snap usage.Snapshot) Options {
 		},
 		Settings: func() Settings { return Settings{MetricsRetention: 5 * time.Minute} },
 		Build:    build,
+		Source:   "bpf",
 		Log:      slog.New(slog.DiscardHandler),
 	}
 }

@@ -17,6 +17,7 @@ type Containers struct {
 	// known. It is nil, and not in the JSON, unless it was asked for.
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
+	Source  string      `json:"source"` // of the numbers: "bpf" or "proc"
 }
 
 // Container is one container in JSON.

@@ -68,7 +68,7 @@ func TestServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := &Containers{Containers: containersOf(snapshot().Containers), TakenAt: noon}
+		want := &Containers{Containers: containersOf(snapshot().Containers), TakenAt: noon, Source: "bpf"}
 		if all {
 			want.Unowned = interfacesOf(snapshot().Unowned)
 		}

@@ -36,16 +36,15 @@ type check struct {
 
 // checks are in the order in which a user would have to mend them.
 func checks(ctx context.Context, config *configs.Config) []check {
-	all := []check{
-		{"kernel", true, kernel},
-		{"privileges", true, func() (string, error) { return "all that are needed", privileged() }},
+	all := []check{{"source", true, func() (string, error) { return source(config) }}}
+	if config.Accounting.Source != configs.SourceProc {
+		all = append(programs(config), all...)
+	}
+	all = append(all, []check{
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
-		{"classifiers", true, func() (string, error) { return classifiers(config.Attach.Priority) }},
-		{"counters", true, func() (string, error) { return counters(config.BPF.PinPath) }},
-		{"tcx", config.Attach.Mode == configs.ModeTCX, func() (string, error) { return tcx(config.Attach.Mode) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
-	}
+	}...)
 	sources := names.New(names.Options{
 		Docker: config.Names.Docker, Podman: config.Names.Podman, CRI: config.Names.CRI,
 		Log: slog.New(slog.DiscardHandler),
@@ -56,11 +55,30 @@ func checks(ctx context.Context, config *configs.Config) []check {
 	return all
 }
 
-// required runs the checks without which the daemon would not count, so that it
-// says at once what to do.
+// programs are the checks of what the classifiers need. Where /proc may stand in for them
+// they are no more than warnings, and the check of the source says what comes of it.
+func programs(config *configs.Config) []check {
+	required := config.Accounting.Source == configs.SourceBPF
+	tcxRequired := required && config.Attach.Mode == configs.ModeTCX
+	return []check{
+		{"kernel", required, kernel},
+		{"privileges", required, func() (string, error) { return "all that are needed", privileged() }},
+		{"classifiers", required, func() (string, error) {
+			found, err := classifiers(config.Attach.Priority)
+			return found, refusal(err)
+		}},
+		{"counters", required, func() (string, error) { return counters(config.BPF.PinPath) }},
+		{"tcx", tcxRequired, func() (string, error) { return tcx(config.Attach.Mode) }},
+	}
+}
+
+// required runs the checks without which the classifiers would not count, so that it is
+// said at once what to do.
 func required(config *configs.Config) error {
-	for _, c := range checks(context.Background(), config) {
-		if !c.required || c.name == "counters" { // the daemon opens those itself
+	bpfOnly := *config
+	bpfOnly.Accounting.Source = configs.SourceBPF
+	for _, c := range checks(context.Background(), &bpfOnly) {
+		if !c.required || c.name == "counters" || c.name == "source" { // the daemon opens those itself
 			continue
 		}
 		if _, err := c.run(); err != nil {
@@ -121,7 +139,7 @@ func kernel() (string, error) {
 		return release, nil // a version nobody knows: the checks below will tell
 	}
 	if cmp.Or(cmp.Compare(major, 5), cmp.Compare(minor, 10)) < 0 {
-		return "", fmt.Errorf("release %s is too old: nettally needs Linux 5.10", release)
+		return "", noProgram{fmt.Errorf("release %s is too old: the classifiers need Linux 5.10", release)}
 	}
 	return "Linux " + release, nil
 }
@@ -149,7 +167,7 @@ func privileged() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("no %s: run nettally as root", strings.Join(missing, ", "))
+		return noProgram{fmt.Errorf("no %s: run nettally as root", strings.Join(missing, ", "))}
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -46,6 +47,9 @@ func newList() *cobra.Command {
 				found.Containers = slices.DeleteFunc(found.Containers, func(c exporter.Container) bool {
 					return c.State == string(usage.Stopped)
 				})
+			}
+			if found.Source == configs.SourceProc {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nettally: counted by /proc, which tells less than our programs: see `nettally check`")
 			}
 			return print(cmd.OutOrStdout(), found)
 		},

@@ -22,10 +22,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
-	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
@@ -66,11 +64,15 @@ type daemon struct {
 	names    *names.Resolver
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
-	control  *controller.Controller
+	control  counter
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
 
-	closers []io.Closer // in the order they were opened
+	proc       bool // /proc is what counts
+	datapath   usage.Datapath
+	newControl func() (counter, error) // once the accounts are open
+	refresh    func(context.Context)   // brings the counters up to date, nil where they are
+	closers    []io.Closer             // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.
@@ -86,68 +88,45 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		}
 	}()
 
-	if err := required(config); err != nil {
-		return nil, err
-	}
-	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
+	proc, why, err := choose(config)
 	if err != nil {
 		return nil, err
 	}
-	d.closers = append(d.closers, datapath)
+	if proc {
+		d.countByFiles(config, why)
+	} else if err := d.countByPrograms(config); err != nil {
+		return nil, err
+	}
 	if d.listen, err = exporter.Listen(config.Exporter.Listen, config.Exporter.Socket, config.Exporter.WebConfig); err != nil {
 		return nil, err
 	}
 	d.closers = append(d.closers, closer(d.listen.Close))
-	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority, Pins: linkPins(config)})
-	if err != nil {
-		return nil, err
-	}
-	d.closers = append(d.closers, control)
 	if d.watch, err = newWatcher(config, d.log); err != nil {
 		return nil, err
 	}
 	d.closers = append(d.closers, d.watch)
-	return d, d.wire(datapath, control)
+	return d, d.wire()
 }
 
 // wire connects the rooms by what each needs of another.
-func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
+func (d *daemon) wire() (err error) {
 	from := d.config.Load().Names
 	d.names = names.New(names.Options{
 		Docker: from.Docker, Podman: from.Podman, CRI: from.CRI,
 		Labels: func() []string { return d.config.Load().Names.Labels },
 		Log:    d.log,
 	})
-	if err := d.open(datapath); err != nil {
+	if err := d.open(d.datapath); err != nil {
 		return err
 	}
-	options := controller.Options{
-		Host: d.watch,
-		Hooks: &controller.Hooks{
-			Controller: control,
-			Ingress:    datapath.Ingress, Egress: datapath.Egress,
-			TCXIngress: datapath.TCXIngress, TCXEgress: datapath.TCXEgress,
-		},
-		Accounts:  d.accounts,
-		TCX:       tcctl.HaveTCX() == nil,
-		CNIConfig: cniConfig,
-		Names:     d.names,
-		Settings:  d.settings,
-		Log:       d.log,
+	if d.control, err = d.newControl(); err != nil {
+		return err
 	}
-	if root := d.watch.Layout().Unified; root != "" {
-		options.Cgroups = &controller.Cgroups{
-			Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(d.config.Load())}),
-			Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
-		}
-	}
-	d.control = controller.New(options)
 	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "nettally_config_last_reload_successful",
 		Help: "1 if the configuration in force is the one in the file.",
 	})
 	d.reloadOK.Set(1)
-	var err error
 	d.exporter, err = exporter.New(exporter.Options{
 		Snapshot: d.snapshot,
 		History:  d.history,
@@ -159,10 +138,11 @@ func (d *daemon) wire(datapath *bpf.Datapath, control *tcctl.Controller) error {
 				MetricsRetention: c.Retention.Metrics,
 			}
 		},
-		Build: buildInfo(),
-		Ready: d.ready,
-		Extra: slices.Concat(d.control.Metrics(), d.ledger.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded()}),
-		Log:   d.log,
+		Source: d.source(),
+		Build:  buildInfo(),
+		Ready:  d.ready,
+		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded(), d.bySource()}),
+		Log:    d.log,
 	})
 	return err
 }
@@ -180,7 +160,7 @@ func cgroupPins(config *configs.Config) string { return filepath.Join(config.BPF
 
 // open opens the accounts, with what the ledger has of them. A ledger that can't be read
 // keeps nobody from counting: it is asked again for each container.
-func (d *daemon) open(datapath *bpf.Datapath) error {
+func (d *daemon) open(datapath usage.Datapath) error {
 	boot, err := bootID()
 	if err != nil {
 		return err
@@ -224,6 +204,9 @@ func bootID() (string, error) {
 func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
 	select {
 	case <-d.control.Adopted():
+		if d.refresh != nil {
+			d.refresh(ctx)
+		}
 		return d.accounts.Snapshot(), nil
 	case <-ctx.Done():
 		return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
@@ -311,9 +294,13 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 
 	c := d.config.Load()
-	d.log.Info("counting", "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
+	d.log.Info("counting", "source", d.source(), "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
 	err := group.Wait()
-	d.log.Info("stopped; the kernel goes on counting until `nettally detach`")
+	if d.proc {
+		d.log.Info("stopped")
+	} else {
+		d.log.Info("stopped; the kernel goes on counting until `nettally detach`")
+	}
 	return err
 }
 
@@ -365,7 +352,7 @@ func (d *daemon) apply(next *configs.Config, err error) {
 			err = fmt.Errorf("changed while running: %s: restart nettally", strings.Join(slices.Sorted(slices.Values(fixed)), ", "))
 		}
 	}
-	if err == nil && next.Attach.Mode == configs.ModeTCX {
+	if err == nil && next.Attach.Mode == configs.ModeTCX && !d.proc {
 		err = tcctl.HaveTCX()
 	}
 	if err != nil {

@@ -275,6 +275,7 @@ func startTested(ctx context.Context, host *testnet.Namespace, config *configs.C
 // path means nothing to any other nettally on this host.
 func (d *tested) start(ctx context.Context, config *configs.Config, cgroup string) error {
 	text := fmt.Sprintf(`state_dir: %q
+accounting: {source: bpf}
 bpf: {pin_path: %q}
 attach: {mode: %s, priority: %d}
 watch: {cgroup_root: %q, patterns: ['^%s/(?P<id>[^/]+)$'], include: [%q]}

@@ -52,7 +52,7 @@ func TestRefusals(t *testing.T) {
 		"bad duration":       {config: "retention: {metrics: 5}", code: 1, says: "retention.metrics: expected a duration"},
 		"missing file":       {args: []string{"run", "--config", folder + "/none.yaml"}, code: 1, says: "none.yaml"},
 		"port in use":        {config: strings.Replace(good, `listen: ""`, "listen: "+busy, 1), code: 1, says: "listen on 127.0.0.1:9819: address already in use"},
-		"not root":           {config: good, around: []string{"setpriv", "--reuid=65534", "--clear-groups"}, code: 1, says: "privileges: no CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE: run nettally as root"},
+		"not root":           {config: good + "accounting: {source: bpf}\n", around: []string{"setpriv", "--reuid=65534", "--clear-groups"}, code: 1, says: "privileges: no CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE: run nettally as root"},
 		"private cgroups":    {config: good, around: []string{"unshare", "--cgroup"}, code: 1, says: "--cgroupns=host"},
 		"pin path is a file": {config: strings.Replace(good, pins, folder+"/file", 1), code: 1, says: "file"},
 		"no daemon":          {config: good, args: []string{"list"}, code: 1, says: "nobody answers (is nettally running?"},

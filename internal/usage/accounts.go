@@ -16,8 +16,8 @@ import (
 	"github.com/nettally/nettally/bpf"
 )
 
-// datapath is where the counters are: *bpf.Datapath.
-type datapath interface {
+// Datapath is where the counters are: *bpf.Datapath, or *procsource.Datapath.
+type Datapath interface {
 	Take(bpf.Target) (bpf.Slot, error)
 	Keep(bpf.Slot) error
 	Bind(bpf.Slot) error
@@ -47,7 +47,7 @@ type Identity struct {
 
 // Options say where usage gets things from.
 type Options struct {
-	Datapath datapath
+	Datapath Datapath
 	// Identify returns what is known of a container. It must not block. Nil: nothing
 	// is ever known.
 	Identify func(id string) (Identity, bool)
@@ -99,8 +99,8 @@ type tally struct {
 	final      Traffic   // of the veths that are gone, and written
 	live       []*attachment
 	told       bool // of a cgroup: its numbers have been shown
-	// prior is what final holds of the last host veth: nettally may come back to it.
-	prior *Attachment
+	// priors is what final holds of the last targets: nettally may come back to one.
+	priors []Attachment
 }
 
 // New returns accounts without a container.

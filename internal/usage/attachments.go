@@ -30,6 +30,7 @@ type attachment struct {
 	tally    *tally    // the owner's
 	closedAt time.Time // zero while it is counted
 	shadowed bool
+	passed   Opens
 }
 
 // place says where an interface is counted.
@@ -278,7 +279,7 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 		return nil
 	}
 	t := c.tallyOf(target.Cgroup != 0, name)
-	before := a.before(t, target)
+	before, _ := a.before(t, target)
 	at.slot.Container, at.slot.Interface = id, name
 	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
 	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
@@ -286,21 +287,6 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 	t.own(at)
 	// What can't be noted is known as long as this process lives, and then by the ledger.
 	return a.Datapath.Keep(at.slot)
-}
-
-// before returns what a tally holds of a host interface that was counted earlier: the
-// kernel's own counters of it begin there, too.
-func (a *Accounts) before(t *tally, target Target) Traffic {
-	var sum Traffic
-	if t.prior != nil && t.prior.Boot == a.Boot && t.prior.Target == target {
-		sum = t.prior.Counted
-	}
-	for _, at := range t.live {
-		if at.slot.Target == target && !at.closedAt.IsZero() {
-			sum = sum.Plus(a.mustRead(at))
-		}
-	}
-	return sum
 }
 
 // less returns what is left of a volume, never less than nothing.
@@ -346,7 +332,7 @@ func (a *Accounts) Beside(target Target) (receive, transmit Volume) {
 	}
 	receive, transmit = Volume(at.slot.SeededReceive), Volume(at.slot.SeededTransmit)
 	if at.tally != nil {
-		before := a.before(at.tally, target)
+		before, _ := a.before(at.tally, target)
 		receive, transmit = receive.plus(before.Receive.Interface), transmit.plus(before.Transmit.Interface)
 	}
 	return receive, transmit
@@ -484,23 +470,16 @@ func (a *Accounts) fold(at *attachment) error {
 	last, t := a.mustRead(at), at.tally
 	t.final = t.final.Plus(last)
 	t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
-	t.prior = &Attachment{
+	before, _ := t.priorOn(a.Boot, at.slot.Target)
+	t.remember(Attachment{
 		Boot: a.Boot, Generation: at.slot.Generation, Target: at.slot.Target, Folded: true,
-		Counted: last.Plus(priorOn(t.prior, a.Boot, at.slot.Target)),
-	}
+		Counted: last.Plus(before), Passed: at.passed,
+	})
 	a.closed = slices.DeleteFunc(a.closed, func(other *attachment) bool { return other == at })
 	if err := a.Datapath.Release(at.slot); err != nil {
 		return fmt.Errorf("give up slot of %s: %w", at.host, err)
 	}
 	return nil
-}
-
-// priorOn returns what was counted before on the same host interface.
-func priorOn(prior *Attachment, boot string, target Target) Traffic {
-	if prior == nil || prior.Boot != boot || prior.Target != target {
-		return Traffic{}
-	}
-	return prior.Counted
 }
 
 // mustRead reads an attachment. Its slot is ours until fold, under the same lock, so it

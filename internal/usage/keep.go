@@ -86,11 +86,12 @@ func (a *Accounts) expect(c *account, t *tally, name string, at Attachment) {
 func (t *tally) lost(at Attachment, boot string) {
 	if !at.Folded {
 		t.final = t.final.Plus(at.Counted)
-		at.Counted = at.Counted.Plus(priorOn(t.prior, boot, at.Target))
+		before, _ := t.priorOn(boot, at.Target)
+		at.Counted = at.Counted.Plus(before)
 		at.Folded = true
 	}
 	if at.Boot == boot {
-		t.prior = &at
+		t.remember(at)
 	}
 }
 
@@ -157,13 +158,13 @@ func (a *Accounts) record(c *account) Record {
 
 func (a *Accounts) recordTally(t *tally, of Tally) Tally {
 	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, At: t.at, AttachedAt: t.attachedAt, Final: t.final}
-	if t.prior != nil {
-		kept.Attachments = append(kept.Attachments, *t.prior)
-	}
+	kept.Attachments = append(kept.Attachments, t.priors...)
 	for _, at := range t.live {
 		now := a.attachment(at)
 		if now.Folded {
 			kept.Final = kept.Final.Plus(now.Counted)
+			before, _ := t.priorOn(a.Boot, now.Target)
+			now.Counted = now.Counted.Plus(before) // as [Accounts.fold] will have it
 		}
 		kept.Attachments = append(kept.Attachments, now)
 	}
@@ -176,6 +177,7 @@ func (a *Accounts) attachment(at *attachment) Attachment {
 		Generation: at.slot.Generation,
 		Target:     at.slot.Target,
 		Counted:    a.mustRead(at),
+		Passed:     at.passed,
 		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }

@@ -37,6 +37,7 @@ type Attachment struct {
 	Generation uint64 `json:"generation"`
 	Target
 	Counted Traffic `json:"counted"`
+	Passed  Opens   `json:"passed,omitzero"` // see [Accounts.Pass]
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
 }

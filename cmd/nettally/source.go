@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/internal/cgroupctl"
+	"github.com/nettally/nettally/internal/controller"
+	"github.com/nettally/nettally/internal/procsource"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+// noProgram says that the kernel does not let us count by programs: it is too old, or we
+// lack a capability. Then /proc may stand in.
+type noProgram struct{ error }
+
+func (r noProgram) Unwrap() error { return r.error }
+
+// refusals are the errors by which the kernel refuses what it does not know, or us.
+var refusals = []error{
+	unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EOPNOTSUPP, unix.EINVAL, ebpf.ErrNotSupported, tcctl.ErrUnsupported,
+}
+
+// refusal marks the error of an attempt to load or attach programs if it is a refusal.
+// Anything else, such as a lack of memory, may not be there the next time.
+func refusal(err error) error {
+	if slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(err, r) }) {
+		return noProgram{err}
+	}
+	return err
+}
+
+// choose says whether to count by /proc, and why, where that was left to us.
+func choose(config *configs.Config) (proc bool, why, err error) {
+	if config.Accounting.Source != configs.SourceProc {
+		why = required(config)
+	}
+	if !errors.As(why, new(noProgram)) && config.Accounting.Source == configs.Auto || config.Accounting.Source == configs.SourceBPF {
+		return false, nil, why
+	}
+	return true, why, noPrograms(config)
+}
+
+// noPrograms returns an error if programs of an earlier run count: beside them everything
+// would be counted twice.
+func noPrograms(config *configs.Config) error {
+	pinned, err := bpf.Pinned(config.BPF.PinPath)
+	if err != nil || !pinned {
+		return err
+	}
+	slots, err := bpf.PinnedSlots(config.BPF.PinPath)
+	if err == nil && len(slots) == 0 {
+		return nil
+	}
+	if errors.Is(err, bpf.ErrInUse) {
+		return err
+	}
+	return fmt.Errorf("count by /proc: programs of an earlier run count already, in %s: run `nettally detach` as root first, or let nettally load its programs", config.BPF.PinPath)
+}
+
+// source says what counts, and why.
+func source(config *configs.Config) (string, error) {
+	proc, why, err := choose(config)
+	switch {
+	case err != nil:
+		return "", err
+	case why != nil:
+		return fmt.Sprintf("proc: the kernel's files instead of our programs, for: %v", why), nil
+	case proc:
+		return "proc: the kernel's files, as accounting.source says", nil
+	}
+	return "bpf: our programs", nil
+}
+
+// counter counts: *controller.Controller, or *procsource.Controller.
+type counter interface {
+	Run(context.Context, <-chan watcher.Event) error
+	Adopted() <-chan struct{}
+	Ready() <-chan struct{}
+	Reload()
+	Metrics() []prometheus.Collector
+}
+
+// countByPrograms opens what the classifiers need.
+func (d *daemon) countByPrograms(config *configs.Config) error {
+	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, datapath)
+	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority, Pins: linkPins(config)})
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, control)
+	d.datapath = datapath
+	d.newControl = func() (counter, error) {
+		options := controller.Options{
+			Host: d.watch,
+			Hooks: &controller.Hooks{
+				Controller: control,
+				Ingress:    datapath.Ingress, Egress: datapath.Egress,
+				TCXIngress: datapath.TCXIngress, TCXEgress: datapath.TCXEgress,
+			},
+			Accounts:  d.accounts,
+			TCX:       tcctl.HaveTCX() == nil,
+			CNIConfig: cniConfig,
+			Names:     d.names,
+			Settings:  d.settings,
+			Log:       d.log,
+		}
+		if root := d.watch.Layout().Unified; root != "" {
+			options.Cgroups = &controller.Cgroups{
+				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config)}),
+				Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
+			}
+		}
+		return controller.New(options), nil
+	}
+	return nil
+}
+
+// countByFiles prepares to count by /proc. why is nil if the configuration says so.
+func (d *daemon) countByFiles(config *configs.Config, why error) {
+	if why != nil {
+		d.log.Warn("counting by /proc, which tells less: our programs can't be loaded or attached", "err", why)
+	}
+	datapath := procsource.NewDatapath(config.BPF.MaxInterfaces)
+	d.datapath, d.proc = datapath, true
+	d.newControl = func() (counter, error) {
+		control, err := procsource.New(procsource.Options{
+			Host:     d.watch,
+			Datapath: datapath,
+			Accounts: d.accounts,
+			Names:    d.names,
+			Settings: func() procsource.Settings {
+				s := d.settings()
+				return procsource.Settings{Interface: s.Interface, Container: s.Container, Reconcile: s.Reconcile}
+			},
+			Log: d.log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		d.refresh = control.Refresh
+		return control, nil
+	}
+}
+
+// source is what counts, as the JSON says it.
+func (d *daemon) source() string {
+	if d.proc {
+		return configs.SourceProc
+	}
+	return configs.SourceBPF
+}
+
+// bySource shows what counts.
+func (d *daemon) bySource() prometheus.Collector {
+	shown := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nettally_accounting_source_proc",
+		Help: "1 while containers are counted by the kernel's files in /proc, which tell less than our programs; the log says why.",
+	})
+	if d.proc {
+		shown.Set(1)
+	}
+	return shown
+}
