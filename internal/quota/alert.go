@@ -18,30 +18,31 @@ const (
 
 // An Alert says that one level of a quota was reached, or is no longer.
 type Alert struct {
-	// ID is quota/key/start of the period/level: the same alert has the same id
-	// however often it is said, before and after a restart.
-	ID    string
-	Quota string // name of the rule
-	Key   string // what the rule counts by: a container's id, a name, a pod…
-	Level string // a percentage of the limit, such as "80", or LevelProjection or LevelRate
-	State string // Firing or Resolved
+	// ID is quota/key/start/level, where the start is that of the period, or of the
+	// alert where there is no period. The same alert has the same id however often it
+	// is said, before and after a restart.
+	ID    string `json:"id"`
+	Quota string `json:"quota"` // name of the rule
+	Key   string `json:"key"`   // what the rule counts by: a container's id, a name, a pod…
+	Level string `json:"level"` // a percentage of the limit, such as "80", or LevelProjection or LevelRate
+	State string `json:"state"` // Firing or Resolved
 
-	StartsAt time.Time
-	EndsAt   time.Time // zero while firing
+	StartsAt time.Time `json:"starts_at"`
+	EndsAt   time.Time `json:"ends_at,omitzero"` // zero while firing
 
-	Used  float64 // in Unit, as of the alert
-	Limit float64 // in Unit
-	Unit  string  // "bytes", "packets", "requests", and of rates "bytes/s", "bits/s"…
-	Ratio float64 // Used / Limit
+	Used  float64 `json:"used"`  // in Unit, as of the alert
+	Limit float64 `json:"limit"` // in Unit
+	Unit  string  `json:"unit"`  // "bytes", "packets", "requests", and of rates "bytes/s", "bits/s"…
+	Ratio float64 `json:"ratio"` // Used / Limit
 
 	// The period that the alert is about: from PeriodStart up to, not with, PeriodEnd.
 	// PeriodEnd is zero where there is none: lifetime, rolling windows, rates.
-	PeriodStart time.Time
-	PeriodEnd   time.Time
-	Projected   float64 // in Unit, at the end of the period; 0 where it is not known
+	PeriodStart time.Time `json:"period_start,omitzero"`
+	PeriodEnd   time.Time `json:"period_end,omitzero"`
+	Projected   float64   `json:"projected"` // in Unit, at the end of the period; 0 where it is not known
 
-	Labels    map[string]string // of the container, or of what the key stands for
-	Summary   string            // one line of plain English
-	Notifiers []string          // names of the notifiers that are to be told
-	Test      bool              // sent by `nettally quota test`: nothing was reached
+	Labels    map[string]string `json:"labels,omitempty"`    // what is known of the key: name, pod, a label…
+	Summary   string            `json:"summary"`             // one line of plain English
+	Notifiers []string          `json:"notifiers,omitempty"` // names of the notifiers that are to be told
+	Test      bool              `json:"test,omitempty"`      // sent by `nettally quota test`: nothing was reached
 }
