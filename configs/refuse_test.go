@@ -32,8 +32,6 @@ var refusals = []struct {
 	{"number as a key", "5: 1", "FILE: 5: unknown key"},
 	{"merge key", "log: &l {level: info}\nbpf: {<<: *l}", "FILE: bpf.<<: unknown key"},
 	{"list as a key", "? [a]\n: 1", `FILE: "": expected a plain key, with the keys below it indented, got a list`},
-	{"of a later release: quotas", "quotas: []", "FILE: quotas: unknown key"},
-	{"of a later release: notifiers", "notifiers: []", "FILE: notifiers: unknown key"},
 	{"of a later release: accounting", "accounting: {cgroup: auto}", "FILE: accounting: unknown key"},
 	{"of a later release: names.cri", "names: {cri: auto}", "FILE: names.cri: unknown key"},
 	{"of a later release: names.podman", "names: {podman: auto}", "FILE: names.podman: unknown key"},

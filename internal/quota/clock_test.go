@@ -96,7 +96,6 @@ type ledgers struct {
 	b      *bench
 	before map[string]Status
 	closed map[string]float64
-	ends   map[string]time.Time
 }
 
 // look takes note of periods that have ended since.
