@@ -30,6 +30,7 @@ func (e *Exporter) routes(landing http.Handler) http.Handler {
 	handle("/api/v1/alerts", http.HandlerFunc(e.listAlerts))
 	mux.Handle("/api/v1/quotas/{name}/set", changes(e.changeQuota(false)))
 	mux.Handle("/api/v1/quotas/{name}/reset", changes(e.changeQuota(true)))
+	mux.Handle("/api/v1/notifiers/{name}/test", changes(http.HandlerFunc(e.testNotifier)))
 	handle("/healthz", http.HandlerFunc(e.health))
 	handle("/readyz", http.HandlerFunc(e.readiness))
 	handle("/version", http.HandlerFunc(e.version))

@@ -59,8 +59,8 @@ type BuildInfo struct {
 // time to say so within answerTimeout.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Quotas, Extra and Ready are
-// needed.
+// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra and
+// Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
 	// goroutines at a time. It may wait until the usage is complete; when the
@@ -72,6 +72,9 @@ type Options struct {
 	History func(ctx context.Context, q HistoryQuery) ([]HistoryRow, error)
 	// Quotas are shown, and changed over the unix socket; nil for none.
 	Quotas Quotas
+	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
+	// notifiers. An error that wraps quota.ErrUnknown is answered 404, any other 502.
+	TestNotifier func(ctx context.Context, name string) error
 	// Settings returns the settings in force. Like Snapshot it is called
 	// concurrently.
 	Settings func() Settings
@@ -89,9 +92,12 @@ type Options struct {
 
 // Exporter answers HTTP requests about usage. It is safe for concurrent use.
 type Exporter struct {
-	snapshot  func(context.Context) (usage.Snapshot, error)
-	rows      func(context.Context, HistoryQuery) ([]HistoryRow, error)
-	quotas    Quotas
+	snapshot func(context.Context) (usage.Snapshot, error)
+	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	quotas   Quotas
+
+	notifierTest func(context.Context, string) error
+
 	ready     func() error
 	build     BuildInfo
 	log       *slog.Logger
@@ -106,7 +112,7 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, ready: opts.Ready, build: opts.Build, log: opts.Log,
+		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier, ready: opts.Ready, build: opts.Build, log: opts.Log,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
 	}
 	if err := e.register(opts.Extra); err != nil {

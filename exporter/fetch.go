@@ -89,6 +89,18 @@ func ChangeQuota(ctx context.Context, socket, name string, change QuotaChange) e
 	return nil
 }
 
+// TestNotifier has the nettally behind a unix socket send a test alert by a notifier, and
+// waits for what becomes of it. It needs write permission on the socket.
+//
+// Returns an error wrapping [ErrNotRunning] as [Fetch] does.
+func TestNotifier(ctx context.Context, socket, name string) error {
+	_, err := ask(ctx, socket, http.MethodPost, "/api/v1/notifiers/"+url.PathEscape(name)+"/test", nil)
+	if err != nil {
+		return fmt.Errorf("test notifier by %s: %w", socket, err)
+	}
+	return nil
+}
+
 func get(ctx context.Context, socket, target string) ([]byte, error) {
 	return ask(ctx, socket, http.MethodGet, target, nil)
 }

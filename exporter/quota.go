@@ -194,6 +194,23 @@ func (e *Exporter) changeQuota(reset bool) http.HandlerFunc {
 	}
 }
 
+// testNotifier has a notifier send an alert that says it is a test.
+func (e *Exporter) testNotifier(w http.ResponseWriter, r *http.Request) {
+	if e.notifierTest == nil {
+		e.fail(w, http.StatusServiceUnavailable, errors.New("test notifier: there are none here"))
+		return
+	}
+	err := e.notifierTest(r.Context(), r.PathValue("name"))
+	switch {
+	case errors.Is(err, quota.ErrUnknown):
+		e.fail(w, http.StatusNotFound, err)
+	case err != nil:
+		e.fail(w, http.StatusBadGateway, err)
+	default:
+		e.answer(w, status{"ok"})
+	}
+}
+
 // quotaDescs are the metrics of quotas. docs/METRICS.md says what each means.
 type quotaDescs struct {
 	ratio, start, end, active *prometheus.Desc

@@ -143,7 +143,7 @@ func TestQuotaJSON(t *testing.T) {
 // testChanges tries all ways to change a quota, and hands over the answers.
 func testChanges(t *testing.T, answered func(path, code, body string)) {
 	t.Helper()
-	const set, reset = "/api/v1/quotas/{name}/set", "/api/v1/quotas/{name}/reset"
+	const set, reset, tried = "/api/v1/quotas/{name}/set", "/api/v1/quotas/{name}/reset", "/api/v1/notifiers/{name}/test"
 	unknown := fmt.Errorf("find quota %q: %w", "a b", quota.ErrUnknown)
 	early := fmt.Errorf("set quota a b: %w", quota.ErrNotNow)
 	for _, test := range []struct {
@@ -171,11 +171,21 @@ func testChanges(t *testing.T, answered func(path, code, body string)) {
 		{path: reset, method: "PUT", code: 405},
 		{path: set, method: "POST", body: `{"used":1}`, err: early, code: 503, set: "a b  1"},
 		{path: reset, method: "POST", none: true, code: 503},
+		{path: tried, method: "POST", code: 200, set: "test a b"},
+		{path: tried, method: "POST", tcp: true, code: 403},
+		{path: tried, method: "POST", err: unknown, code: 404, set: "test a b"},
+		{path: tried, method: "GET", code: 405},
+		{path: tried, method: "POST", err: errors.New("no"), code: 502, set: "test a b"},
+		{path: tried, method: "POST", none: true, code: 503},
 	} {
 		q := &quotas{err: test.err}
 		opts := options(snapshot())
 		if !test.none {
 			opts.Quotas = q
+			opts.TestNotifier = func(_ context.Context, name string) error {
+				q.set = "test " + name
+				return q.err
+			}
 		}
 		r := httptest.NewRequest(test.method, strings.Replace(test.path, "{name}", "a%20b", 1), strings.NewReader(test.body))
 		if !test.tcp {

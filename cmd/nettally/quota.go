@@ -18,11 +18,11 @@ import (
 func newQuota() *cobra.Command {
 	group := &cobra.Command{
 		Use:   "quota",
-		Short: "Show how quotas stand, and correct what was used",
+		Short: "Show how quotas stand, correct what was used, and try notifiers",
 		Args:  arguments(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	group.AddCommand(newQuotaList(), newQuotaSet(), newQuotaReset())
+	group.AddCommand(newQuotaList(), newQuotaSet(), newQuotaReset(), newQuotaTest())
 	return group
 }
 
@@ -168,6 +168,25 @@ func newQuotaReset() *cobra.Command {
 	reset.Flags().StringVar(&key, "key", "", "the `key` to begin anew, as the JSON of quota list has it")
 	reset.Flags().BoolVar(&all, "all", false, "begin all keys anew")
 	return reset
+}
+
+func newQuotaTest() *cobra.Command {
+	return &cobra.Command{
+		Use:   "test NOTIFIER",
+		Short: "Send a test alert by one of the notifiers",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if err := exporter.TestNotifier(cmd.Context(), config.Exporter.Socket, args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "the test alert was sent")
+			return err
+		},
+	}
 }
 
 // quotaRules are the quotas of a configuration, in the words of the room that counts them.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -101,6 +102,19 @@ func TestQuotaChanges(t *testing.T) {
 		if err == nil || err.Error() != test.want || errors.Is(err, errUsage) != test.usage {
 			t.Errorf("%v: got %v, want %s", test.args, err, test.want)
 		}
+	}
+}
+
+func TestQuotaTest(t *testing.T) {
+	flags := serving(t, exporter.Options{TestNotifier: func(_ context.Context, name string) error {
+		return map[string]error{"ops": nil, "hook": errors.New("post to http://x: refused")}[name]
+	}})
+	if got := mustOutput(t, append([]string{"quota", "test", "ops"}, flags...)...); got != "the test alert was sent\n" {
+		t.Errorf("got %q", got)
+	}
+	want := "test notifier by " + flags[3] + ": 502 Bad Gateway: post to http://x: refused"
+	if _, err := output(t, append([]string{"quota", "test", "hook"}, flags...)...); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 

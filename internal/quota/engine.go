@@ -52,7 +52,7 @@ type Engine struct {
 
 	mu         sync.Mutex
 	loaded     bool // what was saved is known
-	fresh      bool // nothing was ever saved
+	fresh      bool // there was no rule before
 	current    []Rule
 	version    int // of current
 	rules      map[string]*rule
@@ -172,6 +172,10 @@ func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
 	e.checks++
 	e.now, e.changed = now, nil
 	e.adopt(e.Rules(), now)
+	if len(e.rules) == 0 {
+		e.rest()
+		return nil
+	}
 	for _, r := range e.ordered {
 		e.turn(r, now)
 	}
@@ -191,6 +195,16 @@ func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
 	}
 	e.last, e.fresh = now, false
 	return e.changed
+}
+
+// rest forgets containers while there are no rules, so that nothing is saved for nobody.
+// The first rule then finds everything as at the first start.
+func (e *Engine) rest() {
+	for id := range e.containers {
+		e.dirty.drop(containerKey(id))
+	}
+	clear(e.containers)
+	e.last, e.fresh = e.now, true
 }
 
 // adopt puts rules in force that are not. What a rule has counted stays with its name, as

@@ -357,11 +357,29 @@ func TestDroppedIsForgotten(t *testing.T) {
 	same(t, len(b.engine.rules), 1)
 	b.pass(20 * 24 * time.Hour)
 	same(t, len(b.engine.rules), 0)
-	for key := range b.store.documents {
-		if key != "last/a1" {
-			t.Errorf("%s is still there", key)
-		}
-	}
+	b.pass(time.Second)
+	same(t, len(b.store.documents), 0)
+}
+
+// Without rules nothing is saved, and the first one begins as at the first start.
+func TestNoRules(t *testing.T) {
+	b := newBench(t)
+	b.start("a1", "web")
+	b.now = noon.AddDate(0, -2, 0)
+	b.start("b2", "old")
+	b.now = noon
+	b.transmit("a1", 100)
+	b.transmit("b2", 100)
+	b.pass(0)
+	same(t, len(b.store.documents), 0)
+	same(t, b.store.saves, 0)
+	b.rules = []Rule{monthly()}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "m/old": 0})
+	b.transmit("b2", 5)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "m/old": 5})
 }
 
 func TestSet(t *testing.T) {

@@ -226,7 +226,7 @@ func (e *Engine) restore(documents map[string][]byte) {
 	alerts, outbox := e.alerts, e.outbox
 	e.clear()
 	e.outbox = outbox
-	e.loaded, e.fresh = true, len(documents) == 0
+	e.loaded = true
 	// Keys need their rules.
 	for _, kind := range []struct {
 		prefix string
@@ -244,6 +244,7 @@ func (e *Engine) restore(documents map[string][]byte) {
 			}
 		}
 	}
+	e.fresh = len(e.rules) == 0
 	for id, a := range alerts {
 		if e.alerts[id] == nil {
 			e.alerts[id] = a
