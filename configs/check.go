@@ -64,6 +64,8 @@ func (s *source) check(r raw) *Config {
 			Compat: checked(s, "metrics.compat", r.Metrics.Compat, oneOf("", CompatCadvisor)),
 		},
 		Retention: s.checkRetention(r),
+		Quotas:    s.checkQuotas(r),
+		Notifiers: s.checkNotifiers(r),
 	}
 }
 

@@ -56,6 +56,8 @@ type Config struct {
 	Exporter   Exporter
 	Metrics    Metrics
 	Retention  Retention
+	Quotas     []Quota    // each name once
+	Notifiers  []Notifier // each name once
 
 	digest digest // of the file it came from
 }

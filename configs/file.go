@@ -103,11 +103,11 @@ func (p *parser) entry(path string, name, child *yaml.Node) any {
 		return nil
 	}
 	if k, known := keyAt(path); known {
-		return p.value(k, child)
+		return p.value(path, k, child)
 	}
 	switch {
 	case !isSection(path):
-		if meant := suggest(path); meant != "" {
+		if meant := meant(path); meant != "" {
 			p.report("%s: unknown key; did you mean %s?", path, meant)
 		} else {
 			p.report("%s: unknown key", path)
@@ -120,7 +120,7 @@ func (p *parser) entry(path string, name, child *yaml.Node) any {
 	return nil
 }
 
-func (p *parser) value(k key, node *yaml.Node) any {
+func (p *parser) value(path string, k key, node *yaml.Node) any {
 	switch k.value.(type) {
 	case int:
 		var number int
@@ -133,21 +133,27 @@ func (p *parser) value(k key, node *yaml.Node) any {
 		}
 	case []string:
 		if node.Kind == yaml.SequenceNode {
-			return p.list(k, node)
+			return p.list(path, k, node)
 		}
-		p.report("%s: expected a list, got %s", k.path, describe(node))
+		p.report("%s: expected a list, got %s", path, describe(node))
 		return nil
+	case items:
+		return p.sections(path, node)
+	default:
+		if value, ok := p.itemValue(k, node); ok {
+			return value
+		}
 	}
-	p.report("%s: expected %s, got %s", k.path, k.want, describe(node))
+	p.report("%s: expected %s, got %s", path, k.want, describe(node))
 	return nil
 }
 
-func (p *parser) list(k key, node *yaml.Node) any {
+func (p *parser) list(path string, k key, node *yaml.Node) any {
 	values := []string{}
 	for i, item := range node.Content {
 		item = resolve(item)
 		if !isText(item) {
-			p.report("%s[%d]: expected %s, got %s", k.path, i, k.want, describe(item))
+			p.report("%s[%d]: expected %s, got %s", path, i, k.want, describe(item))
 			continue
 		}
 		values = append(values, item.Value)

@@ -2,12 +2,15 @@
 
 package configs
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // key is one setting.
 type key struct {
 	path  string
-	value any    // the default, whose type is the setting's: string, int or []string
+	value any    // the default, whose type is the setting's: string, int, []string or items
 	want  string // what is expected, of one element where it is a list
 }
 
@@ -47,10 +50,14 @@ var keys = []key{
 	{"retention.api", "24h", wantDuration},
 	{"retention.hours", "90d", wantDuration + ", at least 1d and at most retention.days"},
 	{"retention.days", "5y", wantDuration + ", at least retention.hours"},
+	{"quotas", items{}, "quotas"},
+	{"notifiers", items{}, "notifiers"},
 }
 
+// keyAt returns the key at a path; in a list of sections it is the same for all.
 func keyAt(path string) (key, bool) {
-	for _, k := range keys {
+	path = general(path)
+	for _, k := range slices.Concat(keys, itemKeys) {
 		if k.path == path {
 			return k, true
 		}
@@ -60,7 +67,8 @@ func keyAt(path string) (key, bool) {
 
 // isSection says whether keys lie below path.
 func isSection(path string) bool {
-	for _, k := range keys {
+	path = general(path)
+	for _, k := range slices.Concat(keys, itemKeys) {
 		if strings.HasPrefix(k.path, path+".") {
 			return true
 		}
@@ -91,7 +99,8 @@ func suggest(path string) string {
 		return best
 	}
 	for _, known := range paths() {
-		if _, knownName := split(known); knownName == name {
+		// A key of an item has no place of its own.
+		if _, knownName := split(known); knownName == name && !strings.Contains(known, "[]") {
 			return known
 		}
 	}
@@ -102,7 +111,7 @@ func suggest(path string) string {
 func paths() []string {
 	var all []string
 	seen := map[string]bool{}
-	for _, k := range keys {
+	for _, k := range slices.Concat(keys, itemKeys) {
 		for i := range len(k.path) + 1 {
 			if i != len(k.path) && k.path[i] != '.' || seen[k.path[:i]] {
 				continue

@@ -76,6 +76,9 @@ type source struct {
 func (s *source) merge(file map[string]any) (raw, error) {
 	s.AllowEmptyEnv(true)
 	for _, k := range keys {
+		if _, ok := k.value.(items); ok {
+			continue
+		}
 		s.SetDefault(k.path, k.value)
 		if err := s.BindEnv(k.path, envName(k.path)); err != nil {
 			return raw{}, err
@@ -86,17 +89,35 @@ func (s *source) merge(file map[string]any) (raw, error) {
 			}
 		}
 	}
+	var settings raw
+	if err := settings.readItems(file); err != nil {
+		return raw{}, err
+	}
 	if err := s.MergeConfigMap(file); err != nil {
 		return raw{}, err
 	}
 	s.readNumbers()
 
-	var settings raw
 	err := s.UnmarshalExact(&settings, viper.DecodeHook(splitLists), func(c *mapstructure.DecoderConfig) {
 		c.TagName = "yaml"
 		c.WeaklyTypedInput = false
 	})
 	return settings, err
+}
+
+// readItems takes the lists of sections out of a file.
+func (r *raw) readItems(file map[string]any) error {
+	for name, into := range map[string]any{"quotas": &r.Quotas, "notifiers": &r.Notifiers} {
+		decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{TagName: "yaml", ErrorUnused: true, Result: into})
+		if err != nil {
+			return err
+		}
+		if err := decoder.Decode(file[name]); err != nil {
+			return err
+		}
+		delete(file, name)
+	}
+	return nil
 }
 
 // readNumbers makes numbers of what came as text, from the environment.

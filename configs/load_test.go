@@ -112,6 +112,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
 	want.Retention.Metrics, want.Retention.API = "0s", "1h0m0.5s"
 	want.Retention.Hours, want.Retention.Days = "24h", "18372h"
+	want.Quotas, want.Notifiers = []rawQuota{}, []rawNotifier{}
 	if diff := cmp.Diff(want, c.raw()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -321,6 +322,8 @@ var changed = map[string]string{
 	"retention.api":             `retention: {api: 1s}`,
 	"retention.hours":           `retention: {hours: 1d}`,
 	"retention.days":            `retention: {days: 90d}`,
+	"quotas":                    `quotas: [{name: a, count: total_bytes, limit: 1GB, period: {every: day}}]`,
+	"notifiers":                 `notifiers: [{name: a, log: {}}]`,
 }
 
 func TestNeedsRestart(t *testing.T) {

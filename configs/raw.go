@@ -66,6 +66,71 @@ type raw struct {
 		Hours   string `yaml:"hours"`
 		Days    string `yaml:"days"`
 	} `yaml:"retention"`
+	Quotas    []rawQuota    `yaml:"quotas"`
+	Notifiers []rawNotifier `yaml:"notifiers"`
+}
+
+type rawQuota struct {
+	Name  string `yaml:"name"`
+	Match struct {
+		Name      string     `yaml:"name,omitempty"`
+		ID        string     `yaml:"id,omitempty"`
+		Image     string     `yaml:"image,omitempty"`
+		Runtime   string     `yaml:"runtime,omitempty"`
+		Namespace string     `yaml:"namespace,omitempty"`
+		Pod       string     `yaml:"pod,omitempty"`
+		Labels    []rawLabel `yaml:"labels,omitempty"`
+	} `yaml:"match"`
+	Per    string `yaml:"per"`
+	Count  string `yaml:"count,omitempty"`
+	Limit  string `yaml:"limit,omitempty"`
+	Period struct {
+		Every    string `yaml:"every,omitempty"`
+		Day      *int   `yaml:"day,omitempty"`
+		Timezone string `yaml:"timezone,omitempty"`
+		Rolling  string `yaml:"rolling,omitempty"`
+	} `yaml:"period,omitempty"`
+	AlertAt    []int    `yaml:"alert_at,flow,omitempty"`
+	Projection bool     `yaml:"projection,omitempty"`
+	Initial    string   `yaml:"initial,omitempty"`
+	Rate       *rawRate `yaml:"rate,omitempty"`
+	Notify     []string `yaml:"notify,flow,omitempty"`
+}
+
+type rawLabel struct {
+	Name  string `yaml:"name"`
+	Value string `yaml:"value"`
+}
+
+type rawRate struct {
+	Count string `yaml:"count"`
+	Above string `yaml:"above"`
+	Clear string `yaml:"clear,omitempty"`
+	For   string `yaml:"for,omitempty"`
+}
+
+type rawNotifier struct {
+	Name         string           `yaml:"name"`
+	Timeout      string           `yaml:"timeout,omitempty"`
+	Alertmanager *rawAlertmanager `yaml:"alertmanager,omitempty"`
+	Webhook      *rawWebhook      `yaml:"webhook,omitempty"`
+	Exec         *rawExec         `yaml:"exec,omitempty"`
+	Log          *struct{}        `yaml:"log,omitempty"`
+}
+
+type rawAlertmanager struct {
+	URL            string `yaml:"url"`
+	HTTPConfigFile string `yaml:"http_config_file,omitempty"`
+}
+
+type rawWebhook struct {
+	URL            string `yaml:"url"`
+	SecretFile     string `yaml:"secret_file,omitempty"`
+	HTTPConfigFile string `yaml:"http_config_file,omitempty"`
+}
+
+type rawExec struct {
+	Command []string `yaml:"command,flow"`
 }
 
 // YAML returns the whole configuration as a file: loaded without environment and
@@ -111,6 +176,13 @@ func (c *Config) raw() raw {
 	r.Retention.API = duration(c.Retention.API)
 	r.Retention.Hours = duration(c.Retention.Hours)
 	r.Retention.Days = duration(c.Retention.Days)
+	r.Quotas, r.Notifiers = []rawQuota{}, []rawNotifier{}
+	for i := range c.Quotas {
+		r.Quotas = append(r.Quotas, c.Quotas[i].written)
+	}
+	for i := range c.Notifiers {
+		r.Notifiers = append(r.Notifiers, c.Notifiers[i].written)
+	}
 	return r
 }
 

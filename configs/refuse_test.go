@@ -32,8 +32,6 @@ var refusals = []struct {
 	{"number as a key", "5: 1", "FILE: 5: unknown key"},
 	{"merge key", "log: &l {level: info}\nbpf: {<<: *l}", "FILE: bpf.<<: unknown key"},
 	{"list as a key", "? [a]\n: 1", `FILE: "": expected a plain key, with the keys below it indented, got a list`},
-	{"of a later release: quotas", "quotas: []", "FILE: quotas: unknown key"},
-	{"of a later release: notifiers", "notifiers: []", "FILE: notifiers: unknown key"},
 	{"of a later release: accounting.classes", "accounting: {classes: []}", "FILE: accounting.classes: unknown key"},
 	{"cgroup as a truth", "accounting: {cgroup: yes}", `FILE: accounting.cgroup: expected auto, all or off, got "yes"`},
 	{"source", "accounting: {source: ebpf}", `FILE: accounting.source: expected auto, bpf or proc, got "ebpf"`},

@@ -82,6 +82,8 @@ retention:
   api: 24h
   hours: 90d
   days: 5y
+quotas: []
+notifiers: []
 `
 	if diff := cmp.Diff(want, string(text)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

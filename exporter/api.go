@@ -26,6 +26,11 @@ func (e *Exporter) routes(landing http.Handler) http.Handler {
 	handle("/api/v1/containers", http.HandlerFunc(e.containers))
 	handle("/api/v1/containers/{container}", http.HandlerFunc(e.container))
 	handle("/api/v1/history", http.HandlerFunc(e.history))
+	handle("/api/v1/quotas", http.HandlerFunc(e.listQuotas))
+	handle("/api/v1/alerts", http.HandlerFunc(e.listAlerts))
+	mux.Handle("/api/v1/quotas/{name}/set", changes(e.changeQuota(false)))
+	mux.Handle("/api/v1/quotas/{name}/reset", changes(e.changeQuota(true)))
+	mux.Handle("/api/v1/notifiers/{name}/test", changes(http.HandlerFunc(e.testNotifier)))
 	handle("/healthz", http.HandlerFunc(e.health))
 	handle("/readyz", http.HandlerFunc(e.readiness))
 	handle("/version", http.HandlerFunc(e.version))
@@ -45,6 +50,25 @@ func readOnly(next http.Handler) http.Handler {
 		}
 		w.Header().Set("Allow", "GET, HEAD")
 		writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use GET"})
+	})
+}
+
+// overSocket marks the context of requests that came over the unix socket.
+type overSocket struct{}
+
+// changes refuses what is not POST, and what did not come over the unix socket: there
+// the file's mode says who may change something.
+func changes(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method != http.MethodPost:
+			w.Header().Set("Allow", "POST")
+			writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use POST"})
+		case r.Context().Value(overSocket{}) == nil:
+			writeJSON(w, http.StatusForbidden, failure{"changes are taken on the unix socket only (exporter.socket)"})
+		default:
+			next.ServeHTTP(w, r)
+		}
 	})
 }
 

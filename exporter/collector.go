@@ -12,6 +12,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -19,6 +20,7 @@ import (
 const (
 	causeDuplicateContainer = "duplicate_container"
 	causeDuplicateInterface = "duplicate_interface"
+	causeDuplicateQuota     = "duplicate_quota"
 	causeInvalidText        = "invalid_text"
 )
 
@@ -35,10 +37,10 @@ func newCollector(settings func() Settings) *collector {
 	c := &collector{settings: settings, descs: newDescs()}
 	c.trouble = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "nettally_scrape_troubles_total",
-		Help: "Containers or interfaces left out of a scrape because an earlier one had the same labels, " +
+		Help: "Containers, interfaces or quotas left out of a scrape because an earlier one had the same labels, " +
 			"and label values shown with replacement characters because they were not UTF-8. Counts again in every scrape.",
 	}, []string{"cause"})
-	for _, cause := range []string{causeDuplicateContainer, causeDuplicateInterface, causeInvalidText} {
+	for _, cause := range []string{causeDuplicateContainer, causeDuplicateInterface, causeDuplicateQuota, causeInvalidText} {
 		c.trouble.WithLabelValues(cause)
 	}
 	return c
@@ -46,7 +48,9 @@ func newCollector(settings func() Settings) *collector {
 
 // of returns the metrics of one snapshot. A scrape has its own, since prometheus has no
 // way to hand Collect the context of the request.
-func (c *collector) of(snap usage.Snapshot) prometheus.Collector { return snapshotMetrics{c, snap} }
+func (c *collector) of(snap usage.Snapshot, quotas ...quota.Status) prometheus.Collector {
+	return snapshotMetrics{c, snap, quotas}
+}
 
 // reserved takes the names of a collector, so that no other metric can have them.
 type reserved struct{ *collector }
@@ -56,7 +60,8 @@ func (reserved) Collect(chan<- prometheus.Metric) {}
 
 type snapshotMetrics struct {
 	*collector
-	snap usage.Snapshot
+	snap   usage.Snapshot
+	quotas []quota.Status
 }
 
 // Describe implements [prometheus.Collector]. It sends the metrics of all
@@ -78,6 +83,7 @@ func (c snapshotMetrics) Collect(ch chan<- prometheus.Metric) {
 		trouble:  c.trouble,
 	}
 	s.run(c.snap)
+	s.quotas(c.quotas)
 }
 
 // scrape is one run of Collect.

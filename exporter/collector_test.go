@@ -85,6 +85,7 @@ func TestScrape(t *testing.T) {
 		`nettally_containers 3`,
 		`nettally_scrape_troubles_total{cause="duplicate_container"} 0`,
 		`nettally_scrape_troubles_total{cause="duplicate_interface"} 0`,
+		`nettally_scrape_troubles_total{cause="duplicate_quota"} 0`,
 		`nettally_scrape_troubles_total{cause="invalid_text"} 0`,
 		`nettally_unclassified_packets_total{cause="truncated"} 7`,
 		`nettally_uncounted_packets_total{cause="no_row"} 0`,
@@ -206,6 +207,7 @@ func TestScrapeSurvivesBadLabels(t *testing.T) {
 		`nettally_container_network_receive_bytes_total{container_id="c2",interface="eth0",name="",namespace="",pod=""} 2700`,
 		`nettally_scrape_troubles_total{cause="duplicate_container"} 1`,
 		`nettally_scrape_troubles_total{cause="duplicate_interface"} 3`,
+		`nettally_scrape_troubles_total{cause="duplicate_quota"} 0`,
 		`nettally_scrape_troubles_total{cause="invalid_text"} 2`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

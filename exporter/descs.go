@@ -38,6 +38,7 @@ type descs struct {
 	info, accounted         *prometheus.Desc
 	containers, attachments *prometheus.Desc
 	uncounted, unclassified *prometheus.Desc
+	quota                   quotaDescs
 
 	all []*prometheus.Desc
 }
@@ -69,6 +70,7 @@ func newDescs() descs {
 	d.unclassified = d.add("nettally_unclassified_packets_total",
 		"Packets that are counted and whose headers could not be read to the end, by cause. "+
 			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
+	d.quota = d.addQuotas()
 	return d
 }
 

@@ -3,7 +3,7 @@
 // Package exporter shows usage as Prometheus metrics and JSON, on a TCP address
 // and on a unix socket. It computes nothing: every number is one of a
 // [usage.Snapshot], and both formats are made of the same snapshot function. Those
-// of the history are the ledger's.
+// of the history are the ledger's, and those of quotas are the quotas'.
 package exporter
 
 import (
@@ -23,6 +23,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/exporter-toolkit/web"
 
+	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -58,7 +59,8 @@ type BuildInfo struct {
 // time to say so within answerTimeout.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Extra and Ready are needed.
+// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra and
+// Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
 	// goroutines at a time. It may wait until the usage is complete; when the
@@ -68,6 +70,11 @@ type Options struct {
 	// concurrently too. An error that wraps [ErrBadHistory] is answered 400, any other
 	// 503, as everything is if History is nil.
 	History func(ctx context.Context, q HistoryQuery) ([]HistoryRow, error)
+	// Quotas are shown, and changed over the unix socket; nil for none.
+	Quotas Quotas
+	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
+	// notifiers. An error that wraps quota.ErrUnknown is answered 404, any other 502.
+	TestNotifier func(ctx context.Context, name string) error
 	// Settings returns the settings in force. Like Snapshot it is called
 	// concurrently.
 	Settings func() Settings
@@ -87,8 +94,12 @@ type Options struct {
 
 // Exporter answers HTTP requests about usage. It is safe for concurrent use.
 type Exporter struct {
-	snapshot  func(context.Context) (usage.Snapshot, error)
-	rows      func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	snapshot func(context.Context) (usage.Snapshot, error)
+	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	quotas   Quotas
+
+	notifierTest func(context.Context, string) error
+
 	ready     func() error
 	source    string
 	build     BuildInfo
@@ -104,7 +115,8 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
+		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
+		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
 	}
 	if err := e.register(opts.Extra); err != nil {
@@ -156,7 +168,11 @@ func (e *Exporter) metrics(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap)}, promhttp.HandlerOpts{
+	var quotas []quota.Status
+	if e.quotas != nil {
+		quotas = e.quotas.Status()
+	}
+	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap, quotas...)}, promhttp.HandlerOpts{
 		ErrorLog:                            errorLog(e.log),
 		ErrorHandling:                       promhttp.ContinueOnError,
 		Registry:                            e.registry,
@@ -201,6 +217,8 @@ func landingPage(build BuildInfo) (http.Handler, error) {
 			{Address: "/metrics", Text: "Metrics", Description: "for Prometheus"},
 			{Address: "/api/v1/containers", Text: "Containers", Description: "as JSON"},
 			{Address: "/api/v1/history", Text: "History", Description: "usage by day, as JSON or CSV"},
+			{Address: "/api/v1/quotas", Text: "Quotas", Description: "and how they stand, as JSON"},
+			{Address: "/api/v1/alerts", Text: "Alerts", Description: "as JSON"},
 			{Address: "/readyz", Text: "Readiness"},
 			{Address: "/healthz", Text: "Health"},
 			{Address: "/version", Text: "Version"},

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"syscall"
 )
 
@@ -51,14 +53,66 @@ func FetchHistory(ctx context.Context, socket string, q HistoryQuery) (*History,
 	return &history, nil
 }
 
+// FetchQuotas asks the nettally behind a unix socket how its quotas stand. It needs write
+// permission on the socket.
+//
+// Returns an error wrapping [ErrNotRunning] as [Fetch] does.
+func FetchQuotas(ctx context.Context, socket string) (*QuotaList, error) {
+	body, err := get(ctx, socket, "/api/v1/quotas")
+	if err != nil {
+		return nil, fmt.Errorf("read quotas from %s: %w", socket, err)
+	}
+	var list QuotaList
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("parse quotas from %s: %w", socket, err)
+	}
+	return &list, nil
+}
+
+// ChangeQuota has the nettally behind a unix socket set what a quota's key has used, or
+// reset it where change.Used is nil. It needs write permission on the socket.
+//
+// Returns an error wrapping [ErrNotRunning] as [Fetch] does.
+func ChangeQuota(ctx context.Context, socket, name string, change QuotaChange) error {
+	verb := "reset"
+	if change.Used != nil {
+		verb = "set"
+	}
+	body, err := json.Marshal(change)
+	if err != nil {
+		return err
+	}
+	_, err = ask(ctx, socket, http.MethodPost, "/api/v1/quotas/"+url.PathEscape(name)+"/"+verb, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("change quota by %s: %w", socket, err)
+	}
+	return nil
+}
+
+// TestNotifier has the nettally behind a unix socket send a test alert by a notifier, and
+// waits for what becomes of it. It needs write permission on the socket.
+//
+// Returns an error wrapping [ErrNotRunning] as [Fetch] does.
+func TestNotifier(ctx context.Context, socket, name string) error {
+	_, err := ask(ctx, socket, http.MethodPost, "/api/v1/notifiers/"+url.PathEscape(name)+"/test", nil)
+	if err != nil {
+		return fmt.Errorf("test notifier by %s: %w", socket, err)
+	}
+	return nil
+}
+
 func get(ctx context.Context, socket, target string) ([]byte, error) {
+	return ask(ctx, socket, http.MethodGet, target, nil)
+}
+
+func ask(ctx context.Context, socket, method, target string, content io.Reader) ([]byte, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nettally"+target, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://nettally"+target, content)
 	if err != nil {
 		return nil, err
 	}

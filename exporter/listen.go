@@ -177,6 +177,9 @@ func (e *Exporter) Serve(ctx context.Context, l *Listeners) error {
 	}
 	if l.unix != nil {
 		server := e.server()
+		server.BaseContext = func(net.Listener) context.Context {
+			return context.WithValue(context.Background(), overSocket{}, true)
+		}
 		group.Go(func() error {
 			return served(l.unix, server.Serve(l.unix))
 		})

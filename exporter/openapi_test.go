@@ -31,6 +31,7 @@ type document struct {
 			Parameters []struct{ Name, In string }
 			Responses  map[string]response
 		}
+		Post struct{ Responses map[string]response }
 	}
 	Components struct {
 		Schemas   map[string]*schema
@@ -71,6 +72,9 @@ func readDocument(t *testing.T) *document {
 func (d *document) content(t *testing.T, path, code, mediaType string) *schema {
 	t.Helper()
 	r, ok := d.Paths[path].Get.Responses[code]
+	if !ok {
+		r, ok = d.Paths[path].Post.Responses[code]
+	}
 	if !ok {
 		t.Fatalf("%s: answer %s is not documented", path, code)
 	}
@@ -181,7 +185,7 @@ func typeOf(value any) string {
 
 func TestOpenAPIAnswers(t *testing.T) {
 	doc := readDocument(t)
-	opts := withHistory(options(snapshot()))
+	opts := withQuotas(withHistory(options(snapshot())))
 	early := options(snapshot())
 	early.Snapshot = func(context.Context) (usage.Snapshot, error) {
 		return usage.Snapshot{}, errors.New("take over what was counted before: context deadline exceeded")
@@ -211,6 +215,14 @@ func TestOpenAPIAnswers(t *testing.T) {
 		{"/api/v1/history", "GET", "/api/v1/history?step=week", opts, 400, "application/json"},
 		{"/api/v1/history", "POST", "/api/v1/history", opts, 405, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history", early, 503, "application/json"},
+		{"/api/v1/quotas", "GET", "/api/v1/quotas", opts, 200, "application/json"},
+		{"/api/v1/quotas", "GET", "/api/v1/quotas?x=y", opts, 400, "application/json"},
+		{"/api/v1/quotas", "POST", "/api/v1/quotas", opts, 405, "application/json"},
+		{"/api/v1/quotas", "GET", "/api/v1/quotas", early, 503, "application/json"},
+		{"/api/v1/alerts", "GET", "/api/v1/alerts", opts, 200, "application/json"},
+		{"/api/v1/alerts", "GET", "/api/v1/alerts?x=y", opts, 400, "application/json"},
+		{"/api/v1/alerts", "POST", "/api/v1/alerts", opts, 405, "application/json"},
+		{"/api/v1/alerts", "GET", "/api/v1/alerts", early, 503, "application/json"},
 		{"/healthz", "GET", "/healthz", notReady, 200, "application/json"},
 		{"/healthz", "PUT", "/healthz", opts, 405, "application/json"},
 		{"/readyz", "GET", "/readyz", opts, 200, "application/json"},
@@ -246,7 +258,18 @@ func TestOpenAPIAnswers(t *testing.T) {
 			}
 		})
 	}
+	testChanges(t, func(path, code, body string) {
+		tested[path+" "+code] = true
+		if err := doc.check("body", doc.content(t, path, code, "application/json"), decode(t, body), false); err != nil {
+			t.Errorf("%s %s: %v", path, code, err)
+		}
+	})
 	for path, item := range doc.Paths {
+		for code := range item.Post.Responses {
+			if !tested[path+" "+code] {
+				t.Errorf("%s: documented answer %s is not tested", path, code)
+			}
+		}
 		for code := range item.Get.Responses {
 			if !tested[path+" "+code] {
 				t.Errorf("%s: documented answer %s is not tested", path, code)

@@ -25,17 +25,23 @@ import (
 // there.
 func daemonWith(t *testing.T, snap usage.Snapshot, rows func(exporter.HistoryQuery) ([]exporter.HistoryRow, error)) []string {
 	t.Helper()
+	return serving(t, exporter.Options{
+		Snapshot: func(context.Context) (usage.Snapshot, error) { return snap, nil },
+		History:  func(_ context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) { return rows(q) },
+	})
+}
+
+// serving serves what options have, without settings.
+func serving(t *testing.T, opts exporter.Options) []string {
+	t.Helper()
 	dir := t.TempDir()
 	config, socket := filepath.Join(dir, "nettally.yaml"), filepath.Join(dir, "socket")
 	if err := os.WriteFile(config, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e, err := exporter.New(exporter.Options{
-		Snapshot: func(context.Context) (usage.Snapshot, error) { return snap, nil },
-		History:  func(_ context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) { return rows(q) },
-		Settings: func() exporter.Settings { return exporter.Settings{} },
-		Log:      slog.New(slog.DiscardHandler),
-	})
+	opts.Settings = func() exporter.Settings { return exporter.Settings{} }
+	opts.Log = slog.New(slog.DiscardHandler)
+	e, err := exporter.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // quotas have time zones, and a host may have no files of them
 
 	"github.com/spf13/cobra"
 
@@ -66,7 +67,7 @@ func newRoot() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.String("config", configs.DefaultPath, "configuration `file`")
 	configs.BindFlags(flags)
-	root.AddCommand(newRun(), newList(), newHistory(), newCheck(), newSelftest(), newConfig(), newDetach(), newVersion())
+	root.AddCommand(newRun(), newList(), newHistory(), newQuota(), newCheck(), newSelftest(), newConfig(), newDetach(), newVersion())
 	return root
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
+	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
@@ -65,6 +66,7 @@ type daemon struct {
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
 	control  counter
+	quotas   *quota.Engine
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
 
@@ -130,6 +132,7 @@ func (d *daemon) wire() (err error) {
 	d.exporter, err = exporter.New(exporter.Options{
 		Snapshot: d.snapshot,
 		History:  d.history,
+		Quotas:   d.quotas,
 		Settings: func() exporter.Settings {
 			c := d.config.Load()
 			return exporter.Settings{
@@ -186,6 +189,13 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		d.log.Error("read what was counted before", "err", err)
 	}
 	d.accounts.Restore(records)
+	var rules ruleCache // of the engine's lock
+	d.quotas = quota.New(quota.Options{
+		Rules:  func() []quota.Rule { return rules.of(d.config.Load()) },
+		Store:  d.ledger.Documents("quota"),
+		Notify: func(quota.Alert) {}, // it is logged, and shown
+		Log:    d.log,
+	})
 	return nil
 }
 
@@ -290,6 +300,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.control.Run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
+	group.Go(func() error { return d.checkQuotas(ctx) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 
@@ -310,6 +321,17 @@ func (d *daemon) keep(ctx context.Context) error {
 	select {
 	case <-d.control.Adopted():
 		return d.ledger.Keep(ctx, d.accounts)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// checkQuotas begins when all that an earlier process counted is known again: what is
+// missing would be taken for gone.
+func (d *daemon) checkQuotas(ctx context.Context) error {
+	select {
+	case <-d.control.Adopted():
+		return d.quotas.Run(ctx, d.accounts.Snapshot)
 	case <-ctx.Done():
 		return nil
 	}

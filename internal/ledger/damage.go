@@ -71,6 +71,9 @@ func (l *Ledger) reopen(ctx context.Context) error {
 	}
 	l.stale = false
 	l.all = l.all || made
+	if made {
+		l.losses++
+	}
 	if closeErr := l.replace(f); closeErr != nil {
 		l.Log.Debug("close ledger", "err", closeErr)
 	}
@@ -92,6 +95,7 @@ func (l *Ledger) setAside(cause error) error {
 		}
 	}
 	l.rest, l.all, l.checked = remains{path: aside}, true, nil
+	l.losses++
 	l.metrics.damaged.Inc()
 	l.note(func(s *Status) { s.SetAside = aside })
 	l.Log.Error("the ledger is damaged; it was set aside, and what can be read is taken over", "path", l.Path,
@@ -138,8 +142,8 @@ type remains struct {
 	loaded bool   // the containers are
 }
 
-// containers copies what SQLite still reads of the containers. Whoever loads them waits
-// for no more than that.
+// containers copies what SQLite still reads of the containers and the documents. Whoever
+// loads them waits for no more than that.
 func (r *remains) containers(ctx context.Context, l *Ledger) error {
 	if r.path == "" || r.loaded {
 		return nil
@@ -147,6 +151,7 @@ func (r *remains) containers(ctx context.Context, l *Ledger) error {
 	err := r.copy(ctx, l, "", []salvaged{
 		{"meta", "", "key, value", 0, 0}, // has one row, and no integer as its key
 		{"containers", "n", "n, " + identityColumns + ", subject, " + numberColumns, 1, 1 << 31},
+		{"documents", "n", "n, kind, key, value", 1, 1 << 40},
 	})
 	r.loaded = err == nil
 	return err

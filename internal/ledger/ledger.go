@@ -30,6 +30,7 @@
 //   - subjects: whose usage it is, as its identity was at the flush. Usage that was
 //     recorded before a container's name was known is put under its name.
 //   - meta: the time of the last write.
+//   - documents: what other rooms remember, by kind and key, see [Documents].
 //
 // Hours that are older than the retention are added up to days, the local days of
 // time.Local at that moment. A day knows names but no container ids, so that its size
@@ -91,6 +92,7 @@ type Ledger struct {
 	stale   bool        // the open file is to be opened anew
 	all     bool        // everything is to be written, not only what has changed
 	rest    remains     // of a damaged file, still to be taken over
+	losses  int         // how often the file was made anew, or set aside
 	// marks are the watermarks this process has seen on the disk. They hold when rows
 	// are lost with a damaged file, whose usage the history may still have.
 	marks map[string]numbers

@@ -10,7 +10,7 @@ import (
 
 // migrations lead from one version of the schema to the next, in order. They are only
 // ever added to.
-func migrations() []string { return []string{schema1} }
+func migrations() []string { return []string{schema1, schema2} }
 
 // numberColumns are numbers as columns, in their order.
 const numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn"
@@ -117,9 +117,9 @@ func migrate(ctx context.Context, db *sql.DB, steps []string) (made bool, err er
 func complete(ctx context.Context, db queryer) error {
 	var tables int
 	err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type = 'table'
-		AND name IN ('meta', 'subjects', 'containers', 'hours', 'days')`).Scan(&tables)
-	if err == nil && tables != 5 {
-		err = fmt.Errorf("%w: %d of 5 tables", errDamaged, tables)
+		AND name IN ('meta', 'subjects', 'containers', 'hours', 'days', 'documents')`).Scan(&tables)
+	if err == nil && tables != 6 {
+		err = fmt.Errorf("%w: %d of 6 tables", errDamaged, tables)
 	}
 	return err
 }

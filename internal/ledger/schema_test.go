@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
+	now := len(migrations())
 	steps := append(migrations(),
 		"ALTER TABLE meta ADD COLUMN note TEXT NOT NULL DEFAULT ''",
 		"INSERT INTO meta (key, value, note) VALUES ('k', 1, 'n')")
@@ -26,10 +28,10 @@ func TestMigrate(t *testing.T) {
 		made  bool
 		want  int
 	}{
-		{steps[:1], true, 1},
-		{steps[:1], false, 1},
-		{steps[:3], false, 3},
-		{steps[:3], false, 3},
+		{steps[:now], true, now},
+		{steps[:now], false, now},
+		{steps[:now+2], false, now + 2},
+		{steps[:now+2], false, now + 2},
 	} {
 		made, err := migrate(ctx, db, step.steps)
 		if err != nil {
@@ -41,8 +43,8 @@ func TestMigrate(t *testing.T) {
 		}
 	}
 	// One that fails half-way leaves nothing.
-	_, err = migrate(ctx, db, append(steps[:3:3], "DELETE FROM meta; SELECT * FROM nowhere"))
-	if err == nil || !strings.Contains(err.Error(), "migrate to version 4: ") {
+	_, err = migrate(ctx, db, append(steps[:now+2:now+2], "DELETE FROM meta; SELECT * FROM nowhere"))
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("migrate to version %d: ", now+3)) {
 		t.Errorf("migrate: %v", err)
 	}
 	var rows int

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/quota"
+)
+
+func newQuota() *cobra.Command {
+	group := &cobra.Command{
+		Use:   "quota",
+		Short: "Show how quotas stand, correct what was used, and try notifiers",
+		Args:  arguments(cobra.NoArgs),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	group.AddCommand(newQuotaList(), newQuotaSet(), newQuotaReset(), newQuotaTest())
+	return group
+}
+
+func newQuotaList() *cobra.Command {
+	var output string
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "Show what was used of each quota, by key",
+		Args:  arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			print, ok := map[string]func(io.Writer, *exporter.QuotaList) error{
+				"table": printQuotas,
+				"json":  printJSON[exporter.QuotaList],
+			}[output]
+			if !ok {
+				return fmt.Errorf("%w: --output: expected table or json, got %q", errUsage, output)
+			}
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			found, err := exporter.FetchQuotas(cmd.Context(), config.Exporter.Socket)
+			if err != nil {
+				return err
+			}
+			return print(cmd.OutOrStdout(), found)
+		},
+	}
+	list.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return list
+}
+
+// printQuotas prints a line per key, for people.
+func printQuotas(w io.Writer, found *exporter.QuotaList) error {
+	if len(found.Quotas) == 0 {
+		_, err := fmt.Fprintln(w, "no quotas; see quotas in the configuration")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "QUOTA\tKEY\tUSED\tLIMIT\t\tRATIO\tPROJECTED\tRESETS AT\tALERTS")
+	for _, q := range found.Quotas {
+		projected := "-"
+		if q.Projected != nil {
+			projected = quota.Amount(*q.Projected, q.Unit)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f%%\t%s\t%s\t%s\n", q.Quota, dash(printable(quotaKey(q))),
+			quota.Amount(q.Used, q.Unit), quota.Amount(q.Limit, q.Unit), bar(min(q.Ratio, 1)), 100*q.Ratio, projected,
+			resetsAt(q), alertsOf(q))
+	}
+	return t.Flush()
+}
+
+// quotaKey is the key as people know it: a container by its name, too.
+func quotaKey(q exporter.Quota) string {
+	if q.Per != quota.PerContainer {
+		return q.Key
+	}
+	if q.Name == "" || q.Name == q.Key {
+		return short(q.Key)
+	}
+	return q.Name + " (" + short(q.Key) + ")"
+}
+
+func resetsAt(q exporter.Quota) string {
+	switch {
+	case q.PeriodEnd != nil:
+		return q.PeriodEnd.Local().Format("2006-01-02 15:04")
+	case q.Every == "":
+		return "-"
+	}
+	return q.Every
+}
+
+func alertsOf(q exporter.Quota) string {
+	var firing []string
+	for _, l := range q.Levels {
+		if l.Firing {
+			firing = append(firing, l.Level)
+		}
+	}
+	return dash(strings.Join(firing, ","))
+}
+
+func newQuotaSet() *cobra.Command {
+	var key string
+	set := &cobra.Command{
+		Use:     "set NAME AMOUNT",
+		Short:   "Say what was used in the running period",
+		Example: "  nettally quota set monthly-egress 37.5GiB --key web",
+		Args:    arguments(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			count, err := countOf(cmd, config, args[0])
+			if err != nil {
+				return err
+			}
+			used, err := configs.ParseAmount(args[1], count)
+			if err != nil {
+				return fmt.Errorf("%w: AMOUNT: %w", errUsage, err)
+			}
+			return exporter.ChangeQuota(cmd.Context(), config.Exporter.Socket, args[0], exporter.QuotaChange{Key: key, Used: &used})
+		},
+	}
+	set.Flags().StringVar(&key, "key", "", "the `key` whose usage it is, as the JSON of quota list has it; not needed if there is one only")
+	return set
+}
+
+// countOf asks the daemon what a quota counts: the file may have changed since.
+func countOf(cmd *cobra.Command, config *configs.Config, name string) (string, error) {
+	found, err := exporter.FetchQuotas(cmd.Context(), config.Exporter.Socket)
+	if err != nil {
+		return "", err
+	}
+	for _, q := range found.Quotas {
+		if q.Quota == name {
+			return q.Count, nil
+		}
+	}
+	return "", fmt.Errorf("find quota %q: it has no key yet, or there is none; see `nettally quota list`", name)
+}
+
+func newQuotaReset() *cobra.Command {
+	var key string
+	var all bool
+	reset := &cobra.Command{
+		Use:   "reset NAME",
+		Short: "Begin at 0 again within the running period",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (key == "") != all {
+				return fmt.Errorf("%w: give either --key or --all: see `%s --help`", errUsage, cmd.CommandPath())
+			}
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return exporter.ChangeQuota(cmd.Context(), config.Exporter.Socket, args[0], exporter.QuotaChange{Key: key})
+		},
+	}
+	reset.Flags().StringVar(&key, "key", "", "the `key` to begin anew, as the JSON of quota list has it")
+	reset.Flags().BoolVar(&all, "all", false, "begin all keys anew")
+	return reset
+}
+
+func newQuotaTest() *cobra.Command {
+	return &cobra.Command{
+		Use:   "test NOTIFIER",
+		Short: "Send a test alert by one of the notifiers",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if err := exporter.TestNotifier(cmd.Context(), config.Exporter.Socket, args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "the test alert was sent")
+			return err
+		},
+	}
+}
+
+// quotaRules are the quotas of a configuration, in the words of the room that counts them.
+func quotaRules(config *configs.Config) []quota.Rule {
+	rules := make([]quota.Rule, len(config.Quotas))
+	for i, q := range config.Quotas {
+		rules[i] = quota.Rule{
+			Name: q.Name, Per: q.Per, Count: quota.Count(q.Count), Limit: q.Limit, AlertAt: q.AlertAt,
+			Match: quota.Match{
+				Name: q.Match.Name, ID: q.Match.ID, Image: q.Match.Image, Runtime: q.Match.Runtime,
+				Namespace: q.Match.Namespace, Pod: q.Match.Pod,
+			},
+			Period:     quota.Period{Every: quota.Every(q.Every), Day: q.Day, Location: q.Location, Window: q.Window},
+			Projection: q.Projection, Initial: q.Initial, Notify: q.Notify,
+		}
+		for _, l := range q.Match.Labels {
+			rules[i].Match.Labels = append(rules[i].Match.Labels, quota.LabelMatch(l))
+		}
+		if q.Rate != nil {
+			rate := quota.Rate(*q.Rate)
+			rules[i].Rate = &rate
+		}
+	}
+	return rules
+}
+
+// ruleCache makes the rules of a configuration once.
+type ruleCache struct {
+	config *configs.Config
+	rules  []quota.Rule
+}
+
+func (c *ruleCache) of(config *configs.Config) []quota.Rule {
+	if c.config != config {
+		c.config, c.rules = config, quotaRules(config)
+	}
+	return c.rules
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// items is the value of a key that is a list of sections. Such keys are in the file only:
+// no environment variable and no flag can hold them.
+type items struct{}
+
+// scalar is the value of a key below items that is a text or a number: 100GiB, or 100.
+type scalar string
+
+// mark is the value of a key below items that may have no keys below it: log: {}.
+type mark struct{}
+
+// itemKeys are the keys below those that are items, with their place in the list left
+// out.
+var itemKeys = []key{
+	{"quotas[].name", "", "a name of letters, digits, dots, dashes and underscores, each only once"},
+	{"quotas[].match.name", "", "a glob such as web-*"},
+	{"quotas[].match.id", "", "a glob such as 3f2a*"},
+	{"quotas[].match.image", "", "a glob such as nginx:*"},
+	{"quotas[].match.runtime", "", "a glob such as docker"},
+	{"quotas[].match.namespace", "", "a glob such as prod-*"},
+	{"quotas[].match.pod", "", "a glob such as web-*"},
+	{"quotas[].match.labels", items{}, "labels, each with a name and a value"},
+	{"quotas[].match.labels[].name", "", "a label key that names.labels has"},
+	{"quotas[].match.labels[].value", "", "a glob such as team-*"},
+	{"quotas[].per", "", "container, name, pod, namespace, all, or label:KEY with a key that names.labels has"},
+	{"quotas[].count", "", wantCount},
+	{"quotas[].limit", scalar(""), "an amount above 0, such as 100GiB of bytes, or 5M of packets and requests"},
+	{"quotas[].period.every", "", "hour, day, week, month or lifetime"},
+	{"quotas[].period.day", 0, "a day from 1 to 31, of a month"},
+	{"quotas[].period.timezone", "", "a time zone such as Europe/Berlin, of an hour, day, week or month"},
+	{"quotas[].period.rolling", "", wantDuration + ", at least 2m, and no other key of the period"},
+	{"quotas[].alert_at", []int{}, "percentages from 1 to 1000, ascending"},
+	{"quotas[].projection", false, "true or false, and true only for an hour, day, week or month"},
+	{"quotas[].initial", scalar(""), "an amount such as 20GiB of bytes, or 5M of packets and requests"},
+	{"quotas[].rate.count", "", wantCount},
+	{"quotas[].rate.above", scalar(""), "a rate above 0, such as 10Mbit/s or 1MB/s of bytes, or 200/s of packets and requests"},
+	{"quotas[].rate.clear", scalar(""), "a rate that is not higher than rate.above"},
+	{"quotas[].rate.for", "", wantDuration},
+	{"quotas[].notify", []string{}, "the name of one of the notifiers, each only once"},
+
+	{"notifiers[].name", "", "a name of letters, digits, dots, dashes and underscores, each only once"},
+	{"notifiers[].timeout", "", wantDuration + ", from 100ms to 5m"},
+	{"notifiers[].alertmanager.url", "", wantURL},
+	{"notifiers[].alertmanager.http_config_file", "", wantPath},
+	{"notifiers[].webhook.url", "", wantURL},
+	{"notifiers[].webhook.secret_file", "", wantPath},
+	{"notifiers[].webhook.http_config_file", "", wantPath},
+	{"notifiers[].exec.command", []string{}, "a program's absolute path, and its arguments"},
+	{"notifiers[].log", mark{}, "{}"},
+}
+
+const (
+	wantCount = "receive, transmit or total with _bytes, _packets or _tcp_syn, such as transmit_bytes"
+	wantURL   = "a URL such as http://127.0.0.1:9093"
+)
+
+var place = regexp.MustCompile(`\[[0-9]+\]`)
+
+// general leaves out of a path where in a list it is.
+func general(path string) string { return place.ReplaceAllString(path, "[]") }
+
+// sections reads a list of sections.
+func (p *parser) sections(path string, node *yaml.Node) any {
+	if node.Kind != yaml.SequenceNode {
+		p.report("%s: expected a list, got %s", path, describe(node))
+		return nil
+	}
+	list := []any{}
+	for i, item := range node.Content {
+		item = resolve(item)
+		at := path + "[" + strconv.Itoa(i) + "]"
+		if item.Kind != yaml.MappingNode {
+			p.report("%s: expected keys below it, got %s", at, describe(item))
+			continue
+		}
+		list = append(list, p.section(at+".", item))
+	}
+	return list
+}
+
+// itemValue reads the kinds of values that there are in lists of sections only. A value
+// that is not of its kind is told by the caller.
+func (p *parser) itemValue(k key, node *yaml.Node) (value any, ok bool) {
+	switch k.value.(type) {
+	case scalar:
+		if isText(node) || node.Kind == yaml.ScalarNode && (node.ShortTag() == "!!int" || node.ShortTag() == "!!float") {
+			return node.Value, true
+		}
+	case bool:
+		var is bool
+		if node.Kind == yaml.ScalarNode && node.ShortTag() == "!!bool" && node.Decode(&is) == nil {
+			return is, true
+		}
+	case []int:
+		var numbers []int
+		for _, item := range node.Content {
+			var n int
+			if item = resolve(item); item.ShortTag() != "!!int" || item.Decode(&n) != nil {
+				return nil, false
+			}
+			numbers = append(numbers, n)
+		}
+		return numbers, node.Kind == yaml.SequenceNode
+	case mark:
+		return map[string]any{}, isNull(node) || node.Kind == yaml.MappingNode && len(node.Content) == 0
+	}
+	return nil, false
+}
+
+// meant returns the key that was probably meant by an unknown one, or "".
+func meant(path string) string {
+	found := suggest(general(path))
+	section, _ := split(path)
+	foundSection, name := split(found)
+	if found != "" && foundSection == general(section) {
+		return strings.TrimPrefix(section+"."+name, ".")
+	}
+	return found
+}

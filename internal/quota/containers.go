@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"slices"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// take counts what a container has used since it was last seen.
+func (e *Engine) take(c *usage.Container, now time.Time) {
+	traffic, source := counted(*c)
+	total := numbersOf(traffic)
+	k := e.containers[c.ID]
+	if k == nil {
+		k = &container{id: c.ID, firstAt: now, fresh: e.fresh}
+		e.containers[c.ID] = k
+	}
+	if k.firstAt.IsZero() {
+		k.firstAt = now // it was loaded
+	}
+	k.check = e.checks
+	if !k.goneAt.IsZero() {
+		k.goneAt, k.firstAt = time.Time{}, now
+		e.markContainer(k)
+	}
+	if k.version == 0 && (c.Name == "" || c.Name == c.ID) && now.Sub(k.firstAt) < nameWithin && now.Sub(k.firstAt) >= 0 {
+		return // it gets its name in a moment
+	}
+	if k.version != e.version || !k.identity.is(c, source) {
+		e.connect(k, c, source, total, now)
+	}
+	e.count(k, total, source)
+}
+
+// count adds the growth of a total to the keys it feeds.
+func (e *Engine) count(k *container, total numbers, source string) {
+	growth, ok := total.minus(k.last)
+	if !ok || source != k.source {
+		// It never goes back, but with the numbers of another kind.
+		e.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
+		growth = numbers{}
+		k.last, k.source = total, source
+		e.markContainer(k)
+	}
+	if growth == (numbers{}) {
+		return
+	}
+	k.last = total
+	e.markContainer(k)
+	for _, st := range k.feeds {
+		if n := st.rule.span.of(growth); n > 0 {
+			st.add(n)
+			st.tick += n
+			e.touch(st)
+			e.mark(st)
+		}
+	}
+}
+
+// connect finds the keys that a container is counted under from now on.
+func (e *Engine) connect(k *container, c *usage.Container, source string, total numbers, now time.Time) {
+	met := !k.known
+	if met {
+		k.known, k.last, k.source = true, total, source
+		e.markContainer(k)
+	}
+	before := k.feeds
+	k.feeds = nil
+	for _, r := range e.ordered {
+		key := r.key(c, source)
+		if key == "" {
+			continue
+		}
+		st := e.state(r, key)
+		e.rename(before, k, st)
+		st.members++
+		st.name = c.Name
+		st.source(source)
+		k.feeds = append(k.feeds, st)
+		e.join(k, c, st, met, now)
+	}
+	e.leave(before)
+	k.version, k.name = e.version, c.Name
+	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Reason, c.Labels}
+}
+
+// join adds what a container counted before it fed a key, where that belongs to it.
+func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now time.Time) {
+	r, n := st.rule, st.rule.span.of(k.last)
+	switch {
+	case met && !k.fresh && now.Sub(born(c)) < forgetAfter:
+		// All of it is news: one that we have forgotten was counted before that.
+	case (r.isNew || met && k.fresh) && belongs(r, c, now):
+		st.base += n // the time it took is not known to the projection
+	default:
+		return
+	}
+	st.add(n)
+	e.touch(st)
+	e.mark(st)
+}
+
+// rename moves what a container used while it had no name to its name.
+func (e *Engine) rename(before []*state, k *container, to *state) {
+	i := slices.IndexFunc(before, func(st *state) bool { return st.rule == to.rule })
+	if i < 0 || before[i] == to || to.rule.Per != PerName || before[i].key != k.id {
+		return
+	}
+	from := before[i]
+	for _, a := range slices.Clone(e.firing[from]) {
+		e.resolve(a, e.last)
+	}
+	to.merge(from)
+	from.used = 0
+	e.drop(from)
+	e.touch(to)
+	e.mark(to)
+}
+
+func (e *Engine) leave(states []*state) {
+	for _, st := range states {
+		st.members--
+		if !st.gone {
+			e.dropIdle(st)
+		}
+	}
+}
+
+// belongs says whether all that a container has counted lies in a rule's running period.
+func belongs(r *rule, c *usage.Container, now time.Time) bool {
+	switch {
+	case r.Rate != nil:
+		return false
+	case r.Period.Every == Lifetime:
+		return true
+	case r.Period.Every == Rolling:
+		return now.Sub(born(c)) < r.Period.Window
+	}
+	return !born(c).Before(r.start)
+}
+
+// born is when a container began to be counted.
+func born(c *usage.Container) time.Time {
+	var first time.Time
+	for i := range c.Interfaces {
+		if at := c.Interfaces[i].AttachedAt; !at.IsZero() && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	if first.IsZero() {
+		return c.StartedAt
+	}
+	return first
+}
+
+// depart notes which containers are gone, and forgets those that have been for long.
+func (e *Engine) depart(now time.Time) {
+	for id, k := range e.containers {
+		switch {
+		case k.check == e.checks:
+		case k.goneAt.IsZero():
+			k.goneAt = now
+			e.leave(k.feeds)
+			k.feeds, k.version = nil, 0
+			e.markContainer(k)
+			if !k.known {
+				delete(e.containers, id)
+			}
+		case now.Sub(k.goneAt) > forgetAfter:
+			e.forgetContainer(k)
+		}
+	}
+}
+
+// forgetContainer drops a container, and the keys that can only be its.
+func (e *Engine) forgetContainer(k *container) {
+	delete(e.containers, k.id)
+	e.dirty.drop(containerKey(k.id))
+	for _, r := range e.rules {
+		if st := r.states[k.id]; st != nil && r.Per == PerContainer && st.members == 0 && !r.Period.calendar() {
+			e.drop(st)
+		}
+	}
+}

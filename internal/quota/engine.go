@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+const (
+	checkInterval = time.Second
+	pruneEvery    = 60 // checks
+	// nameWithin is how long a container without a name is not counted yet.
+	nameWithin = 3 * time.Second
+	// forgetAfter is how long a container that is gone is remembered, so that what it
+	// used is not counted again if it is started once more.
+	forgetAfter = 48 * time.Hour
+	// dormantFor is how long what a dropped rule without periods counted is kept.
+	dormantFor = 30 * 24 * time.Hour
+)
+
+// store keeps what has to outlive the process: (*ledger.Ledger).Documents.
+type store interface {
+	// Load returns all that is kept, nothing where nothing is.
+	Load() (map[string][]byte, error)
+	// Save writes and deletes, all of it or nothing.
+	Save(put map[string][]byte, drop []string) error
+}
+
+// Options is what an engine works with. All are needed.
+type Options struct {
+	// Rules returns the rules in force, checked, with names of their own. It is called
+	// at each check, and returns the same slice while nothing has changed.
+	Rules func() []Rule
+	Store store
+	// Notify is handed each alert that fired or was resolved, once and in order. It must
+	// not block.
+	Notify func(Alert)
+	Log    *slog.Logger
+}
+
+// Engine counts usage against rules. It is safe for concurrent use.
+type Engine struct {
+	Options
+
+	mu         sync.Mutex
+	loaded     bool // what was saved is known
+	fresh      bool // there was no rule before
+	current    []Rule
+	version    int // of current
+	rules      map[string]*rule
+	ordered    []*rule // those of current
+	containers map[string]*container
+	alerts     map[string]*entry   // by id
+	firing     map[*state][]*entry // those of alerts that fire
+	hot        map[*state]struct{} // rates that are above their bound, or fire
+	touched    []*state            // used something since the last check
+	checks     uint64              // so far
+	now        time.Time           // of the check that runs
+	last       time.Time           // check
+	sequence   uint64              // of the last change of an alert
+	outbox     []parcel            // still to be handed over
+	changed    []Alert             // by the check that runs
+	dirty      changes
+}
+
+// rule is a Rule and what was counted by it.
+type rule struct {
+	Rule
+	span       span
+	thresholds []uint64 // of AlertAt
+	start, end time.Time
+	states     map[string]*state
+	isNew      bool  // to the check that runs
+	bucket     int64 // of a rolling window, that is filled now
+	// dropped is when the rule went away, zero while it is there. It feeds on nothing.
+	dropped time.Time
+	dirty   bool
+}
+
+// container is what is known of a container. Its total is shared by all rules.
+type container struct {
+	id, name string
+	last     numbers // total at the last check
+	source   string
+	known    bool // last is
+	fresh    bool // it was there when nothing was ever saved
+	firstAt  time.Time
+	goneAt   time.Time // zero while it is in the snapshot
+	check    uint64    // the last one that saw it
+
+	identity identity
+	version  int // of the rules that feeds are of, 0 for none
+	feeds    []*state
+	dirty    bool
+}
+
+// identity is what rules look at, but the id.
+type identity struct {
+	name, image, runtime, namespace, pod, source string
+	reason                                       usage.Reason
+	labels                                       map[string]string
+}
+
+func (i *identity) is(c *usage.Container, source string) bool {
+	return i.name == c.Name && i.image == c.Image && i.runtime == c.Runtime && i.namespace == c.Namespace &&
+		i.pod == c.Pod && i.source == source && i.reason == c.Reason && maps.Equal(i.labels, c.Labels)
+}
+
+// New returns an engine that knows nothing yet.
+func New(o Options) *Engine {
+	e := &Engine{Options: o}
+	e.clear()
+	return e
+}
+
+func (e *Engine) clear() {
+	e.rules, e.ordered = map[string]*rule{}, nil
+	e.containers = map[string]*container{}
+	e.alerts = map[string]*entry{}
+	e.firing = map[*state][]*entry{}
+	e.hot = map[*state]struct{}{}
+	e.touched, e.outbox, e.current, e.dirty = nil, nil, nil, changes{}
+	e.last, e.fresh = time.Time{}, true
+	e.version++
+}
+
+// Run loads what was saved, then checks every second until ctx ends; then it saves once
+// more and returns nil. It never returns an error: a store that fails is tried again.
+//
+// snapshot is called from one goroutine, and must be complete: what is missing in it is
+// taken for gone.
+func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error {
+	k := &keeper{Engine: e, results: make(chan result, 1)}
+	k.load()
+	tick := time.NewTicker(checkInterval)
+	defer tick.Stop()
+	for {
+		snap := snapshot()
+		e.Check(snap.TakenAt, snap)
+		k.step(time.Now())
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				k.stop()
+				return nil
+			case r := <-k.results:
+				k.done(r)
+				k.step(time.Now())
+			case <-k.patience():
+				k.deliver(everything)
+			case <-tick.C:
+				waiting = false
+			}
+		}
+	}
+}
+
+// Check counts what containers have used since the last check, and returns the alerts
+// that fired or were resolved by that, in order. now should have a monotonic reading,
+// as time.Now has. It touches no store and hands nothing over: that is Run's.
+func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.checks++
+	e.now, e.changed = now, nil
+	e.adopt(e.Rules(), now)
+	if len(e.rules) == 0 {
+		e.rest()
+		return nil
+	}
+	for _, r := range e.ordered {
+		e.turn(r, now)
+	}
+	for _, r := range e.rules {
+		if !r.dropped.IsZero() {
+			e.turn(r, now)
+		}
+	}
+	for i := range snap.Containers {
+		e.take(&snap.Containers[i], now)
+	}
+	e.depart(now)
+	e.begin()
+	e.settle(now)
+	if e.checks%pruneEvery == 0 {
+		e.prune()
+	}
+	e.last, e.fresh = now, false
+	return e.changed
+}
+
+// rest forgets containers while there are no rules, so that nothing is saved for nobody.
+// The first rule then finds everything as at the first start.
+func (e *Engine) rest() {
+	for id := range e.containers {
+		e.dirty.drop(containerKey(id))
+	}
+	clear(e.containers)
+	e.last, e.fresh = e.now, true
+}
+
+// adopt puts rules in force that are not. What a rule has counted stays with its name, as
+// far as it means something to the rule as it is now.
+func (e *Engine) adopt(rules []Rule, now time.Time) {
+	same := e.current != nil && len(rules) == len(e.current)
+	if same && (len(rules) == 0 || &rules[0] == &e.current[0] || reflect.DeepEqual(rules, e.current)) {
+		return
+	}
+	e.current = append([]Rule{}, rules...)
+	if len(rules) > 0 {
+		e.current = rules
+	}
+	e.version++
+	e.ordered = e.ordered[:0]
+	named := map[string]bool{}
+	for i := range rules {
+		named[rules[i].Name] = true
+		e.adoptOne(&rules[i], now)
+		e.ordered = append(e.ordered, e.rules[rules[i].Name])
+	}
+	for name, r := range e.rules {
+		if !named[name] && r.dropped.IsZero() {
+			e.Log.Info("quota dropped; what it counted is kept for a while", "quota", name)
+			e.resolveAll(r, now)
+			r.dropped, r.dirty = now, true
+		}
+	}
+}
+
+func (e *Engine) adoptOne(next *Rule, now time.Time) {
+	r := e.rules[next.Name]
+	if r != nil && !r.sameBasis(next) {
+		e.Log.Info("quota changed what it counts, and counts anew", "quota", next.Name)
+		e.resolveAll(r, now)
+		e.forget(r)
+		r = nil
+	}
+	if r == nil {
+		r = &rule{states: map[string]*state{}, isNew: true, dirty: true}
+		r.start, r.end = next.Period.Bounds(now)
+		if !next.Period.calendar() {
+			r.start = now
+		}
+		e.rules[next.Name] = r
+	} else if !r.samePeriods(next) {
+		// What was used since r.start can't be divided at another day. It is counted on,
+		// up to where the calendar's next period begins.
+		_, r.end = next.Period.Bounds(latest(now, r.start))
+		e.Log.Info("quota's periods changed; the running one ends with the next", "quota", next.Name, "ends", r.end)
+		r.dirty = true
+	}
+	changed := !r.isNew && !r.sameLevels(next)
+	if !r.dropped.IsZero() {
+		r.dropped, r.dirty, changed = time.Time{}, true, true
+		for _, st := range r.states {
+			st.epoch = now.UnixNano() // what is reached is said again
+		}
+	}
+	r.set(*next)
+	if r.isNew && r.Per == PerAll {
+		e.state(r, PerAll)
+	}
+	if changed {
+		for _, st := range r.states {
+			e.reconcile(st, now)
+		}
+	}
+}
+
+func (r *rule) set(next Rule) {
+	r.Rule, r.span = next, spans[next.Count]
+	r.thresholds = make([]uint64, len(next.AlertAt))
+	for i, percent := range next.AlertAt {
+		r.thresholds[i] = next.threshold(percent)
+	}
+}
+
+// forget drops a rule and all that it counted.
+func (e *Engine) forget(r *rule) {
+	for _, st := range r.states {
+		e.drop(st)
+	}
+	delete(e.rules, r.Name)
+	e.dirty.drop(ruleKey(r.Name))
+	e.version++ // feeds lead to its states
+}
+
+// turn ends a period that is over, and moves windows on.
+func (e *Engine) turn(r *rule, now time.Time) {
+	switch {
+	case r.Period.Every == Rolling:
+		e.turnWindows(r, now)
+	case r.Rate == nil && r.Period.calendar():
+		e.turnPeriod(r, now)
+	}
+	dormant := !r.dropped.IsZero() && !r.Period.calendar() && now.Sub(r.dropped) > dormantFor
+	if dormant {
+		e.forget(r)
+	}
+}
+
+func (e *Engine) turnPeriod(r *rule, now time.Time) {
+	start, end := r.Period.Bounds(now)
+	switch {
+	case !now.Before(r.end):
+		if !r.dropped.IsZero() {
+			e.forget(r)
+			return
+		}
+		e.endPeriod(r)
+		r.start, r.end, r.dirty = latest(start, r.end), end, true
+		for _, st := range r.states {
+			e.beginPeriod(st)
+		}
+	case now.Add(end.Sub(start)).Before(r.start):
+		e.Log.Warn("the clock was set back by more than a period; the running one ends with the calendar's next",
+			"quota", r.Name, "began", r.start, "ends", end)
+		r.start, r.end, r.dirty = now, end, true
+		for _, st := range r.states {
+			st.epoch, st.since = now.UnixNano(), now.UnixNano()
+			st.base = st.used
+			e.touch(st)
+			e.mark(st)
+		}
+	}
+}
+
+func (e *Engine) endPeriod(r *rule) {
+	for _, st := range r.states {
+		for _, a := range slices.Clone(e.firing[st]) {
+			e.resolve(a, r.end)
+		}
+	}
+}
+
+// beginPeriod lets a key begin anew, or go if nobody has it any more.
+func (e *Engine) beginPeriod(st *state) {
+	if st.members == 0 && st.rule.Per != PerAll {
+		e.drop(st)
+		return
+	}
+	delete(e.hot, st)
+	// What is saved says which period it is of, so this need not be.
+	st.used, st.base, st.level, st.projection = 0, 0, 0, notProjected
+	st.since, st.epoch = st.rule.start.UnixNano(), st.rule.start.UnixNano()
+}
+
+// begin adds what new rules are to begin with, once the keys are there.
+func (e *Engine) begin() {
+	for _, r := range e.rules {
+		if !r.isNew {
+			continue
+		}
+		r.isNew = false
+		for _, st := range r.states {
+			if r.Initial > 0 {
+				st.add(r.Initial)
+				st.base += r.Initial
+			}
+			e.touch(st)
+			e.mark(st)
+		}
+	}
+}

@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// Levels fire once each and in order, whatever comes between, and again in the next
+// period.
+func TestLevels(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	b.start("a1", "web")
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+
+	b.transmit("a1", 500)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 50 firing"})
+	b.transmit("a1", 299)
+	b.pass(time.Second)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+
+	// Its container is made anew, and nettally was down meanwhile.
+	b.remove("a1")
+	b.start("b2", "web")
+	b.transmit("b2", 1)
+	b.restart()
+	b.pass(time.Minute)
+	same(t, b.took(), []string{"m web 80 firing"})
+	same(t, b.used(), map[string]uint64{"m/web": 800})
+
+	// Reloads change nothing.
+	b.rules = []Rule{monthly()}
+	b.transmit("b2", 100)
+	b.pass(time.Second)
+	b.rules = []Rule{monthly(), monthly(named("other"))}
+	b.pass(time.Second)
+	b.rules = []Rule{monthly()}
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+	b.transmit("b2", 100)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 100 firing"})
+	b.transmit("b2", 5000)
+	b.restart()
+	b.pass(time.Second)
+	b.took()
+
+	b.now = time.Date(2026, time.December, 1, 0, 0, 0, 0, time.UTC).Add(-time.Nanosecond)
+	b.pass(0)
+	same(t, b.took(), []string(nil))
+	b.transmit("b2", 999)
+	b.pass(time.Nanosecond)
+	same(t, b.took()[:3], []string{"m web 50 resolved", "m web 80 resolved", "m web 100 resolved"})
+	same(t, b.used()["m/web"], uint64(999))
+}
+
+// All levels that are passed at once fire, in their order.
+func TestLevelsAtOnce(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 5000)
+	alerts := b.check(time.Second)
+	same(t, said(alerts), []string{"m web 50 firing", "m web 80 firing", "m web 100 firing"})
+	a := alerts[2]
+	same(t, a, Alert{
+		ID: "m/web/2026-11-01T00:00:00Z/100", Quota: "m", Key: "web", Level: "100", State: Firing,
+		StartsAt: noon.Add(time.Second), Used: 5000, Limit: 1000, Unit: "bytes", Ratio: 5,
+		PeriodStart: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), PeriodEnd: time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC),
+		Labels:  map[string]string{"name": "web"},
+		Summary: "web has used 4.883KiB of 1000B until 2026-12-01 00:00 UTC, 100 % or more (quota m)", Notifiers: []string{"ops"},
+	})
+	b.save()
+	// They are resolved when the period ends, with what was used in it.
+	b.transmit("a1", 1)
+	alerts = b.check(14 * 24 * time.Hour)
+	if len(alerts) != 3 || alerts[0].State != Resolved || !alerts[0].EndsAt.Equal(a.PeriodEnd) || alerts[0].Used != 5000 {
+		t.Errorf("resolved: %+v", alerts)
+	}
+	same(t, b.used(), map[string]uint64{"m/web": 1})
+}
+
+// A kill between any two steps of saving and handing over loses no alert, and sends none
+// twice under another id.
+func TestKilledAnywhere(t *testing.T) {
+	for step := range 4 {
+		b := newBench(t, monthly())
+		b.start("a1", "web")
+		b.pass(0)
+		b.transmit("a1", 600)
+		b.check(time.Second)
+		kill := func(n int) {
+			if n == step {
+				b.restart()
+				b.check(time.Second)
+			}
+		}
+		kill(0)
+		b.keeper.due = time.Now().Add(time.Hour) // the alert alone is saved
+		b.keeper.step(time.Now())
+		r := <-b.keeper.results
+		kill(1)
+		if step != 1 {
+			b.keeper.done(r)
+		}
+		kill(2)
+		b.save()
+		kill(3)
+		b.save()
+		ids := map[string]int{}
+		for _, a := range b.sent {
+			ids[a.ID]++
+		}
+		want := 1
+		if step == 2 {
+			want = 2 // handed over, and not saved as that
+		}
+		same(t, ids, map[string]int{"m/web/2026-11-01T00:00:00Z/50": want})
+		same(t, b.used(), map[string]uint64{"m/web": 600})
+	}
+}
+
+func TestCounts(t *testing.T) {
+	wants := map[Count]uint64{
+		ReceiveBytes: 7, TransmitBytes: 1000, TotalBytes: 1007,
+		ReceivePackets: 3, TransmitPackets: 10, TotalPackets: 13,
+		ReceiveSYN: 2, TransmitSYN: 1, TotalSYN: 3,
+	}
+	var rules []Rule
+	want := map[string]uint64{}
+	for count, n := range wants {
+		rules = append(rules, monthly(named(string(count)), func(r *Rule) { r.Count = count }))
+		want[string(count)+"/web"] = n
+	}
+	b := newBench(t, rules...)
+	b.pass(0)
+	c := b.start("a1", "web")
+	c.Receive.Cells[usage.FamilyIPv6][usage.ProtocolUDP] = usage.Volume{Bytes: 7, Packets: 3}
+	c.Receive.SYN = 2
+	c.Receive.Seeded = usage.Volume{Bytes: 1 << 40, Packets: 1 << 30} // of no period
+	b.transmit("a1", 1000)
+	b.pass(time.Second)
+	same(t, b.used(), want)
+}
+
+func TestKeys(t *testing.T) {
+	rules := []Rule{
+		monthly(named("container"), per(PerContainer)), monthly(named("name"), per(PerName)),
+		monthly(named("pod"), per(PerPod)), monthly(named("namespace"), per(PerNamespace)),
+		monthly(named("label"), per(PerLabel+"team")), monthly(named("all"), per(PerAll)),
+	}
+	b := newBench(t, rules...)
+	b.pass(0)
+	b.start("a1", "web")
+	c := b.start("b2", "web")
+	c.Namespace, c.Pod, c.Labels = "prod", "web-0", map[string]string{"team": "x"}
+	b.transmit("a1", 1)
+	b.transmit("b2", 10)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{
+		"container/a1": 1, "container/b2": 10, "name/web": 11, "pod/prod/web-0": 10, "namespace/prod": 10,
+		"label/x": 10, "all/all": 11,
+	})
+	if s := b.engine.Status()[0]; s.Name != "web" || s.Source != "interface" {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestMatch(t *testing.T) {
+	c := usage.Container{ID: "3f2a", Name: "web-1", Image: "reg/lib/nginx:1", Runtime: "docker", Namespace: "prod", Pod: "p-0",
+		Labels: map[string]string{"team": "a", "tier": ""}}
+	for _, test := range []struct {
+		match Match
+		want  bool
+	}{
+		{Match{}, true},
+		{Match{Name: "web-*", ID: "3f*", Image: "*nginx*", Runtime: "docker", Namespace: "p?od", Pod: "p-[0-9]"}, true},
+		{Match{Name: "web"}, false},
+		{Match{Image: "nginx*"}, false},
+		{Match{Name: "web-*", Runtime: "cri*"}, false},
+		{Match{Labels: []LabelMatch{{"team", "a"}, {"tier", "*"}}}, true},
+		{Match{Labels: []LabelMatch{{"team", "b*"}}}, false},
+		{Match{Labels: []LabelMatch{{"none", "*"}}}, false},
+	} {
+		if got := test.match.matches(&c); got != test.want {
+			t.Errorf("%+v: %v", test.match, got)
+		}
+	}
+}
+
+// A container that shares its pod's interface is in the pod's sum once.
+func TestSharedNamespaceIsSummedOnce(t *testing.T) {
+	c := usage.Container{ID: "a1", Name: "app", Namespace: "prod", Pod: "web-0", Reason: usage.SharedNetwork}
+	for _, test := range []struct {
+		rule Rule
+		want string
+	}{
+		{monthly(per(PerPod)), ""},
+		{monthly(per(PerAll)), ""},
+		{monthly(per(PerNamespace)), ""},
+		{monthly(per(PerPod), func(r *Rule) { r.Match.Name = "app" }), "prod/web-0"},
+		{monthly(per(PerName)), "app"},
+		{monthly(per(PerContainer)), "a1"},
+	} {
+		if got := test.rule.key(&c, sourceIP); got != test.want {
+			t.Errorf("per %s: %q, want %q", test.rule.Per, got, test.want)
+		}
+	}
+	c.Reason = usage.HostNetwork
+	r := monthly(per(PerAll))
+	same(t, r.key(&c, sourceIP), PerAll)
+}
+
+// What containers have counted when nothing is known of them yet.
+func TestFirstStart(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("h"), every(Hourly)), monthly(named("l"), every(Lifetime)),
+		monthly(named("i"), func(r *Rule) { r.Initial = 70 }))
+	b.now = noon.AddDate(0, -2, 0)
+	b.start("o", "old")
+	b.transmit("o", 100)
+	b.now = noon.Add(-24 * time.Hour)
+	b.start("m", "month")
+	b.transmit("m", 10)
+	b.now = noon.Add(-time.Minute)
+	b.start("h", "hour")
+	b.transmit("h", 1)
+	b.now = noon
+	b.pass(0)
+	want := map[string]uint64{
+		"m/old": 0, "h/old": 0, "l/old": 100, "i/old": 70,
+		"m/month": 10, "h/month": 0, "l/month": 10, "i/month": 80,
+		"m/hour": 1, "h/hour": 1, "l/hour": 1, "i/hour": 71,
+	}
+	same(t, b.used(), want)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.used(), want)
+
+	// A rule that is new later does the same.
+	b.rules = append([]Rule{monthly(named("n"))}, b.rules...)
+	b.pass(time.Second)
+	got := b.used()
+	same(t, []uint64{got["n/old"], got["n/month"], got["n/hour"]}, []uint64{0, 10, 1})
+}
+
+// A container that was forgotten is not counted again from its first byte.
+func TestForgottenContainer(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("l"), every(Lifetime), per(PerContainer)))
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 100)
+	b.pass(time.Second)
+	c := *b.find("a1")
+	b.remove("a1")
+	b.pass(time.Second)
+	b.restart()
+	b.pass(forgetAfter)
+	b.pass(2 * time.Second)
+	same(t, len(b.engine.containers), 0)
+	same(t, b.used(), map[string]uint64{"m/web": 100})
+	c.StartedAt = b.now
+	b.containers = append(b.containers, c)
+	b.pass(time.Second)
+	b.transmit("a1", 5)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 105, "l/a1": 5})
+}
+
+// Names come a moment late, or much later.
+func TestNamedLate(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("only"), func(r *Rule) { r.Match.Name = "web*" }))
+	b.pass(0)
+	b.start("a1", "a1")
+	b.transmit("a1", 100)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{})
+	b.find("a1").Name = "web"
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "only/web": 100})
+
+	b.start("b2", "b2")
+	b.transmit("b2", 600)
+	b.pass(time.Second)
+	b.pass(nameWithin)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "m/b2": 600, "only/web": 100})
+	b.find("b2").Name = "web"
+	b.pass(time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 700, "only/web": 100})
+	same(t, b.took(), []string{"m b2 50 firing", "m b2 50 resolved", "m web 50 firing"})
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 700, "only/web": 100})
+}
+
+func TestReload(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 850)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 50 firing", "m web 80 firing"})
+
+	// A higher limit: what is not reached any more is resolved, and fires again.
+	b.rules = []Rule{monthly(func(r *Rule) { r.Limit = 1500 })}
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 80 resolved"})
+	b.transmit("a1", 400)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 80 firing"})
+
+	// Other levels.
+	b.rules = []Rule{monthly(func(r *Rule) { r.Limit, r.AlertAt = 1500, []int{50, 60, 80} })}
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 60 firing"})
+
+	// Dropped, and there again: what was used in between is not counted.
+	b.rules = nil
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 50 resolved", "m web 80 resolved", "m web 60 resolved"})
+	same(t, b.used(), map[string]uint64{})
+	b.transmit("a1", 1000)
+	b.restart()
+	b.pass(time.Second)
+	b.rules = []Rule{monthly(func(r *Rule) { r.Limit = 10_000 })}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 1250})
+
+	// Something else is counted: anew, from what is known to be of the period.
+	b.rules = []Rule{monthly(func(r *Rule) { r.Count = TransmitPackets })}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 22})
+	b.rules = []Rule{monthly(per(PerAll))}
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/all": 2250})
+}
+
+// A dropped rule is forgotten with its period.
+func TestDroppedIsForgotten(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("l"), every(Lifetime)))
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 1)
+	b.pass(time.Second)
+	b.rules = nil
+	b.pass(time.Second)
+	same(t, len(b.engine.rules), 2)
+	b.pass(20 * 24 * time.Hour)
+	same(t, len(b.engine.rules), 1)
+	b.pass(20 * 24 * time.Hour)
+	same(t, len(b.engine.rules), 0)
+	b.pass(time.Second)
+	same(t, len(b.store.documents), 0)
+}
+
+// Without rules nothing is saved, and the first one begins as at the first start.
+func TestNoRules(t *testing.T) {
+	b := newBench(t)
+	b.start("a1", "web")
+	b.now = noon.AddDate(0, -2, 0)
+	b.start("b2", "old")
+	b.now = noon
+	b.transmit("a1", 100)
+	b.transmit("b2", 100)
+	b.pass(0)
+	same(t, len(b.store.documents), 0)
+	same(t, b.store.saves, 0)
+	b.rules = []Rule{monthly()}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "m/old": 0})
+	b.transmit("b2", 5)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "m/old": 5})
+}
+
+func TestSet(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("all"), per(PerAll)), Rule{Name: "rate", Per: PerName, Count: TransmitBytes, Rate: &Rate{Above: 1e9, Clear: 1e9}})
+	if err := b.engine.Set("m", "", 0); err == nil || err.Error() != "set quota m: what was used before is not known yet; try again" {
+		t.Errorf("before the first check: %v", err)
+	}
+	b.pass(0)
+	b.start("a1", "web")
+	b.start("b2", "db")
+	b.transmit("a1", 900)
+	b.pass(time.Second)
+	b.took()
+	for _, test := range []struct {
+		name, key string
+		used      uint64
+		want      string
+	}{
+		{"x", "", 0, "find quota \"x\": there is none; see `nettally quota list`"},
+		{"m", "x", 0, "find key \"x\" of quota m: there is none; see `nettally quota list`"},
+		{"m", "", 1, "set quota m: it has 2 keys; say which"},
+		{"rate", "", 0, "set quota rate: it bounds a rate, and has nothing that was used"},
+	} {
+		if err := b.engine.Set(test.name, test.key, test.used); err == nil || err.Error() != test.want {
+			t.Errorf("got %v, want %s", err, test.want)
+		}
+	}
+	if err := b.engine.Set("m", "web", 600); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 80 resolved"})
+	b.transmit("a1", 200)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 80 firing", "all all 100 firing"})
+	if err := b.engine.Set("m", "", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.engine.Set("all", "", 990); err != nil {
+		t.Fatal(err)
+	}
+	b.restart() // what was not saved is lost with the process
+	b.pass(time.Second)
+	b.took()
+	if err := b.engine.Set("m", "", 0); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(time.Second)
+	b.restart()
+	b.transmit("a1", 10)
+	b.pass(time.Second)
+	same(t, b.used()["m/web"], uint64(10))
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"cmp"
+	"path"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// Count says what a rule counts.
+type Count string
+
+// What can be counted. Requests are TCP packets with SYN and without ACK.
+const (
+	ReceiveBytes    Count = "receive_bytes"
+	TransmitBytes   Count = "transmit_bytes"
+	TotalBytes      Count = "total_bytes"
+	ReceivePackets  Count = "receive_packets"
+	TransmitPackets Count = "transmit_packets"
+	TotalPackets    Count = "total_packets"
+	ReceiveSYN      Count = "receive_tcp_syn"
+	TransmitSYN     Count = "transmit_tcp_syn"
+	TotalSYN        Count = "total_tcp_syn"
+)
+
+// Units of counts.
+const (
+	Bytes    = "bytes"
+	Packets  = "packets"
+	Requests = "requests"
+)
+
+// Unit returns what the count is in: Bytes, Packets or Requests.
+func (c Count) Unit() string {
+	_, what, _ := strings.Cut(string(c), "_")
+	return map[string]string{"bytes": Bytes, "packets": Packets, "tcp_syn": Requests}[what]
+}
+
+// What a rule sums up by. PerLabel is followed by the label's key.
+const (
+	PerContainer = "container"
+	PerName      = "name"
+	PerPod       = "pod" // its key is the namespace, a slash and the pod
+	PerNamespace = "namespace"
+	PerAll       = "all" // so is its key
+	PerLabel     = "label:"
+)
+
+// Rule is one quota. It has a limit, or a rate.
+type Rule struct {
+	Name  string // without a slash
+	Match Match
+	Per   string // PerContainer, …
+	Count Count
+
+	// Limit is the amount for a period, in the count's unit; 0 for a rule with a rate.
+	Limit  uint64
+	Period Period
+	// AlertAt are the percentages of the limit that fire, ascending.
+	AlertAt    []int
+	Projection bool
+	// Initial is what was used before the rule was first seen, by each key.
+	Initial uint64
+
+	Rate *Rate // nil for a rule with a limit
+
+	Notify []string // names of notifiers
+}
+
+// Rate is a bound on how fast a count grows.
+type Rate struct {
+	Above float64 // per second, in the count's unit
+	Clear float64 // at most Above
+	For   time.Duration
+	Bits  bool // bounds are shown in bits
+}
+
+// LabelMatch is a glob on the value of a label, which has to be there.
+type LabelMatch struct{ Name, Value string }
+
+// Match chooses containers: each glob has to match, "" does not ask. Unlike in
+// [path.Match], * and ? match a slash, too.
+type Match struct {
+	Name, ID, Image, Runtime, Namespace, Pod string
+	Labels                                   []LabelMatch
+}
+
+func (m Match) matches(c *usage.Container) bool {
+	for _, pair := range [...]struct{ glob, text string }{
+		{m.ID, c.ID}, {m.Name, c.Name}, {m.Image, c.Image}, {m.Runtime, c.Runtime},
+		{m.Namespace, c.Namespace}, {m.Pod, c.Pod},
+	} {
+		if pair.glob != "" && !globbed(pair.glob, pair.text) {
+			return false
+		}
+	}
+	for _, l := range m.Labels {
+		if value, ok := c.Labels[l.Name]; !ok || !globbed(l.Value, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// ofPods says whether whole pods are chosen, and never some containers of one.
+func (m Match) ofPods() bool {
+	return m.ID == "" && m.Name == "" && m.Image == "" && len(m.Labels) == 0
+}
+
+// globbed hides slashes from path.Match, which would stop a * at them.
+func globbed(glob, text string) bool {
+	hide := func(s string) string { return strings.ReplaceAll(s, "/", "\x00") }
+	ok, err := path.Match(hide(glob), hide(text))
+	return ok && err == nil
+}
+
+// key returns what a container is counted under, or "" for not at all.
+func (r *Rule) key(c *usage.Container, source string) string {
+	if !r.Match.matches(c) || r.countedByOwner(c, source) {
+		return ""
+	}
+	switch r.Per {
+	case PerContainer:
+		return c.ID
+	case PerName:
+		return cmp.Or(c.Name, c.ID)
+	case PerPod:
+		if c.Pod == "" {
+			return ""
+		}
+		return c.Namespace + "/" + c.Pod
+	case PerNamespace:
+		return c.Namespace
+	case PerAll:
+		return PerAll
+	}
+	return c.Labels[strings.TrimPrefix(r.Per, PerLabel)]
+}
+
+// countedByOwner says whether a container's traffic is in the same sum already, with
+// that of the container that owns the interface.
+func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
+	sums := r.Per == PerPod || r.Per == PerNamespace || r.Per == PerAll
+	return source == sourceIP && c.Reason == usage.SharedNetwork && sums && r.Match.ofPods()
+}
+
+// Where a container's numbers come from.
+const (
+	sourceInterface = "interface" // it owns the interface
+	sourceIP        = "ip"        // by cgroup: it shares one
+)
+
+// counted returns what a container has used in its life, and where that comes from.
+func counted(c usage.Container) (usage.Traffic, string) {
+	return c.Traffic, sourceInterface
+}
+
+// numbers are received bytes, packets and requests, then those transmitted.
+type numbers [6]uint64
+
+func numbersOf(t usage.Traffic) (n numbers) {
+	for i, c := range [...]*usage.Counts{&t.Receive, &t.Transmit} {
+		v := c.Counted()
+		n[3*i], n[3*i+1], n[3*i+2] = v.Bytes, v.Packets, c.SYN
+	}
+	return n
+}
+
+// minus returns the growth since earlier, and false if a number went back.
+func (n numbers) minus(earlier numbers) (growth numbers, ok bool) {
+	for i := range n {
+		if n[i] < earlier[i] {
+			return numbers{}, false
+		}
+		growth[i] = n[i] - earlier[i]
+	}
+	return growth, true
+}
+
+// span says which numbers make a count: these two, which may be the same.
+type span struct{ first, second uint8 }
+
+var spans = map[Count]span{
+	ReceiveBytes: {0, 0}, TransmitBytes: {3, 3}, TotalBytes: {0, 3},
+	ReceivePackets: {1, 1}, TransmitPackets: {4, 4}, TotalPackets: {1, 4},
+	ReceiveSYN: {2, 2}, TransmitSYN: {5, 5}, TotalSYN: {2, 5},
+}
+
+func (s span) of(n numbers) uint64 {
+	if s.first == s.second {
+		return n[s.first]
+	}
+	return n[s.first] + n[s.second]
+}
+
+// unit is the unit that alerts and status show.
+func (r *Rule) unit() string {
+	switch {
+	case r.Rate == nil:
+		return r.Count.Unit()
+	case r.Rate.Bits:
+		return "bits/s"
+	}
+	return r.Count.Unit() + "/s"
+}
+
+// scale leads from numbers per second to what is shown.
+func (r *Rule) scale() float64 {
+	if r.Rate != nil && r.Rate.Bits {
+		return 8
+	}
+	return 1
+}
+
+// threshold is the usage that reaches a percentage of the limit.
+func (r *Rule) threshold(percent int) uint64 {
+	p := uint64(percent)
+	return r.Limit/100*p + (r.Limit%100*p+99)/100
+}
+
+// sameBasis says whether what was counted by r means something to a changed rule.
+func (r *Rule) sameBasis(next *Rule) bool {
+	return r.Per == next.Per && r.Count == next.Count && (r.Rate == nil) == (next.Rate == nil) &&
+		r.Period.Every == next.Period.Every && r.Period.Window == next.Period.Window
+}
+
+// samePeriods says whether periods of both begin at the same moments.
+func (r *Rule) samePeriods(next *Rule) bool {
+	return r.Period.Day == next.Period.Day && zoneName(r.Period.Location) == zoneName(next.Period.Location)
+}
+
+func zoneName(in *time.Location) string {
+	if in == nil {
+		return ""
+	}
+	return in.String()
+}
+
+// sameLevels says whether usage reaches the same levels of both.
+func (r *Rule) sameLevels(next *Rule) bool {
+	return r.Limit == next.Limit && reflect.DeepEqual(r.AlertAt, next.AlertAt) && r.Projection == next.Projection
+}

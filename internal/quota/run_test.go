@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
+
+// running runs an engine in a bubble of its own time. The returned function ends it.
+func (b *bench) running(sent chan<- Alert) (stop func()) {
+	b.engine.Notify = func(a Alert) { sent <- a }
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- b.engine.Run(ctx, func() usage.Snapshot {
+			b.store.mu.Lock()
+			defer b.store.mu.Unlock()
+			return usage.Snapshot{TakenAt: time.Now(), Containers: slices.Clone(b.containers)}
+		})
+	}()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Error(err)
+		}
+	}
+}
+
+// cross has the first container pass a level.
+func (b *bench) cross() time.Time {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	b.transmit("a1", 600)
+	return time.Now()
+}
+
+// An alert is handed over within two seconds, whatever the disk does.
+func TestAlertsLeaveInTime(t *testing.T) {
+	for name, prepare := range map[string]func(*memory) (end func()){
+		"good":  func(*memory) func() { return func() {} },
+		"fails": func(m *memory) func() { m.fail(errDisk); return func() { m.fail(nil) } },
+		"hangs": func(m *memory) func() {
+			hang := make(chan struct{})
+			m.mu.Lock()
+			m.hang = hang
+			m.mu.Unlock()
+			return func() {
+				m.mu.Lock()
+				m.hang = nil
+				m.mu.Unlock()
+				close(hang)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, monthly())
+				b.now = time.Now()
+				b.start("a1", "web")
+				sent := make(chan Alert, 10)
+				stop := b.running(sent)
+				time.Sleep(5500 * time.Millisecond)
+				end := prepare(b.store)
+				for n := range 2 {
+					at := b.cross()
+					a := <-sent
+					if took := time.Since(at); took > 1500*time.Millisecond {
+						t.Errorf("alert %d took %v", n, took)
+					}
+					same(t, a.Level, []string{"50", "80"}[n])
+					if n == 1 {
+						same(t, (<-sent).Level, "100")
+					}
+					time.Sleep(30 * time.Second)
+				}
+				end()
+				time.Sleep(30 * time.Second)
+				stop()
+				same(t, len(sent), 0)
+				if name == "good" != (logged(b, "quotas are not kept on disk") == 0) && name != "hangs" {
+					t.Errorf("log: %s", b.log.String())
+				}
+				if n := logged(b, "quotas are not kept on disk"); n > 1 {
+					t.Errorf("said %d times that quotas are not kept", n)
+				}
+				// All is on disk, and nothing is said again.
+				b.restart()
+				b.now = time.Now()
+				b.pass(time.Second)
+				same(t, b.took(), []string(nil))
+				same(t, b.used(), map[string]uint64{"m/web": 1200})
+			})
+		})
+	}
+}
+
+// A disk that can't be read at the start stops no checks, and what was saved is found
+// again when it can.
+func TestLoadedLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, monthly())
+		b.now = time.Now()
+		b.start("a1", "web")
+		b.pass(0)
+		b.transmit("a1", 700)
+		b.pass(time.Second)
+		same(t, b.took(), []string{"m web 50 firing"})
+
+		b.store.fail(errDisk)
+		b.restart()
+		sent := make(chan Alert, 10)
+		b.rules = append(b.rules, monthly(named("new"), func(r *Rule) { r.Limit = 1200 }))
+		stop := b.running(sent)
+		time.Sleep(3 * time.Second)
+		if err := b.engine.Set("m", "", 0); err == nil || !strings.Contains(err.Error(), "not known yet") {
+			t.Errorf("set: %v", err)
+		}
+		b.cross()
+		time.Sleep(3 * time.Second)
+		b.store.fail(nil)
+		time.Sleep(20 * time.Second)
+		stop()
+		same(t, b.used(), map[string]uint64{"m/web": 1300, "new/web": 1300})
+		close(sent)
+		levels := map[string]int{}
+		for a := range sent {
+			levels[a.Quota+" "+a.Level+" "+a.State]++
+		}
+		for _, once := range []string{"m 80 firing", "m 100 firing", "new 100 firing"} {
+			if levels[once] != 1 {
+				t.Errorf("%s: %d times in %v", once, levels[once], levels)
+			}
+		}
+	})
+}
+
+// What is saved can be read as it was: a round trip by way of JSON.
+func TestSavedIsWhatWasKnown(t *testing.T) {
+	b := newBench(t, monthly(func(r *Rule) { r.Projection = true }), rolling(time.Hour), syn(0))
+	b.rules[1].Name = "window"
+	b.pass(0)
+	b.start("a1", "web/ü \x01")
+	b.transmit("a1", 123)
+	b.pass(time.Minute)
+	b.transmit("a1", 1<<62)
+	b.pass(time.Minute)
+	for key, value := range b.store.documents {
+		if !json.Valid(value) {
+			t.Errorf("%s: %s", key, value)
+		}
+	}
+	before := b.engine.Status()
+	b.restart()
+	b.pass(0)
+	after := b.engine.Status()
+	for i := range after {
+		if after[i].Unit == "requests/s" {
+			after[i].Used, before[i].Used, after[i].Ratio, before[i].Ratio = 0, 0, 0, 0
+		}
+		// The bounds have lost their monotonic reading and location.
+		same(t, after[i].PeriodEnd.Equal(before[i].PeriodEnd), true)
+		after[i].PeriodStart, after[i].PeriodEnd = before[i].PeriodStart, before[i].PeriodEnd
+	}
+	same(t, after, before)
+}
+
+// A document that makes no sense costs what is in it, and no more.
+func TestUnreadableDocuments(t *testing.T) {
+	for key, want := range map[string]uint64{"used/m/web": 5, "last/a1": 700, "alert/x": 705, "other": 705} {
+		b := newBench(t, monthly())
+		b.pass(0)
+		b.start("a1", "web")
+		b.start("b2", "web")
+		b.transmit("a1", 600)
+		b.transmit("b2", 100)
+		b.pass(time.Second)
+		b.store.documents[key] = []byte("{")
+		b.transmit("a1", 5)
+		b.restart()
+		b.pass(time.Second)
+		same(t, b.used(), map[string]uint64{"m/web": want})
+		same(t, logged(b, "document="+key), map[bool]int{true: 1, false: 0}[key != "other"])
+	}
+}

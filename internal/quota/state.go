@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"slices"
+	"strconv"
+	"time"
+)
+
+// How a projection stands in a period.
+const (
+	notProjected = iota
+	projected    // it fires
+	unprojected  // it fired, and does no more
+)
+
+// Below this part of a level, a window or a projection is well below it.
+const wellBelow = 0.9
+
+// projectAfter is the part of a period that has to be seen for a projection.
+const projectAfter = 10
+
+// state is what one key of a rule has used. Its times are Unix nanoseconds, since there
+// may be a million of them.
+type state struct {
+	rule *rule
+	key  string
+	name string // of the container that fed it last
+
+	used  uint64 // in the period, or in the window
+	base  uint64 // the part of used that was not seen to be used since `since`
+	since int64  // the key is seen, in this period
+	epoch int64  // counting began: the period, or a reset
+
+	members    int32 // containers that feed it
+	level      uint8 // of rule.thresholds, all before this one fire
+	projection uint8
+	sources    uint8
+	dirty      bool // not saved as it is
+	gone       bool
+	isTouched  bool
+
+	tick   uint64 // used since the last check
+	window *window
+	rating *rating
+}
+
+// rating is how fast a key's count grows.
+type rating struct {
+	now    float64 // per second, between the last two checks
+	check  uint64  // the check that measured it
+	beyond time.Duration
+	firing bool
+}
+
+// Sources of the containers that feed a key, as bits.
+const (
+	fromInterface = 1 << iota
+	fromIP
+)
+
+func (st *state) source(source string) {
+	if source == sourceIP {
+		st.sources |= fromIP
+	} else {
+		st.sources |= fromInterface
+	}
+}
+
+// state returns a rule's key, which is made if there is none.
+func (e *Engine) state(r *rule, key string) *state {
+	if st := r.states[key]; st != nil {
+		return st
+	}
+	st := &state{rule: r, key: key, since: e.now.UnixNano(), epoch: e.now.UnixNano()}
+	if r.Rate == nil && r.Period.calendar() {
+		st.epoch = r.start.UnixNano()
+	}
+	if r.Period.Every == Rolling {
+		st.window = &window{at: r.bucket}
+	}
+	if r.Rate != nil {
+		st.rating = &rating{}
+	}
+	r.states[key] = st
+	return st
+}
+
+// drop forgets a key.
+func (e *Engine) drop(st *state) {
+	for _, a := range slices.Clone(e.firing[st]) {
+		e.resolve(a, e.now)
+	}
+	st.gone = true
+	delete(st.rule.states, st.key)
+	delete(e.firing, st)
+	delete(e.hot, st)
+	e.dirty.drop(stateKey(st.rule.Name, st.key))
+}
+
+// add counts usage.
+func (st *state) add(n uint64) {
+	st.used += n
+	if st.window != nil {
+		st.window.add(n)
+	}
+}
+
+func (st *state) merge(from *state) {
+	st.base += from.base
+	st.since = min(st.since, from.since)
+	st.add(from.used)
+	if st.window != nil {
+		st.window.current(from.window)
+	}
+}
+
+// touch has a key judged at the end of the check.
+func (e *Engine) touch(st *state) {
+	if !st.isTouched {
+		st.isTouched = true
+		e.touched = append(e.touched, st)
+	}
+}
+
+// settle judges what has changed.
+func (e *Engine) settle(now time.Time) {
+	var passed time.Duration
+	if !e.last.IsZero() {
+		passed = now.Sub(e.last)
+	}
+	for st := range e.hot {
+		e.touch(st)
+	}
+	for _, st := range e.touched {
+		st.isTouched = false
+		tick := st.tick
+		st.tick = 0
+		switch {
+		case st.gone || !st.rule.dropped.IsZero():
+		case st.rating != nil:
+			e.judgeRate(st, tick, passed, now)
+		default:
+			e.judgeLimit(st, now)
+		}
+	}
+	clear(e.touched)
+	e.touched = e.touched[:0]
+}
+
+// judgeLimit fires the levels that are reached, in order.
+func (e *Engine) judgeLimit(st *state, now time.Time) {
+	r := st.rule
+	if st.window != nil && st.level > 0 {
+		e.relax(st, now)
+	}
+	for int(st.level) < len(r.thresholds) && st.used >= r.thresholds[st.level] {
+		e.fire(st, strconv.Itoa(r.AlertAt[st.level]), now)
+		st.level++
+	}
+	if r.Projection {
+		e.judgeProjection(st, now)
+	}
+}
+
+// relax resolves the levels that a window is well below.
+func (e *Engine) relax(st *state, now time.Time) {
+	for st.level > 0 && float64(st.used) < wellBelow*float64(st.rule.thresholds[st.level-1]) {
+		st.level--
+		e.resolveLevel(st, strconv.Itoa(st.rule.AlertAt[st.level]), now)
+	}
+}
+
+func (e *Engine) judgeProjection(st *state, now time.Time) {
+	p, ok := st.project(now)
+	limit := float64(st.rule.Limit)
+	switch {
+	case st.projection == notProjected && ok && p >= limit:
+		st.projection = projected
+		e.mark(st)
+		e.fire(st, LevelProjection, now)
+		e.hot[st] = struct{}{} // it falls while nothing is used
+	case st.projection == projected && ok && p < wellBelow*limit:
+		st.projection = unprojected
+		e.mark(st)
+		e.resolveLevel(st, LevelProjection, now)
+		delete(e.hot, st)
+	}
+}
+
+// project returns what will be used at the end of the period if it goes on as it did
+// since the key is seen, and false while too little of the period was seen.
+func (st *state) project(now time.Time) (float64, bool) {
+	r := st.rule
+	if r.Rate != nil || !r.Period.calendar() {
+		return 0, false
+	}
+	seen := now.Sub(time.Unix(0, st.since))
+	if seen <= 0 || seen < r.end.Sub(r.start)/projectAfter {
+		return 0, false
+	}
+	left := max(r.end.Sub(now), 0)
+	grown := float64(st.used) - float64(min(st.base, st.used))
+	return float64(st.used) + grown*left.Seconds()/seen.Seconds(), true
+}
+
+// judgeRate measures how fast a count grew since the last check.
+func (e *Engine) judgeRate(st *state, tick uint64, passed time.Duration, now time.Time) {
+	if passed <= 0 {
+		return // the first check, or a clock without a monotonic reading went back
+	}
+	g, bound := st.rating, st.rule.Rate
+	g.now, g.check = float64(tick)/passed.Seconds(), e.checks
+	beyond := g.now > bound.Above
+	if g.firing {
+		beyond = g.now <= bound.Clear
+	}
+	if !beyond {
+		g.beyond = 0
+		if !g.firing {
+			delete(e.hot, st)
+		}
+		return
+	}
+	e.hot[st] = struct{}{}
+	g.beyond += passed
+	if g.beyond < bound.For {
+		return
+	}
+	g.beyond = 0
+	g.firing = !g.firing
+	if g.firing {
+		e.fire(st, LevelRate, now)
+		return
+	}
+	delete(e.hot, st)
+	e.resolveLevel(st, LevelRate, now)
+	e.dropIdle(st)
+}
+
+// dropIdle forgets a rate that nobody feeds any more.
+func (e *Engine) dropIdle(st *state) {
+	if st.members == 0 && st.rating != nil && !st.rating.firing && st.rule.Per != PerAll {
+		e.drop(st)
+	}
+}
+
+// rate returns how fast a count grew up to the last check.
+func (e *Engine) rate(st *state) float64 {
+	if st.rating == nil || st.rating.check != e.checks {
+		return 0
+	}
+	return st.rating.now
+}
+
+// reconcile has the alerts of a key say what is true after its rule was changed or its
+// usage set: a level that is not reached any more is resolved, and may fire again.
+func (e *Engine) reconcile(st *state, now time.Time) {
+	r := st.rule
+	rearmed := false
+	for _, a := range slices.Clone(e.firing[st]) {
+		if !e.holds(st, a, now) {
+			rearmed = true
+			e.resolve(a, now)
+		}
+	}
+	if e.active(st, LevelProjection) == nil && st.projection != notProjected {
+		st.projection, rearmed = notProjected, true
+		delete(e.hot, st)
+	}
+	if rearmed && r.Rate == nil {
+		st.epoch = now.UnixNano()
+	}
+	e.relevel(st)
+	e.touch(st)
+	e.mark(st)
+}
+
+// holds says whether an alert is still true.
+func (e *Engine) holds(st *state, a *entry, now time.Time) bool {
+	r := st.rule
+	switch a.Level {
+	case LevelRate:
+		return r.Rate != nil
+	case LevelProjection:
+		p, ok := st.project(now)
+		return r.Projection && ok && p >= wellBelow*float64(r.Limit)
+	}
+	percent, err := strconv.Atoi(a.Level)
+	i := slices.Index(r.AlertAt, percent)
+	return err == nil && i >= 0 && st.used >= r.thresholds[i]
+}
+
+// relevel counts the first levels that fire.
+func (e *Engine) relevel(st *state) {
+	st.level = 0
+	for _, percent := range st.rule.AlertAt {
+		if e.active(st, strconv.Itoa(percent)) == nil {
+			return
+		}
+		st.level++
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// ErrUnknown is wrapped by errors about a quota or a key that there is not.
+var ErrUnknown = errors.New("there is none")
+
+// ErrNotNow is wrapped by errors that are over after a while.
+var ErrNotNow = errors.New("what was used before is not known yet; try again")
+
+// Status is how one key of a rule stands.
+type Status struct {
+	Quota  string
+	Key    string
+	Name   string // of the container that was counted last
+	Per    string
+	Count  Count
+	Source string // "interface", "ip", or "mixed" where containers differ; "" if none was counted
+
+	Used  float64 // in Unit; of a rate, what it is now
+	Limit float64 // in Unit
+	Unit  string  // as that of an Alert
+	Ratio float64 // Used / Limit
+
+	Every       Every     // "" of a rate
+	PeriodStart time.Time // zero where there is no period
+	PeriodEnd   time.Time // zero where it does not end
+	// Projected is what will be used at PeriodEnd, in Unit. Predictable says whether that
+	// can be told yet.
+	Projected   float64
+	Predictable bool
+
+	Levels []Level
+	Notify []string
+}
+
+// Level is a level of an alert, and whether it fires.
+type Level struct {
+	Name   string // as that of an Alert
+	Firing bool
+}
+
+// Status returns how all keys of all rules stand as of the last check: by the rules'
+// order, then by key.
+func (e *Engine) Status() []Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := []Status{}
+	for _, r := range e.ordered {
+		from := len(all)
+		for _, st := range r.states {
+			all = append(all, e.status(st))
+		}
+		slices.SortFunc(all[from:], func(a, b Status) int { return cmp.Compare(a.Key, b.Key) })
+	}
+	return all
+}
+
+func (e *Engine) status(st *state) Status {
+	r := st.rule
+	s := Status{
+		Quota: r.Name, Key: st.key, Name: st.name, Per: r.Per, Count: r.Count, Unit: r.unit(),
+		Source: [...]string{"", sourceInterface, sourceIP, "mixed"}[st.sources],
+		Used:   float64(st.used), Limit: float64(r.Limit), Every: r.Period.Every, Notify: r.Notify,
+	}
+	if r.Rate != nil {
+		s.Used, s.Limit = e.rate(st)*r.scale(), r.Rate.Above*r.scale()
+		s.Levels = []Level{{LevelRate, st.rating.firing}}
+	} else {
+		s.PeriodStart = r.start
+		if r.Period.calendar() {
+			s.PeriodEnd = r.end
+		}
+		if r.Period.Every == Rolling {
+			s.PeriodStart = e.last.Add(-r.Period.Window)
+		}
+		s.Projected, s.Predictable = st.project(e.last)
+	}
+	if s.Limit > 0 {
+		s.Ratio = s.Used / s.Limit
+	}
+	for i, percent := range r.AlertAt {
+		s.Levels = append(s.Levels, Level{strconv.Itoa(percent), i < int(st.level)})
+	}
+	if r.Projection {
+		s.Levels = append(s.Levels, Level{LevelProjection, st.projection == projected})
+	}
+	return s
+}
+
+// Alerts returns the alerts that fire, and the last thousand that were resolved, in
+// the order in which that was said.
+func (e *Engine) Alerts() []Alert {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	entries := make([]*entry, 0, len(e.alerts))
+	for _, a := range e.alerts {
+		entries = append(entries, a)
+	}
+	slices.SortFunc(entries, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
+	alerts := make([]Alert, len(entries))
+	for i, a := range entries {
+		alerts[i] = a.Alert
+	}
+	return alerts
+}
+
+// Set says what a key has used in its running period; a limit has it from there. With
+// key "" it is that of the rule's only key, and all of them if used is 0. Alerts of
+// levels that are not reached any more are resolved, and may fire again.
+//
+// Returns an error that wraps ErrUnknown if there is no such quota or key, ErrNotNow
+// while what was saved is not known.
+func (e *Engine) Set(name, key string, used uint64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.rules[name]
+	switch {
+	case !e.loaded || e.last.IsZero():
+		return fmt.Errorf("set quota %s: %w", name, ErrNotNow)
+	case r == nil || !r.dropped.IsZero():
+		return fmt.Errorf("find quota %q: %w; see `nettally quota list`", name, ErrUnknown)
+	case r.Rate != nil:
+		return fmt.Errorf("set quota %s: it bounds a rate, and has nothing that was used", name)
+	case key == "" && used > 0 && len(r.states) != 1:
+		return fmt.Errorf("set quota %s: it has %d keys; say which", name, len(r.states))
+	case key != "" && r.states[key] == nil:
+		return fmt.Errorf("find key %q of quota %s: %w; see `nettally quota list`", key, name, ErrUnknown)
+	}
+	for _, st := range r.states {
+		if key == "" || st.key == key {
+			e.set(st, used)
+		}
+	}
+	return nil
+}
+
+// set leaves alerts that it calls for to the next check.
+func (e *Engine) set(st *state, used uint64) {
+	now := e.last
+	st.used, st.base, st.since = used, used, now.UnixNano()
+	if st.window != nil {
+		*st.window = window{at: st.rule.bucket}
+		st.window.add(used)
+	}
+	e.reconcile(st, now)
+}

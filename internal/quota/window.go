@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quota
+
+import "time"
+
+// buckets is how many parts a rolling window has. It is exact to one of them: a window
+// holds what was used in its length, and in up to a 120th more.
+const buckets = 120
+
+// window is what was used in each part of a rolling window, and in the one that has begun.
+type window struct {
+	parts [buckets + 1]uint64
+	at    int64 // the number of the last part since 1970
+}
+
+// add counts into the last part.
+func (w *window) add(n uint64) { w.parts[w.slot(w.at)] += n }
+
+func (w *window) slot(n int64) int { return int(n % (buckets + 1)) }
+
+// advance begins the part to, and returns what has left the window since.
+func (w *window) advance(to int64) (left uint64) {
+	for n := max(w.at, to-buckets-1) + 1; n <= to; n++ {
+		slot := w.slot(n)
+		left += w.parts[slot]
+		w.parts[slot] = 0
+	}
+	w.at = max(w.at, to)
+	return left
+}
+
+// moved is the window with other numbers for its parts.
+func (w *window) moved(to int64) window {
+	m := window{at: to}
+	for i := range int64(buckets + 1) {
+		m.parts[w.slot(to-i)] = w.parts[w.slot(w.at-i)]
+	}
+	return m
+}
+
+// current takes over the parts of another window, of which all was added to the last.
+func (w *window) current(from *window) {
+	w.parts[w.slot(w.at)] -= from.sum()
+	for i := range from.parts {
+		w.parts[i] += from.parts[i]
+	}
+}
+
+func (w *window) sum() (sum uint64) {
+	for _, n := range w.parts {
+		sum += n
+	}
+	return sum
+}
+
+// turnWindows begins the next part of a rule's windows when it is time.
+func (e *Engine) turnWindows(r *rule, now time.Time) {
+	n := now.UnixNano() / (int64(r.Period.Window) / buckets)
+	switch {
+	case r.bucket != 0 && n < r.bucket-buckets:
+		e.Log.Warn("the clock was set back by more than a window; what is in it goes along", "quota", r.Name)
+		for _, st := range r.states {
+			*st.window = st.window.moved(n)
+		}
+		r.bucket = n
+		return
+	case n <= r.bucket:
+		return // where the clock was set back, the last part lasts longer
+	}
+	r.bucket = n
+	for _, st := range r.states {
+		st.used -= st.window.advance(n)
+		if st.level > 0 {
+			e.touch(st)
+		}
+		if st.used == 0 && st.members == 0 && st.level == 0 && r.Per != PerAll {
+			e.drop(st)
+		}
+	}
+}
