@@ -14,7 +14,8 @@
 // Nothing is told twice, but for what was under way when nettally was killed: between
 // a notifier's yes and the note of it on disk, some milliseconds, nobody can know. What
 // a webhook and a program get therefore has a key, "delivery", which is the same
-// whenever the same is told.
+// whenever the same is told. So an alert is on disk before it is told; while the disk
+// fails or hangs it waits two seconds, and then is told all the same.
 //
 // The states of one alert come in their order. So do different alerts, as long as
 // all is well or the notifier is away; one that alone fails is overtaken.
@@ -50,8 +51,9 @@ import (
 const (
 	refreshEvery = time.Second      // the configuration is looked at
 	loadWithin   = 10 * time.Second // nothing is delivered before, while the disk does not answer
-	stopWithin   = 5 * time.Second  // the end waits no longer for it
-	graceful     = 2 * time.Second  // nor for an attempt that has begun
+	keepWithin   = 2 * time.Second  // an alert waits no longer for it
+	stopWithin   = 5 * time.Second  // nor does the end
+	graceful     = 2 * time.Second  // an attempt that has begun, when it ends
 )
 
 // Store keeps values by their keys, durably. A call may block as long as the disk
@@ -90,10 +92,15 @@ type Dispatcher struct {
 	dirty  map[string]place           // by key in the store
 	active map[string]map[string]bool // ids by notifier, once Reconcile was called
 	read   bool                       // the store was
+	unkept time.Time                  // since when something waits for the disk; zero if nothing does
+	lax    bool                       // the disk fails, and nothing waits for it
 }
 
 // place is where a thread is that is to be saved.
-type place struct{ notifier, thread string }
+type place struct {
+	notifier, thread string
+	news             int // that it had when it was
+}
 
 // New returns a dispatcher, which takes alerts but tells nobody before it runs.
 func New(o Options) *Dispatcher {
@@ -162,7 +169,8 @@ func (d *Dispatcher) say(a quota.Alert) {
 }
 
 // Reconcile takes all alerts that fire, at a start: those which a notifier was not told
-// of are sent, and what it still takes for firing is resolved.
+// of are sent, and what it still takes for firing is resolved. Call it after the first
+// check, when what was forgotten in a crash is known again.
 func (d *Dispatcher) Reconcile(firing []quota.Alert) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -243,11 +251,15 @@ func (d *Dispatcher) newQueue(c Config) *queue {
 	q := &queue{
 		config:  c,
 		full:    waitingMax,
+		lax:     &d.lax,
 		threads: map[string]*thread{},
 		wake:    make(chan struct{}, 1),
 	}
 	q.changed = func(t *thread) {
-		d.dirty[storeKey(c.Name, t.key)] = place{c.Name, t.key}
+		d.dirty[storeKey(c.Name, t.key)] = place{notifier: c.Name, thread: t.key}
+		if t.unkept && d.unkept.IsZero() {
+			d.unkept = d.options.Now()
+		}
 		wake(d.unsaved)
 	}
 	q.shed = func(alerts int) {
@@ -326,6 +338,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		d.refresh()
 		d.staff(ctx, &workers, running)
+		d.hurry()
 		select {
 		case <-ctx.Done():
 		case <-tick.C:

@@ -84,9 +84,11 @@ func (d *Dispatcher) saveAll(troubled *bool) bool {
 		}
 		if err := d.options.Store.Save(put, drop); err != nil {
 			d.putBack(taken)
+			d.loosen()
 			d.warnOnce(troubled, "queued alerts can't be written; they are delivered all the same", err)
 			return false
 		}
+		d.noteKept(taken)
 		if *troubled {
 			*troubled = false
 			d.log.Info("queued alerts are written again")
@@ -111,15 +113,16 @@ func (d *Dispatcher) take() (put map[string][]byte, drop []string, taken map[str
 			break
 		}
 		delete(d.dirty, key)
-		taken[key] = at
 		var t *thread
 		if q := d.queues[at.notifier]; q != nil {
 			t = q.threads[at.thread]
 		}
 		if t == nil {
+			taken[key] = at
 			drop = append(drop, key)
 			continue
 		}
+		taken[key] = place{at.notifier, at.thread, t.news}
 		value, err := json.Marshal(t.saved)
 		if err != nil {
 			// A number that JSON has no word for. It is delivered, or fails, from memory.
@@ -129,6 +132,47 @@ func (d *Dispatcher) take() (put map[string][]byte, drop []string, taken map[str
 		put[key] = value
 	}
 	return put, drop, taken
+}
+
+// noteKept notes what is on disk now.
+func (d *Dispatcher) noteKept(taken map[string]place) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, at := range taken {
+		if q := d.queues[at.notifier]; q != nil && q.threads[at.thread] != nil {
+			q.kept(q.threads[at.thread], at.news)
+		}
+	}
+	d.lax, d.unkept = false, time.Time{}
+	if len(d.dirty) > 0 {
+		d.unkept = d.options.Now()
+	}
+}
+
+// hurry has alerts told that have waited for the disk for too long.
+func (d *Dispatcher) hurry() {
+	d.mu.Lock()
+	late := !d.unkept.IsZero() && d.options.Now().Sub(d.unkept) > keepWithin
+	d.mu.Unlock()
+	if late {
+		d.loosen()
+	}
+}
+
+// loosen has alerts told that are not on disk, until it works again.
+func (d *Dispatcher) loosen() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lax {
+		return
+	}
+	d.lax = true
+	for _, q := range d.queues {
+		for _, t := range q.threads {
+			q.place(t)
+		}
+		q.poke()
+	}
 }
 
 // putBack has something written that could not be.

@@ -63,6 +63,7 @@ type queue struct {
 	paused time.Time // until then
 	alone  int       // how many of the next alerts are told one by one
 
+	lax     *bool            // the disk fails: tell also what is not on it
 	changed func(*thread)    // it is to be saved
 	shed    func(alerts int) // were dropped because the queue was full
 	wake    chan struct{}    // holds a token while there may be something to do
@@ -85,9 +86,13 @@ func (q *queue) say(a quota.Alert) {
 		q.threads[key] = t
 	}
 	waited := len(t.Pending) > 0
-	if q.add(t, a) && !waited {
-		q.seq++
-		t.Seq = q.seq
+	if q.add(t, a) {
+		t.news++
+		t.unkept = true
+		if !waited {
+			q.seq++
+			t.Seq = q.seq
+		}
 	}
 	q.settled(t)
 	q.bound()
@@ -141,6 +146,8 @@ func (q *queue) dueAt(t *thread) (time.Time, bool) {
 	switch {
 	case t.delivered, t.Told == nil && len(t.Pending) == 0:
 		return time.Time{}, false
+	case t.unkept && !*q.lax:
+		return time.Time{}, false
 	case len(t.Pending) > 0:
 		// An Alertmanager waits some time for more before it tells anyone, and an alert
 		// that has ended by then is never told.
@@ -159,6 +166,17 @@ func (q *queue) dueAt(t *thread) (time.Time, bool) {
 	return t.last.Add(q.style.again), q.style.again > 0
 }
 
+// kept notes that a thread is on disk, as it was when so much had been said. What is
+// told is on disk before: otherwise a kill in between could have it told anew as
+// something else.
+func (q *queue) kept(t *thread, news int) {
+	if t.news == news && t.unkept {
+		t.unkept = false
+		q.place(t)
+		q.poke()
+	}
+}
+
 // next returns what is to be told now, which is then being delivered, and otherwise
 // how long to wait for something.
 func (q *queue) next(now time.Time) ([]delivery, time.Duration) {
@@ -173,7 +191,7 @@ func (q *queue) next(now time.Time) ([]delivery, time.Duration) {
 	var batch []delivery
 	for len(batch) < most && len(q.due) > 0 && !q.due[0].at.After(now) {
 		t := q.due[0]
-		if q.over(t, now) {
+		if q.done(t, now) {
 			t.Told = nil
 			q.settled(t)
 			continue
@@ -197,8 +215,8 @@ func (q *queue) next(now time.Time) ([]delivery, time.Duration) {
 	return nil, time.Hour
 }
 
-// over says whether there is nothing more to say in a thread.
-func (q *queue) over(t *thread, now time.Time) bool {
+// done says whether there is nothing more to say in a thread.
+func (q *queue) done(t *thread, now time.Time) bool {
 	return len(t.Pending) == 0 && t.Told.State == quota.Resolved && !now.Before(t.Since.Add(q.style.remember))
 }
 

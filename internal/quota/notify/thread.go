@@ -21,6 +21,8 @@ type thread struct {
 	due       time.Time // not before then is a pending alert told; zero is at once
 	last      time.Time // the last time that it was told, in this process
 	delivered bool      // is being told something
+	news      int       // grows with each alert
+	unkept    bool      // the last of them is not on disk
 
 	at     time.Time // the next step is due
 	listed bool      // in the queue's heap
@@ -54,10 +56,17 @@ func same(a *quota.Alert, b quota.Alert) bool {
 	return a != nil && a.ID == b.ID && a.State == b.State
 }
 
+// over says whether an alert fires that is known to have ended: whoever says so has
+// forgotten the end in a crash. One that fires anew has started anew.
+func over(latest *quota.Alert, a quota.Alert) bool {
+	return latest != nil && latest.ID == a.ID && latest.State == quota.Resolved && a.State == quota.Firing &&
+		!a.StartsAt.After(latest.StartsAt)
+}
+
 // append takes an alert that is to be told after all others. It returns false if
 // that has been said.
 func (t *thread) append(a quota.Alert) bool {
-	if same(t.latest(), a) {
+	if latest := t.latest(); same(latest, a) || over(latest, a) {
 		return false
 	}
 	t.Pending = append(t.Pending, a)
@@ -71,6 +80,8 @@ func (t *thread) append(a quota.Alert) bool {
 func (t *thread) merge(a quota.Alert) bool {
 	latest := t.latest()
 	switch {
+	case over(latest, a):
+		return false
 	case same(latest, a):
 		*latest = a // newer numbers, for the next time it is told
 		return false
