@@ -3,15 +3,23 @@
 package notify
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/nettally/nettally/internal/quota"
 )
@@ -208,5 +216,120 @@ func (w *world) compare(seed uint64) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			w.t.Errorf("seed %d: %s (-said +received):\n%s", seed, id, diff)
 		}
+	}
+}
+
+// killedEnv has the test binary be a nettally that another test kills.
+const killedEnv = "NOTIFY_TEST_KILLED"
+
+func TestMain(m *testing.M) {
+	if folder := os.Getenv(killedEnv); folder != "" {
+		if err := sendUntilKilled(folder, os.Getenv(killedEnv+"_URL")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// sendUntilKilled sends alerts 0, 1, 2…, each of which fires and then ends. Like a
+// quota, it keeps what it has seen: the number of states that were said.
+func sendUntilKilled(folder, url string) error {
+	state := filepath.Join(folder, "said")
+	next := 0
+	if text, err := os.ReadFile(state); err == nil {
+		if next, err = strconv.Atoi(string(text)); err != nil {
+			return err
+		}
+	}
+	b := New(Options{
+		Notifiers: func() []Config { return []Config{webhookTo(url)} },
+		Store:     file{filepath.Join(folder, "queue")},
+		Log:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Instance:  "host-1",
+	})
+	go func() { _ = b.Run(context.Background()) }()
+	<-b.loaded
+	for n := next; ; n++ {
+		a := firing(fmt.Sprint(n/2), "hook")
+		if n%2 == 1 {
+			a = resolved(fmt.Sprint(n/2), "hook")
+		}
+		b.Send(a)
+		// A caller's state is on disk after the alert is, or a crash would lose it; its own
+		// checks are seconds apart, and these are as long apart as it takes.
+		for !b.allKept() {
+			time.Sleep(time.Millisecond)
+		}
+		if err := (file{state}).write(n + 1); err != nil {
+			return err
+		}
+	}
+}
+
+// allKept says whether all that was sent is on disk.
+func (d *Dispatcher) allKept() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.unkept.IsZero()
+}
+
+// A real process that is killed for real, again and again, while the receiver fails
+// now and then.
+func TestKilledForReal(t *testing.T) {
+	site := newSite(t)
+	folder := t.TempDir()
+	const kills = 20
+	for n := range kills {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), killedEnv+"="+folder, killedEnv+"_URL="+site.URL)
+		cmd.Stderr = os.Stderr
+		if n%3 == 1 {
+			site.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+			time.AfterFunc(200*time.Millisecond, func() { site.set(nil) })
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(50+rand.IntN(400)) * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Errorf("it ended by itself: %v", err)
+		}
+		_ = cmd.Wait() // it was killed
+	}
+	site.set(nil)
+	b := newBench(t, file{filepath.Join(folder, "queue")}, webhookTo(site.URL))
+	stop := b.run()
+	<-b.loaded
+	eventually(t, "all has arrived", func() bool { return testutil.ToFloat64(b.metrics.of("hook").queue) == 0 })
+	stop()
+
+	twice, order := 0, map[string][]string{}
+	seen := map[string]bool{}
+	for _, p := range site.payloads(t) {
+		if seen[p.Delivery] {
+			twice++
+			continue
+		}
+		seen[p.Delivery] = true
+		order[p.Alert.ID] = append(order[p.Alert.ID], p.Alert.State)
+	}
+	text, err := os.ReadFile(filepath.Join(folder, "said"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := strconv.Atoi(string(text))
+	if err != nil || said < kills {
+		t.Fatalf("only %d states were said: %v", said, err)
+	}
+	for n := range said / 2 {
+		if diff := cmp.Diff([]string{"firing", "resolved"}, order[fmt.Sprint(n)]); diff != "" {
+			t.Errorf("alert %d (-want +got):\n%s", n, diff)
+		}
+	}
+	t.Logf("%d states said over %d kills, %d told twice", said, kills, twice)
+	if twice > 3*kills { // as many as are told while one note is written
+		t.Errorf("%d were told twice, want one or two for each kill", twice)
 	}
 }
