@@ -329,7 +329,7 @@ func TestKilledForReal(t *testing.T) {
 		}
 	}
 	t.Logf("%d states said over %d kills, %d told twice", said, kills, twice)
-	if twice > 3*kills { // as many as are told while one note is written
-		t.Errorf("%d were told twice, want one or two for each kill", twice)
+	if twice > 5*kills { // as many as are told while one note is written
+		t.Errorf("%d were told twice, want a few for each kill", twice)
 	}
 }
