@@ -50,6 +50,7 @@ import (
 
 const (
 	refreshEvery = time.Second      // the configuration is looked at
+	shedEvery    = time.Minute      // the log says at most that a queue is full
 	loadWithin   = 10 * time.Second // nothing is delivered before, while the disk does not answer
 	keepWithin   = 2 * time.Second  // an alert waits no longer for it
 	stopWithin   = 5 * time.Second  // nor does the end
@@ -262,9 +263,15 @@ func (d *Dispatcher) newQueue(c Config) *queue {
 		}
 		wake(d.unsaved)
 	}
+	var dropped int
+	var logged time.Time
 	q.shed = func(alerts int) {
 		d.metrics.of(c.Name).dropped.Add(float64(alerts))
-		d.log.Warn("too many alerts wait for a notifier; the oldest were dropped", "notifier", c.Name, "dropped", alerts)
+		dropped += alerts
+		if now := d.options.Now(); logged.IsZero() || now.Sub(logged) >= shedEvery {
+			d.log.Warn("too many alerts wait for a notifier; the oldest were dropped", "notifier", c.Name, "dropped", dropped)
+			dropped, logged = 0, now
+		}
 	}
 	d.aim(q)
 	d.metrics.of(c.Name)
@@ -301,6 +308,8 @@ func (d *Dispatcher) change(q *queue, c Config) {
 func (d *Dispatcher) convertAll(q *queue) {
 	threads := inOrder(q.threads)
 	q.threads, q.due, q.waiting, q.bytes = map[string]*thread{}, nil, 0, 0
+	q.waits.Init()
+	q.ended.Init()
 	q.epoch++
 	for _, t := range threads {
 		q.changed(t) // its key may be another one

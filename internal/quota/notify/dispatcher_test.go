@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/nettally/nettally/internal/quota"
@@ -324,89 +323,6 @@ func TestLateLoad(t *testing.T) {
 	})
 }
 
-func TestReload(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := newMemory()
-		b := newBench(t, store, hook("a"), hook("gone"))
-		b.catch("a").set(func(quota.Alert) error { return errAway })
-		b.catch("gone").set(func(quota.Alert) error { return errAway })
-		stop := b.run()
-		b.Send(firing("50", "a", "gone"))
-		b.Send(firing("80", "gone", "unheard-of"))
-		time.Sleep(time.Minute)
-
-		changed := hook("a")
-		changed.Log, changed.Webhook = &Log{}, nil
-		b.configure(changed, Config{Name: "new", Log: &Log{}})
-		time.Sleep(2 * refreshEvery)
-		b.Send(firing("100", "new"))
-		time.Sleep(time.Second)
-		stop()
-		for _, want := range []string{
-			`msg="quota alert" notifier=a state=firing quota=monthly key=web-1 level=50`,
-			`msg="quota alert" notifier=new state=firing quota=monthly key=web-1 level=100`,
-			`msg="notifier changed" notifier=a waiting=1`,
-			`msg="notifier removed" notifier=gone dropped=2`,
-			`msg="an alert is for a notifier that does not exist" notifier=unheard-of alert=80`,
-		} {
-			if !strings.Contains(b.log.String(), want) {
-				t.Errorf("the log has no %q:\n%s", want, b.log.String())
-			}
-		}
-		for _, s := range store.threads(t) {
-			if s.Notifier == "gone" {
-				t.Errorf("a notifier that was removed is kept: %+v", s)
-			}
-		}
-		if n := testutil.CollectAndCount(b.metrics.queue); n != 2 {
-			t.Errorf("%d series, want those of the two notifiers that there are", n)
-		}
-	})
-}
-
-// A notifier may be removed while nettally is down, or become another kind.
-func TestRestartWithAnotherConfiguration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, newMemory(), hook("a"), hook("gone"), manager("m"))
-		for _, name := range []string{"gone", "m"} {
-			b.catch(name).set(func(quota.Alert) error { return errAway })
-		}
-		a := b.catch("a")
-		stop := b.run()
-		b.Send(firing("50", "a", "gone", "m"))
-		synctest.Wait()
-		wantSaid(t, a, "50 firing")
-		a.set(func(quota.Alert) error { return errAway })
-		b.Send(firing("80", "a", "m"))
-		b.Send(resolved("80", "a", "m"))
-		time.Sleep(time.Second)
-		stop()
-
-		// Both change places: an Alertmanager is to know what fires, also of what the
-		// webhook has been told.
-		b.configure(manager("a"), hook("m"))
-		b.restart()
-		a, m := b.catch("a"), b.catch("m")
-		stop = b.run()
-		synctest.Wait()
-		wantSaid(t, a, "50 firing", "80 firing")
-		wantSaid(t, m, "50 firing", "80 firing", "80 resolved")
-		if !strings.Contains(b.log.String(), `msg="notifier removed" notifier=gone dropped=1`) {
-			t.Errorf("nothing says what was dropped:\n%s", b.log.String())
-		}
-		b.configure(hook("a"), hook("m"))
-		time.Sleep(2 * refreshEvery)
-		stop()
-
-		b.restart()
-		a = b.catch("a")
-		stop = b.run()
-		synctest.Wait()
-		stop()
-		wantSaid(t, a, "80 resolved")
-	})
-}
-
 // Whatever its caller remembers after a crash, a notifier ends up with what fires.
 func TestReconcile(t *testing.T) {
 	for _, early := range []bool{true, false} {
@@ -440,52 +356,6 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
-func TestQueueIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, newMemory(), hook("a"))
-		a := b.catch("a")
-		a.set(func(quota.Alert) error { return errAway })
-		b.queues["a"].full = 10
-		stop := b.run()
-		for i := range 8 {
-			b.Send(firing(fmt.Sprint("f", i), "a"))
-		}
-		synctest.Wait()
-		b.Send(resolved("f3", "a")) // 9
-		b.Send(resolved("f5", "a")) // 10
-		b.Send(firing("g0", "a"))   // f3 goes: it has ended
-		b.Send(firing("g1", "a"))   // fits
-		b.Send(firing("g2", "a"))   // f5 goes
-		b.Send(firing("g3", "a"))   // fits
-		b.Send(firing("g4", "a"))   // f0 goes, the oldest
-		if got := testutil.ToFloat64(b.metrics.of("a").dropped); got != 5 {
-			t.Errorf("dropped is %v, want 5", got)
-		}
-		a.set(nil)
-		time.Sleep(2 * pauseLast)
-		stop()
-		wantSaid(t, a, "f1 firing", "f2 firing", "f4 firing", "f6 firing", "f7 firing",
-			"g0 firing", "g1 firing", "g2 firing", "g3 firing", "g4 firing")
-		if !strings.Contains(b.log.String(), "too many alerts wait") {
-			t.Errorf("nothing says that alerts were dropped:\n%s", b.log.String())
-		}
-	})
-}
-
-// The size of alerts is bounded as well as their number.
-func TestQueueIsBoundedInBytes(t *testing.T) {
-	b := newBench(t, newMemory(), hook("a"))
-	q := b.queues["a"]
-	for i := range 100 {
-		a := firing(fmt.Sprint(i), "a")
-		a.Summary = strings.Repeat("x", 1<<20)
-		b.Send(a)
-	}
-	if q.bytes > bytesMax || q.waiting < 10 || q.waiting > 16 {
-		t.Errorf("%d alerts of %d bytes wait, want 16 MiB at most", q.waiting, q.bytes)
-	}
-}
-
 // Ends are remembered for a while, and then nothing is left of an alert.
 func TestNothingIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -508,52 +378,4 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Errorf("%d threads are left", n)
 		}
 	})
-}
-
-// Sending takes no time to speak of, whatever waits.
-func BenchmarkSend(b *testing.B) {
-	for _, waiting := range []int{0, waitingMax} {
-		b.Run(fmt.Sprint("waiting=", waiting), func(b *testing.B) {
-			bench := newBench(&testing.T{}, newMemory(), hook("a"))
-			for i := range waiting {
-				bench.Send(firing(fmt.Sprint("w", i), "a"))
-			}
-			b.ResetTimer()
-			for i := 0; b.Loop(); i++ {
-				bench.Send(firing(fmt.Sprint(i), "a"))
-			}
-		})
-	}
-}
-
-func TestMetrics(t *testing.T) {
-	b := newBench(t, newMemory(), hook("a"), manager("m"))
-	b.Send(firing("50", "m"))
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(b.Metrics()...)
-	want := `
-# HELP nettally_notify_dropped_total Alerts that were given up: a notifier refused them for good, or too many were waiting for it.
-# TYPE nettally_notify_dropped_total counter
-nettally_notify_dropped_total{notifier="a"} 0
-nettally_notify_dropped_total{notifier="m"} 0
-# HELP nettally_notify_failures_total Attempts to tell a notifier that failed. The alerts are tried again, but for those that are dropped.
-# TYPE nettally_notify_failures_total counter
-nettally_notify_failures_total{notifier="a"} 0
-nettally_notify_failures_total{notifier="m"} 0
-# HELP nettally_notify_queue Alerts that a notifier is still to be told.
-# TYPE nettally_notify_queue gauge
-nettally_notify_queue{notifier="a"} 0
-nettally_notify_queue{notifier="m"} 1
-# HELP nettally_notify_sent_total Alerts that a notifier took, firing and resolved ones. What an Alertmanager is told again counts once.
-# TYPE nettally_notify_sent_total counter
-nettally_notify_sent_total{notifier="a"} 0
-nettally_notify_sent_total{notifier="m"} 0
-`
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want)); err != nil {
-		t.Error(err)
-	}
-	problems, err := testutil.GatherAndLint(registry)
-	if err != nil || len(problems) > 0 {
-		t.Errorf("lint: %v, %v", problems, err)
-	}
 }

@@ -4,6 +4,7 @@ package notify
 
 import (
 	"container/heap"
+	"container/list"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -55,6 +56,8 @@ type queue struct {
 
 	threads map[string]*thread
 	due     dueList
+	waits   list.List // threads with pending alerts, in the order of seq
+	ended   list.List // those that have ended before anyone was told, in the order of that
 	seq     uint64
 	waiting int // pending alerts
 	bytes   int // and about their size
@@ -128,6 +131,20 @@ func (q *queue) recount(t *thread) {
 	q.waiting += len(t.Pending) - t.count
 	q.bytes += size - t.sizes
 	t.count, t.sizes = len(t.Pending), size
+	t.waits = enlist(&q.waits, t.waits, t, t.count > 0)
+	t.ended = enlist(&q.ended, t.ended, t, t.pair() >= 0)
+}
+
+// enlist has a thread be in a list, or not, and returns its place there.
+func enlist(in *list.List, at *list.Element, t *thread, is bool) *list.Element {
+	switch {
+	case is && at == nil:
+		return in.PushBack(t)
+	case !is && at != nil:
+		in.Remove(at)
+		return nil
+	}
+	return at
 }
 
 // place has a thread looked at when its next step is due.
@@ -335,24 +352,24 @@ func (q *queue) bound() {
 }
 
 // oldest returns where the n alerts are that are to be dropped first.
-func (q *queue) oldest() (oldest *thread, at, n int) {
-	for _, t := range q.threads {
+func (q *queue) oldest() (t *thread, at, n int) {
+	for e := q.ended.Front(); e != nil; e = e.Next() {
+		t := e.Value.(*thread)
+		if at := t.pair(); at >= 0 { // it may be being told the first
+			return t, at, 2
+		}
+	}
+	for e := q.waits.Front(); e != nil; e = e.Next() {
+		t := e.Value.(*thread)
 		first := 0
 		if t.delivered {
 			first = 1
 		}
-		if len(t.Pending) <= first {
-			continue
-		}
-		here, count := first, 1
-		if pair := t.pair(); pair >= 0 {
-			here, count = pair, 2
-		}
-		if oldest == nil || count > n || count == n && t.Seq < oldest.Seq {
-			oldest, at, n = t, here, count
+		if len(t.Pending) > first {
+			return t, first, 1
 		}
 	}
-	return oldest, at, n
+	return nil, 0, 0
 }
 
 // sizeOf returns about how many bytes an alert takes.

@@ -3,6 +3,7 @@
 package notify
 
 import (
+	"container/list"
 	"time"
 
 	"github.com/nettally/nettally/internal/quota"
@@ -27,6 +28,8 @@ type thread struct {
 	at     time.Time // the next step is due
 	listed bool      // in the queue's heap
 	place  int       // there
+
+	waits, ended *list.Element // in the queue's lists, nil if it is not there
 }
 
 // saved is what of a thread is kept over restarts.
