@@ -39,6 +39,8 @@ func TestEachStateIsToldOnce(t *testing.T) {
 		b.Send(resolved("50", "a"))
 		synctest.Wait()
 		b.Send(firing("50", "a")) // by someone who has forgotten the end
+		synctest.Wait()
+		wantSaid(t, a, "50 firing", "80 firing", "50 resolved")
 		anew := firing("50", "a") // as a projection may
 		anew.StartsAt = start.Add(2 * time.Hour)
 		b.Send(anew)
