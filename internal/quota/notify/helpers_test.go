@@ -362,13 +362,13 @@ func (s *site) said(t *testing.T) (all []string) {
 	return all
 }
 
-// eventually waits up to 20 s for something.
+// eventually waits for something, longer than the longest pause between attempts.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(pauseLast + 30*time.Second)
 	for !is() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %s: %s", pauseLast+30*time.Second, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

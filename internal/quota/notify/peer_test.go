@@ -178,7 +178,7 @@ func (p *peer) notified() (all []string) {
 
 // bench returns a dispatcher that tells the Alertmanager again each second.
 func (p *peer) bench(store Store) *bench {
-	b := newBench(p.t, store, Config{Name: "m", Timeout: 300 * time.Millisecond, Alertmanager: &Alertmanager{URL: p.proxy.URL}})
+	b := newBench(p.t, store, Config{Name: "m", Timeout: time.Second, Alertmanager: &Alertmanager{URL: p.proxy.URL}})
 	p.hasten(b)
 	return b
 }
