@@ -24,7 +24,7 @@ export CGO_ENABLED := 0
 # What a program is called, and the package that brings it.
 TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables \
 	busybox:busybox-static tcpdump:tcpdump ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
-	nsenter:util-linux promtool:prometheus prometheus:prometheus iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
+	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
 	podman:podman conmon:conmon /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
