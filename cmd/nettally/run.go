@@ -28,6 +28,7 @@ import (
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/quota"
+	"github.com/nettally/nettally/internal/quota/notify"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
@@ -67,6 +68,7 @@ type daemon struct {
 	ledger   *ledger.Ledger
 	control  counter
 	quotas   *quota.Engine
+	notify   *notify.Dispatcher
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
 
@@ -133,6 +135,8 @@ func (d *daemon) wire() (err error) {
 		Snapshot: d.snapshot,
 		History:  d.history,
 		Quotas:   d.quotas,
+
+		TestNotifier: d.testNotifier,
 		Settings: func() exporter.Settings {
 			c := d.config.Load()
 			return exporter.Settings{
@@ -144,7 +148,7 @@ func (d *daemon) wire() (err error) {
 		Source: d.source(),
 		Build:  buildInfo(),
 		Ready:  d.ready,
-		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded(), d.bySource()}),
+		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded(), d.bySource()}),
 		Log:    d.log,
 	})
 	return err
@@ -189,12 +193,20 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		d.log.Error("read what was counted before", "err", err)
 	}
 	d.accounts.Restore(records)
+	d.notify = notify.New(notify.Options{
+		Notifiers:    func() []notify.Config { return notifiers(d.config.Load()) },
+		Store:        d.ledger.Documents("notify"),
+		Log:          d.log,
+		GeneratorURL: generatorURL(d.config.Load()),
+		Version:      buildInfo().Version,
+	})
 	var rules ruleCache // of the engine's lock
 	d.quotas = quota.New(quota.Options{
-		Rules:  func() []quota.Rule { return rules.of(d.config.Load()) },
-		Store:  d.ledger.Documents("quota"),
-		Notify: func(quota.Alert) {}, // it is logged, and shown
-		Log:    d.log,
+		Rules:   func() []quota.Rule { return rules.of(d.config.Load()) },
+		Store:   d.ledger.Documents("quota"),
+		Notify:  d.notify.Send,
+		Started: d.notify.Reconcile,
+		Log:     d.log,
 	})
 	return nil
 }
@@ -300,7 +312,10 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.control.Run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
-	group.Go(func() error { return d.checkQuotas(ctx) })
+	// What quotas say in the end is to be taken in.
+	told, done := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
+	group.Go(func() error { return d.notify.Run(told) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 

@@ -23,7 +23,7 @@ const kilobyte = 1000 - 14 - 20 - 8
 // quotas are a limit of 1000 such datagrams by name.
 const quotas = `
 quotas:
-  - {name: egress, match: {name: web}, per: name, count: transmit_bytes, limit: 1MB, period: {every: month}, alert_at: [50, 80, 100]}
+  - {name: egress, match: {name: web}, per: name, count: transmit_bytes, limit: 1MB, period: {every: month}, alert_at: [50, 80, 100], notify: [ops, hook]}
 `
 
 // quotaRun is a container called web that sends to another one.
@@ -37,11 +37,12 @@ type quotaRun struct {
 
 // Levels fire in order and once: not again after kill -9, a restart of nettally or the
 // container, a reload, or with a new container of the same name. What passes while
-// nettally is down is counted.
+// nettally is down is counted. A real Alertmanager and a webhook are told of each.
 func TestQuotaLevels(t *testing.T) {
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
-	q := &quotaRun{t: t, docker: docker, d: startDaemon(t, docker, onlyDocker(docker)+quotas)}
+	told := startNotified(t, docker.Namespace)
+	q := &quotaRun{t: t, docker: docker, d: startDaemon(t, docker, onlyDocker(docker)+"\n"+told.config()+quotas)}
 	onlyIPv4(t, docker)
 	server := docker.Run("--name", "server", dockerhost.Image)
 	q.to = netip.AddrPortFrom(docker.IPv4(server, "eth0"), 9)
@@ -51,9 +52,8 @@ func TestQuotaLevels(t *testing.T) {
 	began := time.Now()
 	q.send(60)
 	q.fired("50")
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("the alert took %v", took)
-	}
+	told.told(q.d, "50")
+	t.Logf("told %v after the datagrams that crossed the level were sent", time.Since(began).Round(time.Millisecond))
 
 	q.d.kill()
 	q.send(100) // while nettally is down
@@ -82,6 +82,7 @@ func TestQuotaLevels(t *testing.T) {
 	q.send(100)
 	q.used(1110)
 	q.fired("50", "80", "100")
+	told.told(q.d, "50", "80", "100")
 	if said := strings.Count(q.d.log.String(), "quota alert"); said != 3 {
 		t.Errorf("alerts were said %d times, expected 3", said)
 	}

@@ -84,7 +84,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 	}
 	e.leave(before)
 	k.version, k.name = e.version, c.Name
-	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Reason, c.Labels}
+	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Shares, c.Labels}
 }
 
 // join adds what a container counted before it fed a key, where that belongs to it.

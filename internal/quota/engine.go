@@ -34,7 +34,7 @@ type store interface {
 	Save(put map[string][]byte, drop []string) error
 }
 
-// Options is what an engine works with. All are needed.
+// Options is what an engine works with. All but Started are needed.
 type Options struct {
 	// Rules returns the rules in force, checked, with names of their own. It is called
 	// at each check, and returns the same slice while nothing has changed.
@@ -43,7 +43,10 @@ type Options struct {
 	// Notify is handed each alert that fired or was resolved, once and in order. It must
 	// not block.
 	Notify func(Alert)
-	Log    *slog.Logger
+	// Started is told once what fires, when an earlier process's state is loaded and usage
+	// was looked at. It must not block.
+	Started func(firing []Alert)
+	Log     *slog.Logger
 }
 
 // Engine counts usage against rules. It is safe for concurrent use.
@@ -105,13 +108,13 @@ type container struct {
 // identity is what rules look at, but the id.
 type identity struct {
 	name, image, runtime, namespace, pod, source string
-	reason                                       usage.Reason
+	shares                                       bool
 	labels                                       map[string]string
 }
 
 func (i *identity) is(c *usage.Container, source string) bool {
 	return i.name == c.Name && i.image == c.Image && i.runtime == c.Runtime && i.namespace == c.Namespace &&
-		i.pod == c.Pod && i.source == source && i.reason == c.Reason && maps.Equal(i.labels, c.Labels)
+		i.pod == c.Pod && i.source == source && i.shares == c.Shares && maps.Equal(i.labels, c.Labels)
 }
 
 // New returns an engine that knows nothing yet.
@@ -142,9 +145,14 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 	k.load()
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
+	started := e.Started
 	for {
 		snap := snapshot()
 		e.Check(snap.TakenAt, snap)
+		if started != nil {
+			started(e.firingNow())
+			started = nil
+		}
 		k.step(time.Now())
 		for waiting := true; waiting; {
 			select {
@@ -161,6 +169,11 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 			}
 		}
 	}
+}
+
+// firingNow returns the alerts that fire.
+func (e *Engine) firingNow() []Alert {
+	return slices.DeleteFunc(e.Alerts(), func(a Alert) bool { return a.State != Firing })
 }
 
 // Check counts what containers have used since the last check, and returns the alerts

@@ -198,7 +198,7 @@ func TestMatch(t *testing.T) {
 
 // A container that shares its pod's interface is in the pod's sum once.
 func TestSharedNamespaceIsSummedOnce(t *testing.T) {
-	c := usage.Container{ID: "a1", Name: "app", Namespace: "prod", Pod: "web-0", Reason: usage.SharedNetwork}
+	c := usage.Container{ID: "a1", Name: "app", Namespace: "prod", Pod: "web-0", Shares: true}
 	for _, test := range []struct {
 		rule Rule
 		want string
@@ -214,7 +214,7 @@ func TestSharedNamespaceIsSummedOnce(t *testing.T) {
 			t.Errorf("per %s: %q, want %q", test.rule.Per, got, test.want)
 		}
 	}
-	c.Reason = usage.HostNetwork
+	c.Shares = false // on the host's network
 	r := monthly(per(PerAll))
 	same(t, r.key(&c, sourceIP), PerAll)
 }

@@ -146,17 +146,22 @@ func (r *Rule) key(c *usage.Container, source string) string {
 // that of the container that owns the interface.
 func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 	sums := r.Per == PerPod || r.Per == PerNamespace || r.Per == PerAll
-	return source == sourceIP && c.Reason == usage.SharedNetwork && sums && r.Match.ofPods()
+	return source == sourceIP && c.Shares && sums && r.Match.ofPods()
 }
 
 // Where a container's numbers come from.
 const (
 	sourceInterface = "interface" // it owns the interface
-	sourceIP        = "ip"        // by cgroup: it shares one
+	sourceIP        = "ip"        // by cgroup: it has none
 )
 
-// counted returns what a container has used in its life, and where that comes from.
+// counted returns what a container has used in its life, and where that comes from: its
+// cgroup if it has no interface of its own, as on the host's network and in another
+// container's namespace. The owner of an interface that others share has what they use, too.
 func counted(c usage.Container) (usage.Traffic, string) {
+	if len(c.Interfaces) == 0 && c.IP != nil {
+		return *c.IP, sourceIP
+	}
 	return c.Traffic, sourceInterface
 }
 

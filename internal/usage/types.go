@@ -194,6 +194,9 @@ type Container struct {
 	StoppedAt   time.Time // zero while running
 	NetworkMode string    // "bridge", "host", "none", "container", … or ""
 	Reason      Reason    // Accounted, or why not
+	// Shares says that it is in another container's network namespace: what it sends and
+	// receives is on the interfaces of that one.
+	Shares bool
 
 	Interfaces []Interface // by name
 	Traffic                // the sum over Interfaces
