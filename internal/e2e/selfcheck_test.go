@@ -30,6 +30,7 @@ const ourHandle = 0x6e74
 // Whatever somebody does to our filters on a container's interface, the self-check notices
 // and puts them back, and adds what passed meanwhile from the kernel's own counters.
 func TestMended(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	docker := dockerhost.Start(t, dockerhost.Options{})

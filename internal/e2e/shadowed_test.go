@@ -26,6 +26,7 @@ import (
 // where it may, and says that packets are missing where it may not: never a silent zero.
 // The others stay, and see what they saw.
 func TestShadowed(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())
@@ -239,6 +240,7 @@ func (s *shadowing) untouched() {
 // An `ingress` qdisc of somebody else excludes clsact. nettally counts by tcx beside it,
 // and leaves it alone.
 func TestIngressQdisc(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -26,19 +25,11 @@ import (
 // a command it runs until it is stopped.
 const Image = "docker.io/library/nettally-test:latest"
 
-const agentPackage = "github.com/nettally/nettally/internal/testnet/agent"
-
 // importImage makes the image from programs that need no libraries, and waits
 // until CRI knows it: it hears of what others import a moment later.
 func (h *Host) importImage() {
 	h.tb.Helper()
-	agent := filepath.Join(h.dir, "agent")
-	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", agent, agentPackage)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-	if out, err := build.CombinedOutput(); err != nil {
-		h.tb.Fatalf("build agent: %v: %s", err, out)
-	}
-	layer := nettest.Must(imageLayer(agent))(h.tb)
+	layer := nettest.Must(imageLayer(nettest.AgentProgram(h.tb)))(h.tb)
 	archive := nettest.Must(imageArchive(layer))(h.tb)
 	load := h.Command("ctr", "--address", h.Socket, "--namespace", "k8s.io", "images", "import", "-")
 	load.Stdin = archive
@@ -88,8 +79,12 @@ func imageArchive(layer []byte) (io.Reader, error) {
 	return &archive, w.Close()
 }
 
-func imageLayer(agent string) ([]byte, error) {
+func imageLayer(agent []byte) ([]byte, error) {
 	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, err
+	}
+	shell, err := os.ReadFile(busybox)
 	if err != nil {
 		return nil, err
 	}
@@ -104,12 +99,8 @@ func imageLayer(agent string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	for name, from := range map[string]string{"bin/busybox": busybox, "agent": agent} {
-		data, err := os.ReadFile(from)
-		if err == nil {
-			err = addFile(w, name, 0o755, data)
-		}
-		if err != nil {
+	for name, program := range map[string][]byte{"bin/busybox": shell, "agent": agent} {
+		if err := addFile(w, name, 0o755, program); err != nil {
 			return nil, err
 		}
 	}

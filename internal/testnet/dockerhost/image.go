@@ -7,24 +7,15 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-const agentPackage = "github.com/nettally/nettally/internal/testnet/agent"
-
 // importImage makes the image from programs that need no libraries.
 func (d *Docker) importImage() {
 	d.tb.Helper()
-	agent := filepath.Join(d.dir, "agent")
-	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", agent, agentPackage)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-	if out, err := build.CombinedOutput(); err != nil {
-		d.tb.Fatalf("build agent: %v: %s", err, out)
-	}
-	content := nettest.Must(d.imageContent(agent))(d.tb)
+	content := nettest.Must(imageContent(nettest.AgentProgram(d.tb)))(d.tb)
 	load := d.Client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
 		"--change", "ENV PATH=/bin", "-", Image)
 	load.Stdin = content
@@ -33,10 +24,14 @@ func (d *Docker) importImage() {
 	}
 }
 
-func (d *Docker) imageContent(agent string) (*bytes.Buffer, error) {
+func imageContent(agent []byte) (*bytes.Buffer, error) {
 	var content bytes.Buffer
 	w := tar.NewWriter(&content)
 	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, err
+	}
+	shell, err := os.ReadFile(busybox)
 	if err != nil {
 		return nil, err
 	}
@@ -45,8 +40,8 @@ func (d *Docker) imageContent(agent string) (*bytes.Buffer, error) {
 			return nil, err
 		}
 	}
-	for name, from := range map[string]string{"bin/busybox": busybox, "agent": agent} {
-		if err := addProgram(w, name, from); err != nil {
+	for name, program := range map[string][]byte{"bin/busybox": shell, "agent": agent} {
+		if err := addProgram(w, name, program); err != nil {
 			return nil, err
 		}
 	}
@@ -66,14 +61,10 @@ func (d *Docker) imageContent(agent string) (*bytes.Buffer, error) {
 	return &content, w.Close()
 }
 
-func addProgram(w *tar.Writer, name, from string) error {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
+func addProgram(w *tar.Writer, name string, data []byte) error {
 	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(data))}); err != nil {
 		return err
 	}
-	_, err = w.Write(data)
+	_, err := w.Write(data)
 	return err
 }
