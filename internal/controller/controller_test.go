@@ -42,6 +42,15 @@ type rig struct {
 // start runs a controller on a host, with its maps below pinPath if that is not "".
 func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...func(*Controller)) *rig {
 	t.Helper()
+	return startWith(t, host, pinPath, (*watcher.Watcher).Run, prepare...)
+}
+
+// source tells a controller of events, which are the watcher's or not.
+type source func(*watcher.Watcher, context.Context, chan<- watcher.Event) error
+
+// startWith is start with events from elsewhere.
+func startWith(t testing.TB, host *testnet.Namespace, pinPath string, events source, prepare ...func(*Controller)) *rig {
+	t.Helper()
 	r := &rig{t: t, host: host, mode: ModeAuto}
 	datapath := nettest.Must(bpf.Load(bpf.Options{PinPath: pinPath}))(t)
 	pins := pinPath
@@ -71,7 +80,7 @@ func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...fun
 	for _, f := range prepare {
 		f(r.control)
 	}
-	r.run(watch)
+	r.run(func(ctx context.Context, to chan<- watcher.Event) error { return events(watch, ctx, to) })
 	stop := r.stop
 	stopped := false
 	r.stop = func() {
@@ -91,11 +100,11 @@ func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...fun
 }
 
 // run starts the goroutines and makes stop end them.
-func (r *rig) run(watch *watcher.Watcher) {
+func (r *rig) run(source func(context.Context, chan<- watcher.Event) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	events := make(chan watcher.Event)
 	ended := make(chan error, 2)
-	go func() { ended <- watch.Run(ctx, events) }()
+	go func() { ended <- source(ctx, events) }()
 	go func() { ended <- r.control.Run(ctx, events) }()
 	r.stop = func() {
 		cancel()
