@@ -46,11 +46,20 @@ type rig struct {
 // start runs a controller on a host, with its maps below pinPath if that is not "".
 func start(t testing.TB, host *testnet.Namespace, pinPath string, prepare ...func(*Controller)) *rig {
 	t.Helper()
-	return startCounting(t, host, pinPath, CgroupOff, prepare...)
+	return startWith(t, host, pinPath, CgroupOff, (*watcher.Watcher).Run, prepare...)
 }
 
 // startCounting is start with some cgroups counted, too.
-func startCounting(t testing.TB, host *testnet.Namespace, pinPath string, cgroup CgroupMode, prepare ...func(*Controller)) *rig {
+func startCounting(t testing.TB, host *testnet.Namespace, pinPath string, cgroup CgroupMode) *rig {
+	t.Helper()
+	return startWith(t, host, pinPath, cgroup, (*watcher.Watcher).Run)
+}
+
+// source tells a controller of events, which are the watcher's or not.
+type source func(*watcher.Watcher, context.Context, chan<- watcher.Event) error
+
+// startWith is start with events from elsewhere.
+func startWith(t testing.TB, host *testnet.Namespace, pinPath string, cgroup CgroupMode, events source, prepare ...func(*Controller)) *rig {
 	t.Helper()
 	r := &rig{t: t, host: host, mode: ModeAuto}
 	r.cgroup.Store(&cgroup)
@@ -90,7 +99,7 @@ func startCounting(t testing.TB, host *testnet.Namespace, pinPath string, cgroup
 	for _, f := range prepare {
 		f(r.control)
 	}
-	r.run(watch)
+	r.run(func(ctx context.Context, to chan<- watcher.Event) error { return events(watch, ctx, to) })
 	stop := r.stop
 	stopped := false
 	r.stop = func() {
@@ -110,11 +119,11 @@ func startCounting(t testing.TB, host *testnet.Namespace, pinPath string, cgroup
 }
 
 // run starts the goroutines and makes stop end them.
-func (r *rig) run(watch *watcher.Watcher) {
+func (r *rig) run(source func(context.Context, chan<- watcher.Event) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	events := make(chan watcher.Event)
 	ended := make(chan error, 2)
-	go func() { ended <- watch.Run(ctx, events) }()
+	go func() { ended <- source(ctx, events) }()
 	go func() { ended <- r.control.Run(ctx, events) }()
 	r.stop = func() {
 		cancel()

@@ -21,6 +21,7 @@ import (
 // moment after the veth is there. Whoever is there first with a clsact qdisc keeps the pod
 // from starting.
 func TestBandwidthPlugin(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc", "mount")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())

@@ -89,10 +89,27 @@ func asInterface(c exporter.Counts) exporter.Volume {
 
 const transfer = 100_000_000
 
+// Traffic of all kinds between two containers, with segmentation offload.
+func TestWithOffload(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	t.Run("transfer", p.testTransfer)
+	t.Run("segmented UDP", func(t *testing.T) { p.testSegmentedUDP(t, asInterface) })
+	t.Run("SYN", p.testSYN)
+}
+
+// The same without: then it is our wire numbers that are the kernel's.
+func TestWithoutOffload(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.offloadsOff()
+	t.Run("transfer", p.testWholeTransfer)
+	t.Run("segmented UDP", func(t *testing.T) { p.testSegmentedUDP(t, wire) })
+}
+
 // With offload on, the interface numbers are the kernel's, to the byte, and the wire
 // numbers exceed them by the headers of the segments.
-func TestTransferWithOffload(t *testing.T) {
-	p := newPair(t)
+func (p *pair) testTransfer(t *testing.T) {
 	for family, address := range p.addresses() {
 		t.Run(family, func(t *testing.T) {
 			before := nettest.Must(p.daemon.container(p.client))(t)
@@ -115,9 +132,7 @@ func TestTransferWithOffload(t *testing.T) {
 
 // Without offload every packet is what would be on a wire: the wire numbers are the
 // kernel's and a capture's, to the byte.
-func TestTransferWithoutOffload(t *testing.T) {
-	p := newPair(t)
-	p.offloadsOff()
+func (p *pair) testWholeTransfer(t *testing.T) {
 	for family, address := range p.addresses() {
 		t.Run(family, func(t *testing.T) {
 			before := p.tcp(t)
@@ -139,22 +154,12 @@ func TestTransferWithoutOffload(t *testing.T) {
 
 // UDP segmentation (UDP_SEGMENT): one buffer is many datagrams on the wire, with
 // offload on the interface or without.
-func TestSegmentedUDP(t *testing.T) {
-	for name, offload := range map[string]bool{"offload on": true, "offload off": false} {
-		t.Run(name, func(t *testing.T) {
-			p := newPair(t)
-			like := asInterface
-			if !offload {
-				p.offloadsOff()
-				like = wire
-			}
-			for family, address := range p.addresses() {
-				t.Run(family, func(t *testing.T) {
-					p.segmentedUDP(t, address)
-					p.likeKernel(t, p.client, like)
-					p.likeKernel(t, p.server, like)
-				})
-			}
+func (p *pair) testSegmentedUDP(t *testing.T, like func(exporter.Counts) exporter.Volume) {
+	for family, address := range p.addresses() {
+		t.Run(family, func(t *testing.T) {
+			p.segmentedUDP(t, address)
+			p.likeKernel(t, p.client, like)
+			p.likeKernel(t, p.server, like)
 		})
 	}
 }
@@ -184,8 +189,7 @@ func (p *pair) segmentedUDP(t *testing.T, address netip.Addr) {
 
 // Connection requests, answered and refused, in both directions, are those that a
 // capture shows.
-func TestSYN(t *testing.T) {
-	p := newPair(t)
+func (p *pair) testSYN(t *testing.T) {
 	const connected, refused = 40, 15
 	// SYN without ACK, from an address; tcpdump's tcp[] does not reach into IPv6.
 	filters := map[string]string{

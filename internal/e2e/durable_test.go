@@ -211,6 +211,7 @@ func (s *scraper) stop(atLeast int) {
 // What a container sends after nettally was killed or stopped, and before it ends itself
 // and is removed, is counted all the same, and is in the history once.
 func TestEndedWhileDown(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	d := startDaemon(t, docker, onlyDocker(docker))
@@ -343,6 +344,7 @@ func (d *daemon) history(id string) (sum exporter.Volume) {
 // What passed before nettally's first start, and between a detach and the next start, is
 // in the totals, which are the kernel's, and in no hour of the history.
 func TestRanBefore(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	a, b := docker.Run(dockerhost.Image), docker.Run(dockerhost.Image)
@@ -414,6 +416,7 @@ func (r *ranBefore) see(from, to string, count int) {
 
 // A container that is stopped, forgotten, and started again goes on from its totals.
 func TestSameContainerLater(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	d := startDaemon(t, docker, fmt.Sprintf(`watch: {include: [%q], reconcile: 1s}

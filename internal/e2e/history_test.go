@@ -31,6 +31,7 @@ type historyRun struct {
 // The history has what `list` has, to the packet: as a table, JSON and CSV, from the
 // command line and over TCP, by whatever it is summed up and filtered.
 func TestHistory(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	more := strings.Replace(onlyDocker(docker), "names: {", "names: {labels: [team], ", 1)

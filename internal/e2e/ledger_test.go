@@ -86,6 +86,7 @@ func faults() []fault {
 // fault is over the history has everything, once. The faults are gone through side by
 // side: each has to wait for the ledger's next attempt to write.
 func TestLedgerFaults(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	var all []*kept
 	for _, f := range faults() {

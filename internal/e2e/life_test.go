@@ -23,6 +23,7 @@ import (
 // each packet is its own, in its own direction. The same on a host with cgroup v1
 // beside v2, and on one with v2 alone.
 func TestDockerLife(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	for name, v2 := range map[string]bool{"machine's cgroups": false, "cgroup v2": true} {
 		t.Run(name, func(t *testing.T) {
@@ -104,6 +105,7 @@ func (l *life) check(id string) {
 
 // Containers that have no interface of their own say so.
 func TestDockerReasons(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	d := startDaemon(t, docker, onlyDocker(docker))
@@ -124,6 +126,7 @@ func TestDockerReasons(t *testing.T) {
 // Filters of others before and after ours see every packet, and detach leaves the host as
 // it was before the first run.
 func TestNeighbours(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	docker := dockerhost.Start(t, dockerhost.Options{})
@@ -220,6 +223,7 @@ func (n *neighbour) seen(t *testing.T) uint64 {
 
 // The kernel counts on while nettally is killed, and the next run goes on.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	a, b := docker.Run(dockerhost.Image), docker.Run(dockerhost.Image)

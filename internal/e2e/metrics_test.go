@@ -41,6 +41,7 @@ const everyFamily = "\nmetrics: {families: [interface, protocol, family, tcp_fla
 // After traffic of every kind, JSON, metrics and a Prometheus that scrapes these have the
 // same numbers, while the containers run and when one has ended.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "prometheus", "promtool")
 	docker := dockerhost.Start(t, dockerhost.Options{})
@@ -382,6 +383,7 @@ func client(n *testnet.Namespace) *http.Client {
 // Saving the file, or SIGHUP, puts a new configuration in force without a restart. One
 // with a mistake is refused as a whole, and the metrics say so.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	host := nettest.Host(t)
 	c := nettest.Container(t, host, testnet.ContainerOptions{})

@@ -53,6 +53,7 @@ type podRun struct {
 // once, also after a crash of nettally. So is that of pods that send, end and go while no
 // nettally runs.
 func TestShortLivedPods(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	node := crihost.Start(t, crihost.Options{})
 	r := &podRun{t: t, node: node, d: startDaemon(t, node, onlyPods(node))}

@@ -39,6 +39,7 @@ func boot(t *testing.T, at place, n int) rebooted {
 // knew is gone, and the container has its id. All of that but the kernel's own end is done
 // here: the bpffs that nettally mounts goes with its mount namespace.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "unshare")
 	docker := dockerhost.Start(t, dockerhost.Options{})

@@ -30,6 +30,7 @@ const ourHandle = 0x6e74
 // Whatever somebody does to our filters on a container's interface, the self-check notices
 // and puts them back, and adds what passed meanwhile from the kernel's own counters.
 func TestMended(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	docker := dockerhost.Start(t, dockerhost.Options{})
@@ -205,18 +206,20 @@ func (w *watched) likeKernel() {
 // counted twice.
 func (w *watched) bounded() {
 	w.t.Helper()
-	kernel, lack := w.difference()
-	w.t.Logf("of the kernel's %+v, we lack %v", kernel, lack)
-	for _, n := range lack {
-		if n < 0 {
-			w.t.Errorf("of the kernel's %+v, we lack %v: more than the kernel has seen", kernel, lack)
-			return
-		}
-	}
 	const few = 5 * together
-	if lack[1] > few || lack[3] > few {
-		w.t.Errorf("of the kernel's %+v, we lack %v: these are not those few that were on their way", kernel, lack)
-	}
+	w.await("like the kernel's counters but for a few packets", func() error {
+		kernel, lack := w.difference()
+		for _, n := range lack {
+			if n < 0 {
+				w.t.Fatalf("of the kernel's %+v, we lack %v: more than the kernel has seen", kernel, lack)
+			}
+		}
+		if lack[1] > few || lack[3] > few {
+			return fmt.Errorf("of the kernel's %+v, we lack %v: these are not those few that were on their way", kernel, lack)
+		}
+		w.t.Logf("of the kernel's %+v, we lack %v", kernel, lack)
+		return nil
+	})
 }
 
 // metric returns the value of a metric of nettally's own.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
@@ -24,6 +26,7 @@ import (
 // where it may, and says that packets are missing where it may not: never a silent zero.
 // The others stay, and see what they saw.
 func TestShadowed(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())
@@ -126,6 +129,7 @@ func (s *shadowing) testMends(add func(*shadowing) func(), hook string) {
 	add(s)
 	s.talk.send(150)
 	s.mended(before, began, hook)
+	s.atHead()
 	s.likeKernel()
 	s.burst(200)
 	s.untouched()
@@ -135,10 +139,51 @@ func (s *shadowing) testMends(add func(*shadowing) func(), hook string) {
 	before, began = s.metric("nettally_reattach_total"), time.Now()
 	s.programs()
 	s.mended(before, began, hook)
+	s.atHead()
 	s.talk.stop()
 	s.bounded()
 	s.burst(200)
 	s.untouched()
+}
+
+// atHead waits until our programs are the first on both tcx hooks. To put two programs of
+// others before them takes two steps, and the self-check may mend what the first one did
+// before the second one is done.
+func (s *shadowing) atHead() {
+	s.t.Helper()
+	veth := s.veth()
+	s.await("at the head", func() error {
+		return s.docker.Namespace.Do(func() error {
+			for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				found, err := link.QueryPrograms(link.QueryOptions{Target: veth.Attrs().Index, Attach: hook})
+				if err != nil {
+					return err
+				}
+				if name, err := firstName(found.Programs); err != nil || !strings.HasPrefix(name, "nettally") {
+					return fmt.Errorf("the first on %v is %q, %v", hook, name, err)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// firstName returns the name of the first of some programs, which may have gone since they
+// were listed.
+func firstName(programs []link.AttachedProgram) (string, error) {
+	if len(programs) == 0 {
+		return "", errors.New("there is none")
+	}
+	first, err := ebpf.NewProgramFromID(programs[0].ID)
+	if err != nil {
+		return "", err
+	}
+	defer first.Close()
+	info, err := first.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
 }
 
 // testSays: nettally may not go before the others, and says so until they are gone.
@@ -195,6 +240,7 @@ func (s *shadowing) untouched() {
 // An `ingress` qdisc of somebody else excludes clsact. nettally counts by tcx beside it,
 // and leaves it alone.
 func TestIngressQdisc(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.Commands(t, "tc")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())

@@ -23,6 +23,7 @@ import (
 // each one is reported with exactly those, one after another and ten at a time, though
 // nettally is killed between them.
 func TestShortLived(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	docker.NetworkCreate("plain", "--subnet", "10.233.0.0/24", "--gateway", "10.233.0.1")
