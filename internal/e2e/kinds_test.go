@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -95,6 +96,7 @@ func TestDockerKinds(t *testing.T) {
 			k.macvlan(docker)
 			k.manyInterfaces(docker)
 			k.onlyIPv6(docker)
+			k.moved(docker)
 			none := docker.Run("--network", "none", dockerhost.Image)
 			k.is(none, "without a network", func(c exporter.Container) bool {
 				return c.Accounted && c.NetworkMode == "none" && len(c.Interfaces) == 0 && c.IP != nil && c.IP.Transmit.Bytes == 0
@@ -133,6 +135,19 @@ func (k *kinds) manyInterfaces(docker *dockerhost.Docker) {
 	k.likeKernel(id, func() map[string]testnet.Counters { return docker.NetDev(id) })
 }
 
+// moved runs containers whose first process moves itself into another cgroup, below the
+// container's own or beside it.
+func (k *kinds) moved(docker *dockerhost.Docker) {
+	k.t.Helper()
+	for name, below := range map[string]bool{"below": true, "beside": false} {
+		id, _ := docker.RunMoved("moved-"+name, below)
+		k.d.counted(id, 1)
+		peer := docker.Run(dockerhost.Image)
+		k.talk(docker.Agent(id), docker.Agent(peer), docker.IPv4(peer, "eth0"))
+		k.likeKernel(id, func() map[string]testnet.Counters { return docker.NetDev(id) })
+	}
+}
+
 func (k *kinds) onlyIPv6(docker *dockerhost.Docker) {
 	k.t.Helper()
 	docker.NetworkCreate("six", "--ipv6", "--subnet", "fd7a:1::/64", "--subnet", "10.236.0.0/24")
@@ -157,7 +172,7 @@ func TestPodKinds(t *testing.T) {
 	need.Root(t)
 	node := crihost.Start(t, crihost.Options{})
 	d := startDaemon(t, node, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: %q}\nwatch: {include: [%q, \"/default/*\"]}",
-		"unix://"+node.Socket, node.CgroupParent+"/*"))
+		"unix://"+node.Socket, path.Dir(node.CgroupParent)+"/*"))
 	k := &kinds{t, d}
 	outside := nettest.Agent(t, node.Namespace)
 
@@ -193,7 +208,34 @@ func TestPodKinds(t *testing.T) {
 	}
 	k.is(probe, "counted", func(c exporter.Container) bool { return udp(c) == 33 && c.Transmit.Packets == 0 })
 
+	for _, class := range []crihost.Class{crihost.Guaranteed, crihost.BestEffort} {
+		pod := nettest.Must(node.RunPod(string(class), crihost.PodOptions{Class: class}, crihost.Container{Name: "app"}))(t)
+		k.is(pod.ID, "counted", func(c exporter.Container) bool {
+			return c.Accounted && len(c.Interfaces) == 1 && c.Pod == string(class)
+		})
+		k.is(pod.Containers["app"], "counted by its cgroup", func(c exporter.Container) bool { return c.Accounted && c.IP != nil })
+	}
+	k.withoutPause(node, outside)
 	k.plain(node, outside)
+}
+
+// withoutPause kills the process that holds a pod's namespace: its interface is counted on,
+// where it was.
+func (k *kinds) withoutPause(node *crihost.Host, outside *testnet.Agent) {
+	k.t.Helper()
+	pod := nettest.Must(node.RunPod("lone", crihost.PodOptions{}, crihost.Container{Name: "app"}))(k.t)
+	app := nettest.Must(pod.ContainerPID("app"))(k.t)
+	k.d.counted(pod.ID, 1)
+	k.is(pod.Containers["app"], "counted by its cgroup", func(c exporter.Container) bool { return c.Accounted && c.IP != nil })
+	if err := pod.KillSandbox(); err != nil {
+		k.t.Fatal(err)
+	}
+	k.is(pod.ID, "stopped", func(c exporter.Container) bool { return c.State == "stopped" })
+	k.talk(nettest.Must(pod.Agent("app"))(k.t), outside, node.Address)
+	k.likeKernel(pod.ID, func() map[string]testnet.Counters { return nettest.Must(testnet.InterfaceCounters(app))(k.t) })
+	k.is(pod.Containers["app"], "told apart", func(c exporter.Container) bool {
+		return c.State == "running" && c.IP.Transmit.Protocols.UDP.Packets == kindDatagrams
+	})
 }
 
 // plain runs containers by ctr, without a pod and without CRI.
@@ -243,4 +285,30 @@ func TestPodmanKinds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A container of a Docker in a container: the innermost id is its own, the one around it is
+// named, and what it sends is counted by its cgroup, and on the interface of the other one.
+func TestNestedDocker(t *testing.T) {
+	need.Root(t)
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	k := &kinds{t, startDaemon(t, docker, onlyDocker(docker))}
+	nested := docker.StartNested()
+	k.d.counted(nested.Outer, 1)
+	inner := nested.Run(dockerhost.Image)
+	k.is(inner, "known by its innermost id", func(c exporter.Container) bool {
+		return c.Accounted && c.ParentID == nested.Outer && c.IP != nil && len(c.Interfaces) == 0
+	})
+	peer := docker.Run(dockerhost.Image)
+	k.talk(nested.Agent(inner), docker.Agent(peer), docker.IPv4(peer, "eth0"))
+	k.is(inner, "counted by its cgroup", func(c exporter.Container) bool {
+		return c.IP.Transmit.Protocols.UDP == exporter.Volume{Packets: kindDatagrams, Bytes: kindDatagrams * (20 + 8 + 100)} && c.IP.Transmit.TCPSYN == 1
+	})
+	k.is(nested.Outer, "counted on its interface", func(c exporter.Container) bool {
+		return c.Transmit.Protocols.UDP.Packets >= kindDatagrams && c.Transmit.Protocols.TCP.Bytes > kindUpload
+	})
+	eth0 := func() map[string]testnet.Counters {
+		return map[string]testnet.Counters{"eth0": docker.NetDev(nested.Outer)["eth0"]}
+	}
+	k.likeKernel(nested.Outer, eth0)
 }
