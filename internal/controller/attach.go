@@ -34,6 +34,9 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
 	}
 	known.HostVeth = v
+	if v.NetNSID >= 0 && known.led.IsZero() {
+		known.led = time.Now()
+	}
 	if !known.attached() {
 		c.attach(known, seenAt)
 	}
