@@ -37,6 +37,9 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	if !known.attached() && c.wentInside(v) {
 		known.inside = true
 	}
+	if v.NetNSID >= 0 && known.led.IsZero() {
+		known.led = time.Now()
+	}
 	if !known.attached() {
 		c.attach(known, seenAt)
 	}

@@ -17,8 +17,8 @@ const (
 	hostNetworkAfter = 2 * time.Second
 	// Docker moves the veth into the namespace some 120 ms after it made that.
 	noVethAfter = 10 * time.Second
-	// Docker renames the interface before it sets it up, and runs the process after
-	// that. One that is down for so long has its name.
+	// Docker moves the interface into the namespace, renames it and sets it up, one right
+	// after the other. One that is down in there for so long has its name.
 	nameAfter = 10 * time.Second
 
 	// No runtime takes that long.
@@ -210,7 +210,7 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached():
 			failed++
-		case !v.owned && !i.Up && !known.ended && time.Since(v.since) < nameAfter:
+		case !v.owned && !i.Up && !known.ended && (v.led.IsZero() || time.Since(v.led) < nameAfter):
 			known.unnamed = interfaces
 			unnamed++
 		default:

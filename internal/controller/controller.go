@@ -105,6 +105,7 @@ type Controller struct {
 type veth struct {
 	watcher.HostVeth
 	since    time.Time // we know it
+	led      time.Time // into another namespace, since then, as far as we know
 	slot     uint16
 	hook     string // it is counted on, "" for none
 	owned    bool

@@ -262,15 +262,23 @@ func (d *daemon) container(id string) (exporter.Container, error) {
 }
 
 // counted waits until a container is counted on so many interfaces.
-func (d *daemon) counted(id string, interfaces int) {
+func (d *daemon) counted(id string, count int) {
 	d.t.Helper()
 	d.poll("counted", func() error {
 		c, err := d.container(id)
-		if err == nil && (!c.Accounted || c.State != "running" || len(c.Interfaces) != interfaces) {
-			err = fmt.Errorf("container %s: accounted %v (%s), %s, %d interfaces", c.Name, c.Accounted, c.Reason, c.State, len(c.Interfaces))
+		if err == nil && (!c.Accounted || c.State != "running" || len(c.Interfaces) != count) {
+			err = fmt.Errorf("container %s: accounted %v (%s), %s, interfaces %q", c.Name, c.Accounted, c.Reason, c.State, interfaces(c))
 		}
 		return err
 	})
+}
+
+// interfaces returns the names of a container's interfaces.
+func interfaces(c exporter.Container) (names []string) {
+	for _, i := range c.Interfaces {
+		names = append(names, i.Name)
+	}
+	return names
 }
 
 // poll tries until it works, within patience.
