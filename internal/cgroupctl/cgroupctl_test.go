@@ -35,7 +35,7 @@ type bench struct {
 }
 
 // unified returns where the cgroup2 hierarchy is mounted.
-func unified(t *testing.T) string {
+func unified(t testing.TB) string {
 	t.Helper()
 	for _, root := range nettest.Must(testnet.CgroupRoots())(t) {
 		var fs unix.Statfs_t

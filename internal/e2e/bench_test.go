@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -25,6 +26,7 @@ import (
 	"github.com/nettally/nettally/internal/testnet/nettest"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
 )
 
 // BenchmarkScrape scrapes /metrics with so many containers, whose counters are read
@@ -238,4 +240,60 @@ func residentMB(b *testing.B, pid int) float64 {
 	text := string(nettest.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)))(b))
 	_, tail, _ := strings.Cut(text, "VmRSS:")
 	return nettest.Must(strconv.ParseFloat(strings.Fields(tail)[0], 64))(b) / 1024
+}
+
+// BenchmarkDiscover starts nettally on a host with the cgroups of 1,000 containers, each of
+// which is counted from then on, and says how long it takes until all of them are, and how
+// many inotify watches that needs.
+func BenchmarkDiscover(b *testing.B) {
+	need.Root(b)
+	const containers = 1000
+	nettest.Must(binary())(b) // it takes longer than anything else here
+	host := nettest.Host(b)
+	root := nettest.Must(watchedRoot())(b)
+	parent := fmt.Sprintf("/nettally-discover-%d", os.Getpid())
+	for _, root := range []string{root, nettest.Must(unifiedRoot())(b)} {
+		makeCgroups(b, root+parent, containers)
+	}
+	for b.Loop() {
+		began := time.Now()
+		d := startDaemon(b, on{host}, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: \"off\"}\nwatch: {include: [%q]}", parent+"/*"))
+		b.ReportMetric(float64(time.Since(began).Milliseconds()), "ms-ready")
+		d.poll("all counted", func() error {
+			if n := d.metric(`nettally_attachments{hook="cgroup"}`); n != containers {
+				return fmt.Errorf("%v of %d cgroups", n, containers)
+			}
+			return nil
+		})
+		b.ReportMetric(float64(time.Since(began).Milliseconds()), "ms-counted")
+		b.ReportMetric(float64(d.resources(host).Watches), "watches")
+		d.stop()
+		nettest.Must(d.run("detach"))(b)
+	}
+}
+
+// unifiedRoot is where the cgroup2 hierarchy is mounted.
+func unifiedRoot() (string, error) {
+	w, err := watcher.New(watcher.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	return w.Layout().Unified, nil
+}
+
+// makeCgroups makes the cgroups of containers without processes, until the test ends.
+func makeCgroups(b *testing.B, parent string, count int) {
+	b.Helper()
+	if err := os.Mkdir(parent, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { // the one hierarchy is both
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = removeCgroup(parent) })
+	for n := range count {
+		dir := fmt.Sprintf("%s/%064x", parent, n+1)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = removeCgroup(dir) })
+	}
 }
