@@ -89,6 +89,7 @@ func (k *kinds) talk(from, to *testnet.Agent, address netip.Addr) {
 // no network at all: each interface has the kernel's numbers, to the byte.
 func TestDockerKinds(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	for name, v2 := range layouts {
 		t.Run(name, func(t *testing.T) {
 			docker := dockerhost.Start(t, dockerhost.Options{CgroupV2Only: v2})
@@ -170,6 +171,7 @@ func (k *kinds) onlyIPv6(docker *dockerhost.Docker) {
 // are counted, too.
 func TestPodKinds(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	node := crihost.Start(t, crihost.Options{})
 	d := startDaemon(t, node, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: %q}\nwatch: {include: [%q, \"/default/*\"]}",
 		"unix://"+node.Socket, path.Dir(node.CgroupParent)+"/*"))
@@ -254,6 +256,7 @@ func (k *kinds) plain(node *crihost.Host, outside *testnet.Agent) {
 // Podman's containers and pods, which have names by podman's own socket.
 func TestPodmanKinds(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	for name, v2 := range layouts {
 		t.Run(name, func(t *testing.T) {
 			podman := podmanhost.Start(t, podmanhost.Options{CgroupV2Only: v2})
@@ -291,6 +294,7 @@ func TestPodmanKinds(t *testing.T) {
 // named, and what it sends is counted by its cgroup, and on the interface of the other one.
 func TestNestedDocker(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	k := &kinds{t, startDaemon(t, docker, onlyDocker(docker))}
 	nested := docker.StartNested()

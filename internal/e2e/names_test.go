@@ -18,6 +18,7 @@ import (
 // says who answers.
 func TestNamesOfPods(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	node := crihost.Start(t, crihost.Options{})
 	d := startDaemon(t, node, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: %q, labels: [team]}\nwatch: {include: [%q]}",
 		"unix://"+node.Socket, node.CgroupParent+"/*"))

@@ -176,6 +176,7 @@ func (n *notified) active() ([]string, error) {
 // Somebody who sets notifiers up can try them.
 func TestQuotaTest(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	host := nettest.Host(t)
 	n := startNotified(t, host)
 	d := startDaemon(t, on{host}, "watch: {include: [\"/none\"]}\nnames: {docker: \"off\", podman: \"off\", cri: \"off\"}\n"+n.config())

@@ -40,6 +40,7 @@ type quotaRun struct {
 // nettally is down is counted. A real Alertmanager and a webhook are told of each.
 func TestQuotaLevels(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	told := startNotified(t, docker.Namespace)
 	q := &quotaRun{t: t, docker: docker, d: startDaemon(t, docker, onlyDocker(docker)+"\n"+told.config()+quotas)}

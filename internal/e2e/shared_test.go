@@ -49,6 +49,7 @@ type sharing struct {
 // cgroup v2.
 func TestSharedNetworks(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	for name, o := range map[string]dockerhost.Options{"as the machine is": {}, "cgroup v2 alone": {CgroupV2Only: true}} {
 		t.Run(name, func(t *testing.T) {
 			s := newSharing(t, o)
