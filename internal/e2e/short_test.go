@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -29,7 +31,7 @@ func TestShortLived(t *testing.T) {
 	docker.NetworkCreate("plain", "--subnet", "10.233.0.0/24", "--gateway", "10.233.0.1")
 	d := startDaemon(t, docker, onlyDocker(docker))
 	sink := nettest.Must(nettest.Agent(t, docker.Namespace).Listen("udp", netip.MustParseAddr("10.233.0.1")))(t)
-	s := &shortLives{t: t, docker: docker, d: d, sink: sink.Addr, sent: map[string]exporter.Volume{}}
+	s := &shortLives{t: t, docker: docker, d: d, sink: sink.Addr, ids: t.TempDir(), sent: map[string]exporter.Volume{}}
 	for i, atOnce := range []int{1, 1, 10, 10} {
 		s.run(fmt.Sprintf("batch%d", i), 50, atOnce)
 		s.check()
@@ -64,6 +66,7 @@ type shortLives struct {
 	docker *dockerhost.Docker
 	d      *daemon
 	sink   netip.AddrPort
+	ids    string // a folder with a file per container
 
 	mu   sync.Mutex
 	sent map[string]exporter.Volume // by the container's id, as the kernel says
@@ -86,14 +89,15 @@ func (s *shortLives) live(name string) error {
 	order := fmt.Sprintf(`{"verb":"sendudp","addr":"%s","count":%d,"size":%d}`, s.sink, datagrams, datagramSize)
 	// The kernel drops what waits for the gateway's address beyond this room, and Docker's
 	// bridge may be slow to pass the question on.
-	said, err := s.docker.Client("run", "--name", name, "--network", "plain", "--sysctl", "net.ipv4.neigh.eth0.unres_qlen_bytes=67108864",
+	file := filepath.Join(s.ids, name)
+	said, err := s.docker.Client("run", "--cidfile", file, "--name", name, "--network", "plain", "--sysctl", "net.ipv4.neigh.eth0.unres_qlen_bytes=67108864",
 		dockerhost.Image, "sh", "-c", firstAct, order, fmt.Sprint(datagrams)).Output()
 	if err != nil {
 		return whatItSaid(err)
 	}
-	id, err := s.docker.Client("inspect", "--format", "{{.Id}}", name).Output()
+	id, err := os.ReadFile(file)
 	if err != nil {
-		return whatItSaid(err)
+		return err
 	}
 	sent, err := transmitted(string(said))
 	s.mu.Lock()

@@ -97,11 +97,11 @@ func (d *Docker) importImage() {
 	}
 }
 
-// stop removes the containers, which takes their veths and cgroups off in good
+// stop removes the containers that run, which takes their veths and cgroups off in good
 // order, and ends the rest.
 func (d *Docker) stop() {
 	d.tb.Helper()
-	if out, err := d.Client("ps", "-aq").Output(); err == nil && len(out) > 0 {
+	if out, err := d.Client("ps", "-q").Output(); err == nil && len(out) > 0 {
 		args := append([]string{"rm", "-f", "-v"}, strings.Fields(string(out))...)
 		if out, err := d.Client(args...).CombinedOutput(); err != nil {
 			d.tb.Errorf("remove containers: %v: %s", err, out)
