@@ -55,7 +55,7 @@ run: build
 # does not know the kernel, Docker and the rest that the tests are about.
 test: build
 	$(call need,$(TEST_NEEDS))
-	$(AS_ROOT) go test -count 1 -p 1 -timeout 20m ./...
+	$(AS_ROOT) go test -count 1 -p 1 -timeout 30m ./...
 
 bench:
 	$(call need,$(TEST_NEEDS))
