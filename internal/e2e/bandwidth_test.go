@@ -81,7 +81,7 @@ func testInTheWay(t *testing.T, node *crihost.Host) {
 // Where nettally knows of the plugin and may not use tcx, it waits until the plugin is
 // done. A pod with a rate starts, and is not counted; one without is.
 func testKeptOut(t *testing.T, node *crihost.Host) {
-	d := startDaemon(t, node, onlyPods(node)+noReconcile+"\nattach: {mode: clsact}")
+	d := startDaemon(t, node, onlyPods(node)+noReconcile+"\nattach: {mode: clsact}\naccounting: {cgroup: off}")
 	free := runPod(t, node, "free", crihost.PodOptions{})
 	slow := runPod(t, node, "slow", crihost.PodOptions{Egress: 40_000_000})
 	d.poll("given up", func() error {

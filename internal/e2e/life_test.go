@@ -108,7 +108,7 @@ func TestDockerReasons(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
-	d := startDaemon(t, docker, onlyDocker(docker))
+	d := startDaemon(t, docker, onlyDocker(docker)+"\naccounting: {cgroup: off}")
 	owner := docker.Run("--name", "owner", dockerhost.Image)
 	d.counted(owner, 1)
 	for name, want := range map[string]string{"container:owner": "shared_network", "host": "host_network", "none": "no_host_veth"} {

@@ -130,7 +130,11 @@ func (o *overflowing) dropped() (sum int) {
 	o.t.Helper()
 	text := nettest.Must(os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", o.d.cmd.Process.Pid)))(o.t)
 	for line := range strings.Lines(string(text)) { // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
-		if f := strings.Fields(line); len(f) > 8 && f[1] == "0" && f[3] == "00000001" {
+		f := strings.Fields(line)
+		if len(f) <= 8 || f[1] != "0" {
+			continue
+		}
+		if groups, err := strconv.ParseUint(f[3], 16, 32); err == nil && groups&unix.RTMGRP_LINK != 0 {
 			sum += nettest.Must(strconv.Atoi(f[8]))(o.t)
 		}
 	}

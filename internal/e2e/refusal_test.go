@@ -47,7 +47,7 @@ func TestRefusals(t *testing.T) {
 		"superfluous word":   {args: []string{"run", "now"}, code: 2, says: "wrong use: unknown command \"now\" for \"nettally run\""},
 		"unknown output":     {args: []string{"list", "-o", "xml"}, code: 2, says: `wrong use: --output: expected table, wide or json, got "xml"`},
 		"unknown key":        {config: "watch: {recncile: 3s}", code: 1, says: "watch.recncile: unknown key; did you mean watch.reconcile?"},
-		"later key":          {config: "quotas: []", code: 1, says: "quotas: unknown key"},
+		"later key":          {config: "accounting: {classes: []}", code: 1, says: "accounting.classes: unknown key"},
 		"wrong type":         {config: `attach: {priority: "two"}`, code: 1, says: "attach.priority: expected"},
 		"bad duration":       {config: "retention: {metrics: 5}", code: 1, says: "retention.metrics: expected a duration"},
 		"missing file":       {args: []string{"run", "--config", folder + "/none.yaml"}, code: 1, says: "none.yaml"},
