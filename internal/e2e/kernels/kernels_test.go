@@ -32,7 +32,7 @@ var expectations = []struct {
 	{"run without veth", 1, `^nettally: classifiers: .*load the module veth\n$`},
 	{"load veth", 0, `^$`},
 	{"run without sch_ingress", 1, `^nettally: classifiers: .*not supported by the kernel: the kernel has no clsact: load module sch_ingress .*\n$`},
-	{"check without sch_ingress", 1, `\nFAILED +classifiers .*load module sch_ingress .*\n(.*\n)*nettally: this host can't be counted on: classifiers\n$`},
+	{"check without sch_ingress", 1, `\nFAILED +classifiers .*load module sch_ingress .*\n(.*\n)*nettally: this host can't be counted on: classifiers, source\n$`},
 	{"load sch_ingress", 0, `^$`},
 	{"run without cls_bpf", 1, `^nettally: classifiers: .*not supported by the kernel: the kernel has no bpf classifier: load module cls_bpf .*\n$`},
 	{"check without cls_bpf", 0, `\nok +source +proc: the kernel's files instead of our programs, for: .*load module cls_bpf .*\n`},
