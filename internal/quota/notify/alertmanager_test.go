@@ -4,7 +4,6 @@ package notify
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -123,12 +122,7 @@ func TestAlertmanagerBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, newMemory(), manager("m"))
 		m := b.catch("m")
-		m.set(func(a quota.Alert) error {
-			if a.ID == "bad" {
-				return &failure{cause: errors.New("it answered 400"), permanent: true}
-			}
-			return nil
-		})
+		m.set(refuseBad)
 		for i := range 99 {
 			b.Send(firing(fmt.Sprint(i), "m"))
 		}

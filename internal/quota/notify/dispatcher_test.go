@@ -215,12 +215,7 @@ func TestPermanentRefusalIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, newMemory(), hook("a"))
 		a := b.catch("a")
-		a.set(func(a quota.Alert) error {
-			if a.ID == "bad" {
-				return &failure{cause: errors.New("it answered 400"), permanent: true}
-			}
-			return nil
-		})
+		a.set(refuseBad)
 		stop := b.run()
 		b.Send(firing("bad", "a"))
 		b.Send(firing("good", "a"))

@@ -395,3 +395,11 @@ func manager(name string) Config {
 }
 
 var errAway = &failure{cause: fmt.Errorf("connection refused"), everyone: true}
+
+// refuseBad is a target that refuses the alert "bad" for good.
+func refuseBad(a quota.Alert) error {
+	if a.ID == "bad" {
+		return &failure{cause: errors.New("it answered 400"), permanent: true}
+	}
+	return nil
+}

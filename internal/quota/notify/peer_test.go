@@ -225,6 +225,7 @@ func TestRealAlertmanager(t *testing.T) {
 	b.restart()
 	p.hasten(b)
 	stop = b.run()
+	time.Sleep(time.Second) // until it has noted itself that it has notified
 	p.stop()
 	p.start()
 	p.waitActive("80") // it keeps no alerts: it was told again
