@@ -24,7 +24,6 @@
 package dockerhost
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"os/exec"
@@ -34,7 +33,6 @@ import (
 
 	"github.com/nettally/nettally/internal/testnet/enclosure"
 	"github.com/nettally/nettally/internal/testnet/need"
-	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
 // Image is the image that Run is given: busybox, and an agent. Its containers
@@ -82,19 +80,8 @@ func Start(tb testing.TB, options Options) *Docker {
 		}
 		return nil
 	})
-	d.importImage()
+	d.Import(Image)
 	return d
-}
-
-func (d *Docker) importImage() {
-	d.tb.Helper()
-	layer := nettest.Must(enclosure.Layer())(d.tb)
-	load := d.Client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
-		"--change", "ENV PATH=/bin", "-", Image)
-	load.Stdin = bytes.NewReader(layer)
-	if out, err := load.CombinedOutput(); err != nil {
-		d.tb.Fatalf("import image: %v: %s", err, out)
-	}
 }
 
 // stop removes the containers that run, which takes their veths and cgroups off in good

@@ -3,7 +3,6 @@
 package dockerhost
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/nettally/nettally/internal/testnet"
-	"github.com/nettally/nettally/internal/testnet/enclosure"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
@@ -61,12 +59,7 @@ func (d *Docker) StartNested() *Nested {
 	outer := d.Run(append(options, Image, "/bin/sh", "-euc", nested)...)
 	n := &Nested{Outer: outer, CgroupParent: d.CgroupParent + "/" + outer + "/docker", docker: d}
 	n.await()
-	load := d.Client("exec", "-i", outer, "docker", "import",
-		"--change", `CMD ["/bin/sleep","infinity"]`, "--change", "ENV PATH=/bin", "-", Image)
-	load.Stdin = bytes.NewReader(nettest.Must(enclosure.Layer())(d.tb))
-	if out, err := load.CombinedOutput(); err != nil {
-		d.tb.Fatalf("import image into nested docker: %v: %s", err, out)
-	}
+	d.Import(Image, "exec", "-i", outer, "docker")
 	return n
 }
 

@@ -3,6 +3,7 @@
 package enclosure
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -33,6 +34,18 @@ type Engine struct {
 // its command line client.
 func (e *Enclosure) Engine(client func(args ...string) *exec.Cmd) *Engine {
 	return &Engine{Namespace: e.Namespace, tb: e.tb, name: e.name, client: client}
+}
+
+// Import gives the engine the image whose files Layer makes. To read them, it runs the
+// command line's import after the words of before, if any.
+func (e *Engine) Import(image string, before ...string) {
+	e.tb.Helper()
+	load := e.client(append(before, "import", "--change", `CMD ["/bin/sleep","infinity"]`,
+		"--change", "ENV PATH=/bin", "-", image)...)
+	load.Stdin = bytes.NewReader(nettest.Must(Layer())(e.tb))
+	if out, err := load.CombinedOutput(); err != nil {
+		e.tb.Fatalf("import image: %v: %s", err, out)
+	}
 }
 
 // CLI runs the client and returns what it prints, without space around

@@ -23,7 +23,6 @@
 package podmanhost
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"net"
@@ -85,7 +84,7 @@ func Start(tb testing.TB, options Options) *Podman {
 		_, err := os.Stat(filepath.Join(e.Dir, "ready"))
 		return err
 	})
-	p.importImage()
+	p.Import(Image)
 	return p
 }
 
@@ -131,17 +130,6 @@ func (p *Podman) configure() {
 }
 
 func (p *Podman) file(name string) string { return filepath.Join(p.enclosure.Dir, name) }
-
-func (p *Podman) importImage() {
-	p.tb.Helper()
-	layer := nettest.Must(enclosure.Layer())(p.tb)
-	load := p.Client("import", "--change", `CMD ["/bin/sleep","infinity"]`,
-		"--change", "ENV PATH=/bin", "-", Image)
-	load.Stdin = bytes.NewReader(layer)
-	if out, err := load.CombinedOutput(); err != nil {
-		p.tb.Fatalf("import image: %v: %s", err, out)
-	}
-}
 
 // stop removes the pods and containers, which takes their veths and cgroups off
 // in good order, and ends the rest.
