@@ -169,7 +169,7 @@ func (c *Controller) remove(index int) error {
 func (c *Controller) findOwner(v *veth) {
 	for _, known := range c.containers {
 		if known.mayGet(v.NetNSID) {
-			known.delay = firstDelay
+			known.look.From(firstDelay)
 			c.resolve(known)
 		}
 		if v.owned {

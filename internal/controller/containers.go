@@ -25,14 +25,14 @@ const (
 	startedAfter = time.Minute
 
 	firstDelay = 2 * time.Millisecond
-	lastDelay  = time.Second
 )
 
 func (c *Controller) containerStarted(found watcher.Container) {
 	if c.containers[found.ID] != nil || !c.Settings().Container(found) {
 		return
 	}
-	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt, delay: firstDelay}
+	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt}
+	known.look.From(firstDelay)
 	c.containers[found.ID] = known
 	c.Accounts.Start(usage.Container{
 		ID:        found.ID,
@@ -186,9 +186,9 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 		c.settle(known, usage.NoHostVeth)
 	}
 	if unnamed > 0 {
-		known.lookAgain()
+		known.look.Again()
 	}
-	if !known.next.IsZero() {
+	if known.look.Planned() {
 		c.hold(known)
 	}
 }
@@ -252,7 +252,8 @@ func (c *Controller) leave(known *container) {
 // settle says what became of a container. Until something happens only the reconcile
 // looks at it again.
 func (c *Controller) settle(known *container, reason usage.Reason) {
-	known.reason, known.next = reason, time.Time{}
+	known.reason = reason
+	known.look.Stop()
 	c.release(known)
 	c.placeCgroup(known)
 	c.Accounts.Explain(known.ID, reason)
@@ -262,39 +263,17 @@ func (c *Controller) settle(known *container, reason usage.Reason) {
 // come to be is left to events and the reconcile.
 func (c *Controller) later(known *container) {
 	if time.Since(known.since) < startedAfter {
-		known.lookAgain()
+		known.look.Again()
 		return
 	}
-	known.next = time.Time{}
+	known.look.Stop()
 	c.release(known)
-}
-
-// lookAgain plans another look, after a growing delay.
-func (k *container) lookAgain() {
-	k.next = time.Now().Add(k.delay)
-	k.delay = min(2*k.delay, lastDelay)
-}
-
-// retryTimer returns a channel that fires when the next look is due, and a function
-// to stop it.
-func (c *Controller) retryTimer() (<-chan time.Time, func()) {
-	var first time.Time
-	for _, known := range c.containers {
-		if !known.next.IsZero() && (first.IsZero() || known.next.Before(first)) {
-			first = known.next
-		}
-	}
-	if first.IsZero() {
-		return nil, func() {}
-	}
-	timer := time.NewTimer(time.Until(first))
-	return timer.C, func() { timer.Stop() }
 }
 
 func (c *Controller) resolveDue() {
 	now := time.Now()
 	for _, known := range c.containers {
-		if !known.next.IsZero() && !known.next.After(now) {
+		if known.look.Due(now) {
 			c.resolve(known)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/nettally/nettally/internal/retry"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -132,9 +133,8 @@ type container struct {
 	unnamed []watcher.Interface // those seen last that had no name for good yet
 	ended   bool                // what is not known of it by now never will be
 	reason  usage.Reason
-	since   time.Time     // its cgroup was made
-	delay   time.Duration // before the next look
-	next    time.Time     // when that is, zero for not at all
+	since   time.Time // its cgroup was made
+	look    retry.Plan
 
 	cgroup        uint64 // id of its cgroup, if that is counted
 	cgroupDir     string
@@ -211,7 +211,7 @@ func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) erro
 	defer check.Stop()
 	checked := make(chan map[int]watcher.LinkCounters, 1)
 	for {
-		retry, stop := c.retryTimer()
+		again, stop := retry.Timer(c.containers, func(k *container) *retry.Plan { return &k.look })
 		select {
 		case <-ctx.Done():
 			stop()
@@ -222,7 +222,7 @@ func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) erro
 				return nil
 			}
 			c.handle(e)
-		case <-retry:
+		case <-again:
 			c.resolveDue()
 		case done := <-c.jobs.done:
 			c.moved(done)

@@ -379,7 +379,7 @@ func (c *Controller) namespaceGone(nsid int) {
 func (c *Controller) linkMoved(nsid int) {
 	for _, known := range c.containers {
 		if known.mayGet(nsid) {
-			known.delay = firstDelay
+			known.look.From(firstDelay)
 			c.resolve(known)
 		}
 	}
@@ -404,7 +404,7 @@ func (c *Controller) reconcileInside() {
 		}
 		box.nsid = found.NetNSID
 		if sum := c.countInside(box.owner, found); sum.unnamed > 0 {
-			box.owner.lookAgain()
+			box.owner.look.Again()
 		}
 	}
 	c.endUnreachable()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nettally/nettally/internal/retry"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -24,7 +25,6 @@ const (
 	startedAfter = time.Minute
 
 	firstDelay = 5 * time.Millisecond
-	lastDelay  = time.Second
 )
 
 // container is a container that is there.
@@ -32,9 +32,8 @@ type container struct {
 	watcher.Container
 	sandbox *sandbox // nil until its process is in a namespace of its own
 	reason  usage.Reason
-	since   time.Time     // its cgroup was made
-	delay   time.Duration // before the next look
-	next    time.Time     // when that is, zero for not at all
+	since   time.Time // its cgroup was made
+	look    retry.Plan
 }
 
 // sandbox is a network namespace with the containers in it. The first one owns its
@@ -77,7 +76,8 @@ func (c *Controller) containerStarted(found watcher.Container) {
 	if c.containers[found.ID] != nil || !c.Settings().Container(found) {
 		return
 	}
-	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt, delay: firstDelay}
+	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt}
+	known.look.From(firstDelay)
 	c.containers[found.ID] = known
 	c.Accounts.Start(usage.Container{
 		ID:        found.ID,
@@ -224,13 +224,13 @@ func (c *Controller) conclude(box *sandbox) {
 		c.later(box.owner)
 	}
 	if waiting > 0 {
-		box.owner.lookAgain()
+		box.owner.look.Again()
 	}
 }
 
 // settle says what became of a container.
 func (c *Controller) settle(known *container, reason usage.Reason) {
-	known.next = time.Time{}
+	known.look.Stop()
 	if known.reason != reason {
 		known.reason = reason
 		c.Accounts.Explain(known.ID, reason)
@@ -240,38 +240,16 @@ func (c *Controller) settle(known *container, reason usage.Reason) {
 // later plans another look at a container that is being started. One that does not
 // come to be is left to events and the reconcile.
 func (c *Controller) later(known *container) {
-	known.next = time.Time{}
+	known.look.Stop()
 	if time.Since(known.since) < startedAfter {
-		known.lookAgain()
+		known.look.Again()
 	}
-}
-
-// lookAgain plans another look, after a growing delay.
-func (k *container) lookAgain() {
-	k.next = time.Now().Add(k.delay)
-	k.delay = min(2*k.delay, lastDelay)
-}
-
-// retryTimer returns a channel that fires when the next look is due, and a function
-// to stop it.
-func (c *Controller) retryTimer() (<-chan time.Time, func()) {
-	var first time.Time
-	for _, known := range c.containers {
-		if !known.next.IsZero() && (first.IsZero() || known.next.Before(first)) {
-			first = known.next
-		}
-	}
-	if first.IsZero() {
-		return nil, func() {}
-	}
-	timer := time.NewTimer(time.Until(first))
-	return timer.C, func() { timer.Stop() }
 }
 
 func (c *Controller) resolveDue() {
 	now := time.Now()
 	for _, known := range c.containers {
-		if !known.next.IsZero() && !known.next.After(now) {
+		if known.look.Due(now) {
 			c.resolve(known)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/nettally/nettally/internal/retry"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -164,7 +165,7 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	for {
-		retry, stop := c.retryTimer()
+		again, stop := retry.Timer(c.containers, func(k *container) *retry.Plan { return &k.look })
 		select {
 		case <-ctx.Done():
 			stop()
@@ -175,7 +176,7 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 				return nil
 			}
 			c.handle(e)
-		case <-retry:
+		case <-again:
 			c.resolveDue()
 		case done := <-c.asked:
 			if time.Since(c.polled) >= atMostEvery {

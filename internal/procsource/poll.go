@@ -48,8 +48,8 @@ func (c *Controller) poll(box *sandbox) {
 	case errors.Is(err, errElsewhere):
 		c.pollHost(box)
 		for _, member := range box.members {
-			if member.next.IsZero() {
-				member.lookAgain() // it may be in another namespace by now
+			if !member.look.Planned() {
+				member.look.Again() // it may be in another namespace by now
 			}
 		}
 	case err != nil:
