@@ -176,33 +176,34 @@ func parseStats(b []byte) (index int, c LinkCounters, err error) {
 	return 0, c, fmt.Errorf("parse statistics message: no counters of interface %d", index)
 }
 
-// PeerCounters returns the kernel's counters of a host veth's other end, in the container.
-// It receives more than the host veth sends where a program of somebody hands packets over
-// by bpf_redirect_peer: those pass the host veth and everything on it. Before Linux 6.8,
-// neither end counts them.
+// CountersIn returns the kernel's counters of an interface in another namespace, which the
+// host knows by a number, without entering that. A host veth's other end receives more than
+// the host veth sends where a program of somebody hands packets over by bpf_redirect_peer:
+// those pass the host veth and everything on it. Before Linux 6.8, neither end counts them.
 //
-// Requires Linux 4.20 and CAP_NET_ADMIN. The error wraps [ErrGone] if there is no such end.
-func (w *Watcher) PeerCounters(v HostVeth) (LinkCounters, error) {
+// Requires Linux 4.20 and CAP_NET_ADMIN. The error wraps [ErrGone] if there is no such
+// interface.
+func (w *Watcher) CountersIn(nsid, ifindex int) (LinkCounters, error) {
 	var c LinkCounters
 	err := w.stats.ask(w.netns, func(conn *netlink.Conn) (err error) {
-		c, err = getPeerStats(conn, v)
+		c, err = getStatsIn(conn, nsid, ifindex)
 		return err
 	})
 	if err != nil {
-		return LinkCounters{}, fmt.Errorf("read counters of interface %d in namespace %d: %w", v.PeerIndex, v.NetNSID, err)
+		return LinkCounters{}, fmt.Errorf("read counters of interface %d in namespace %d: %w", ifindex, nsid, err)
 	}
 	return c, nil
 }
 
-func getPeerStats(conn *netlink.Conn, v HostVeth) (LinkCounters, error) {
+func getStatsIn(conn *netlink.Conn, nsid, ifindex int) (LinkCounters, error) {
 	attrs := netlink.NewAttributeEncoder()
-	attrs.Int32(unix.IFLA_TARGET_NETNSID, int32(v.NetNSID))
+	attrs.Int32(unix.IFLA_TARGET_NETNSID, int32(nsid))
 	b, err := attrs.Encode()
 	if err != nil {
 		return LinkCounters{}, err
 	}
 	header := make([]byte, unix.SizeofIfInfomsg)
-	native.PutUint32(header[4:], uint32(v.PeerIndex))
+	native.PutUint32(header[4:], uint32(ifindex))
 	reply, err := conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
 		Data:   append(header, b...),
@@ -220,7 +221,7 @@ func getPeerStats(conn *netlink.Conn, v HostVeth) (LinkCounters, error) {
 		return LinkCounters{}, err
 	}
 	for answer.Next() {
-		// The same struct as parseStats reads, of the container's end.
+		// The same struct as parseStats reads, as the container has it.
 		if value := answer.Bytes(); answer.Type() == unix.IFLA_STATS64 && len(value) >= 32 {
 			return LinkCounters{
 				ReceivePackets: native.Uint64(value), TransmitPackets: native.Uint64(value[8:]),
@@ -228,5 +229,5 @@ func getPeerStats(conn *netlink.Conn, v HostVeth) (LinkCounters, error) {
 			}, nil
 		}
 	}
-	return LinkCounters{}, errors.Join(fmt.Errorf("no counters of interface %d", v.PeerIndex), answer.Err())
+	return LinkCounters{}, errors.Join(fmt.Errorf("no counters of interface %d", ifindex), answer.Err())
 }

@@ -252,9 +252,9 @@ func TestVisitNamespaces(t *testing.T) {
 	}
 }
 
-// TestPeerCounters compares what the host is told of the other end with what the namespace
+// TestCountersIn compares what the host is told of the other end with what the namespace
 // itself says.
-func TestPeerCounters(t *testing.T) {
+func TestCountersIn(t *testing.T) {
 	need.Root(t)
 	c := newInspected(t, newCgroup(t, hierarchies(t)["v2"]))
 	startIn(t, c.inner, c.dir())
@@ -265,9 +265,8 @@ func TestPeerCounters(t *testing.T) {
 	inner := linkIn(t, c.inner, "eth0").Attrs().Index
 	nsid, err := held.Number()
 	check(t, err)
-	v := HostVeth{Index: outer.Attrs().Index, PeerIndex: inner, NetNSID: nsid}
 	eventually(t, func() error {
-		got, err := c.PeerCounters(v)
+		got, err := c.CountersIn(nsid, inner)
 		check(t, err)
 		same, err := held.Counters(inner)
 		check(t, err)
@@ -278,12 +277,10 @@ func TestPeerCounters(t *testing.T) {
 		}
 		return nil
 	})
-	v.NetNSID += 1000
-	if _, err := c.PeerCounters(v); !errors.Is(err, ErrGone) {
+	if _, err := c.CountersIn(nsid+1000, inner); !errors.Is(err, ErrGone) {
 		t.Errorf("in no namespace: error %v", err)
 	}
-	v.NetNSID, v.PeerIndex = nsid, 1000
-	if _, err := c.PeerCounters(v); !errors.Is(err, ErrGone) {
+	if _, err := c.CountersIn(nsid, inner+1000); !errors.Is(err, ErrGone) {
 		t.Errorf("of no interface: error %v", err)
 	}
 }

@@ -58,8 +58,8 @@ func (c *Controller) exclude(index int) {
 	c.jobs.put(job{index: index, off: true})
 }
 
-// attach puts a host veth on the hook it can be put on at once. What is to be on tcx is
-// moved there afterwards: that takes some 40 ms, and a container does not wait.
+// attach puts a host veth on the hook it can be put on at once. One that is new and to be on
+// tcx is moved there afterwards: that takes some 40 ms, and a container does not wait.
 func (c *Controller) attach(v *veth, seenAt time.Time) {
 	if v.moving || v.inside || c.waitsForCNI(v) {
 		return
@@ -76,7 +76,8 @@ func (c *Controller) attach(v *veth, seenAt time.Time) {
 		c.move(v, c.wanted(v)) // to our own programs
 		return
 	}
-	if on == "" && c.onlyTCX(v) {
+	v.busy = v.busy || c.busy[v.Index]
+	if on == "" && c.straightToTCX(v, seenAt) {
 		c.move(v, HookTCX)
 		return
 	}

@@ -21,7 +21,7 @@ func (c *Controller) findBypassed() {
 			continue
 		}
 		// In this order: what has been received was sent before.
-		received, err := c.Host.PeerCounters(v.HostVeth)
+		received, err := c.Host.CountersIn(v.NetNSID, v.PeerIndex)
 		if err != nil {
 			c.Log.Debug("look at the other end", "interface", v.Name, "err", err)
 			continue

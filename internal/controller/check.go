@@ -154,13 +154,16 @@ func (c *Controller) look(found chan<- map[int]watcher.LinkCounters) {
 			v.check.before = &before
 		}
 	}
-	go func() {
-		all, err := c.Host.AllCounters()
-		if err != nil && !errors.Is(err, watcher.ErrPartial) {
-			c.Log.Debug("read the kernel's counters", "err", err)
-		}
-		found <- all
-	}()
+	go func() { found <- c.allCounters() }()
+}
+
+// allCounters returns nil if they can't be read.
+func (c *Controller) allCounters() map[int]watcher.LinkCounters {
+	all, err := c.Host.AllCounters()
+	if err != nil && !errors.Is(err, watcher.ErrPartial) {
+		c.Log.Debug("read the kernel's counters", "err", err)
+	}
+	return all
 }
 
 // selfCheck compares, mends what is broken, and says what can't be mended.
@@ -194,6 +197,7 @@ func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
 		}
 	}
 	for _, in := range c.insides {
+		c.glance(in)
 		if in.check != nil {
 			seen.add(in.check.last, in.check.first)
 		}

@@ -208,6 +208,8 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (c
 		switch {
 		case v == nil || v.inside:
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
+		case !v.attached() && v.moving:
+			unnamed++ // once it is on tcx
 		case !v.attached():
 			failed++
 		case !v.owned && !i.Up && !known.ended && (v.led.IsZero() || time.Since(v.led) < nameAfter):

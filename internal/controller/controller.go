@@ -30,7 +30,7 @@ type host interface {
 	Unified(watcher.Container) (dir string, ok bool)
 	Counters(ifindex int) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
-	PeerCounters(watcher.HostVeth) (watcher.LinkCounters, error)
+	CountersIn(nsid, ifindex int) (watcher.LinkCounters, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
 	NamespaceThere(nsid int) (bool, error)
 }
@@ -94,7 +94,8 @@ type Controller struct {
 	containers map[string]*container
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
 	insides    map[usage.Target]*inside
-	bandwidth  bool // a CNI configuration names that plugin
+	busy       map[int]bool // interfaces of containers at work, while we start
+	bandwidth  bool         // a CNI configuration names that plugin
 	jobs       *jobs
 	adopted    chan struct{}
 	reload     chan struct{}
@@ -112,6 +113,7 @@ type veth struct {
 	owned    bool
 	failure  string // of the last attempt to attach, as it stands in the log
 	needsTCX bool   // clsact does not do here
+	busy     bool   // clsact would have dropped packets when we came
 	moving   bool   // a job is at it
 	mending  bool   // that is, to put our programs back where they see the packets
 	shadowed bool
@@ -196,9 +198,11 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 
 	c.adopt()
 	close(c.adopted)
+	c.busy = c.findBusy(ctx)
 	if complete := c.reconcile(); complete {
 		c.removeStrays()
 	}
+	c.busy = nil
 	c.stopUnseen()
 	close(c.ready)
 	return c.loop(ctx, events)

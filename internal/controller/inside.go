@@ -37,6 +37,7 @@ type inside struct {
 	shadowed bool
 	failure  string // of the last attempt to attach, as it stands in the log
 	check    *check
+	mend     backoff
 	missed   *reading // where it has to make up from for its host veth
 }
 
@@ -214,7 +215,7 @@ func (c *Controller) attachInside(ns *watcher.Namespace, in *inside) error {
 	case in.missed != nil:
 		c.seed(w, *in.missed)
 		in.missed = nil
-	case on == "" && !ours && in.kind != "":
+	case on == "" && !ours && !in.physical():
 		c.seed(w, reading{})
 	}
 	in.check = c.begin(w)
@@ -270,6 +271,7 @@ func (c *Controller) compareInside(w witnessed, in *inside, now reading) {
 	moved := now.kernel != in.check.last.kernel
 	in.check.take(now)
 	switch {
+	case in.physical():
 	case in.check.blind():
 		c.shadowInside(in, true)
 	case moved && in.shadowed:
@@ -398,17 +400,53 @@ func (c *Controller) reconcileInside() {
 				continue
 			}
 		}
-		found, err := c.inspect(box.owner)
-		if err != nil || found.NetNS != box.inode {
-			continue
-		}
-		box.nsid = found.NetNSID
-		if sum := c.countInside(box.owner, found); sum.unnamed > 0 {
-			box.owner.look.Again()
-		}
+		c.lookInside(box)
 	}
 	c.endUnreachable()
 }
+
+// lookInside looks at what is counted inside of a container, and mends that.
+func (c *Controller) lookInside(box *sandbox) {
+	found, err := c.inspect(box.owner)
+	if err != nil || found.NetNS != box.inode {
+		return
+	}
+	box.nsid = found.NetNSID
+	if sum := c.countInside(box.owner, found); sum.unnamed > 0 {
+		box.owner.look.Again()
+	}
+}
+
+// glance compares an interface with the kernel's counters as they are told in the host's
+// namespace, and goes where it is only if packets pass unseen.
+func (c *Controller) glance(in *inside) {
+	box := c.sandboxes[in.NetNS]
+	if box == nil || in.check == nil || in.physical() {
+		return
+	}
+	now, err := c.read(witnessed{in.Target, in.name, func() (watcher.LinkCounters, error) {
+		return c.Host.CountersIn(in.nsid, in.Ifindex)
+	}})
+	if err != nil {
+		return // its end is told otherwise
+	}
+	last := in.check.last
+	receive, transmit := now.grown(last)
+	again := in.shadowed && now.kernel != last.kernel
+	if !again && !less(now.kernel, last.kernel) && !receive.tooFew() && !transmit.tooFew() {
+		in.check.take(now)
+		in.mend.forget()
+		return
+	}
+	if in.mend.due() {
+		in.mend.tried()
+		c.lookInside(box)
+	}
+}
+
+// physical says that a driver keeps the interface's counters. It may do so seconds later,
+// and for more than what passed here, so they witness nothing.
+func (in *inside) physical() bool { return in.kind == "" }
 
 // endUnreachable ends the counting in namespaces without a container whose end no event
 // told. One that lives on is counted, for the owner that it had.

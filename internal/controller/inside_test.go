@@ -302,6 +302,34 @@ func TestRemovedInside(t *testing.T) {
 	end(t, c)
 }
 
+// TestMendedInside has our filters in a container put back by the self-check, while packets
+// flow and long before the look at everything.
+func TestMendedInside(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := bare(t, host)
+	ip := netip.MustParseAddr("10.99.0.10")
+	r := start(t, host, "")
+	l.macvlan(t, c.Namespace, "eth0", ip)
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 10, 20)
+	r.talked(c.ID, 10, 20)
+
+	nettest.Must(c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "clsact"))(t)
+	r.wait(c.ID, "seeded with what was missed", func(u usage.Container) bool {
+		// Adding the qdisc anew may have the kernel drop one.
+		must(t, c.SendUDP(netip.AddrPortFrom(farIP, 9), 1, 100))
+		must(t, l.peer.SendUDP(netip.AddrPortFrom(ip, 9), 1, 100))
+		return u.Transmit.Seeded.Packets > 0 && u.Receive.Seeded.Packets > 0
+	})
+	r.asKernel(c, "eth0")
+	l.talk(t, c, ip, 5, 5)
+	r.asKernel(c, "eth0")
+	end(t, c)
+}
+
 // TestInsideChanges takes an interface away, puts another in its place, and ends its
 // counting by the settings.
 func TestInsideChanges(t *testing.T) {

@@ -19,7 +19,8 @@ type Mode string
 const (
 	// ModeAuto is clsact, except for tcx where clsact would be in somebody's way or can't
 	// see everything: beside an `ingress` qdisc, beside others' tcx programs, where
-	// somebody ends the chain before us, and with the CNI plugin `bandwidth`.
+	// somebody ends the chain before us, with the CNI plugin `bandwidth`, and where a
+	// container is at work when we come.
 	ModeAuto   Mode = "auto"
 	ModeClsact Mode = HookClsact
 	ModeTCX    Mode = HookTCX
@@ -32,7 +33,7 @@ const cniPatience = 10 * time.Second
 // wanted says on which hook an interface is to be counted.
 func (c *Controller) wanted(v *veth) string {
 	mode := c.Settings().Mode
-	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || c.bandwidth)) {
+	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || v.busy || c.bandwidth)) {
 		return HookTCX
 	}
 	return HookClsact
@@ -44,6 +45,12 @@ func (c *Controller) tcxAllowed() bool { return c.TCX && c.Settings().Mode != Mo
 // `ingress` qdisc, which excludes it, and its pod would not start.
 func (c *Controller) onlyTCX(v *veth) bool {
 	return c.wanted(v) == HookTCX && (c.bandwidth || v.needsTCX)
+}
+
+// straightToTCX says that an interface is not to be on clsact before it is on tcx: that
+// would harm somebody, or the container may have been there long.
+func (c *Controller) straightToTCX(v *veth, seenAt time.Time) bool {
+	return c.onlyTCX(v) || c.wanted(v) == HookTCX && seenAt.IsZero() && v.failure == ""
 }
 
 // waitsForCNI leaves an interface to the bandwidth plugin where we can't use tcx. What
@@ -193,6 +200,7 @@ func (c *Controller) notMoved(v *veth, j job) {
 		return
 	}
 	if j.from == "" && !j.raise && !j.inside {
+		v.busy = false // better that than not counted
 		c.failed(v, errors.Join(j.result, c.Accounts.Close(usage.OnHost(v.Index))))
 		return
 	}
