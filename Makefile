@@ -51,11 +51,13 @@ build:
 run: build
 	$(AS_ROOT) bin/nettally run
 
-# One package at a time, since machines are small; and never from the cache, since it
-# does not know the kernel, Docker and the rest that the tests are about.
+# Two packages at a time, which mostly wait for something; then the tests of the whole, which
+# keep two CPUs busy. Never from the cache, since it does not know the kernel, Docker and
+# the rest that the tests are about.
 test: build
 	$(call need,$(TEST_NEEDS))
-	$(AS_ROOT) go test -count 1 -p 1 -timeout 30m ./...
+	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -v '/internal/e2e$$')
+	$(AS_ROOT) go test -count 1 -timeout 60m ./internal/e2e
 
 bench:
 	$(call need,$(TEST_NEEDS))

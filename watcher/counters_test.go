@@ -62,13 +62,16 @@ func (c counted) exchange(t *testing.T, out, in int) {
 }
 
 // both reads the counters of the host veth in both ways.
-func (c counted) both(t *testing.T) LinkCounters {
+func (c counted) both(t *testing.T) (one LinkCounters) {
 	t.Helper()
-	one := nettest.Must(c.Counters(c.index))(t)
-	all := nettest.Must(c.AllCounters())(t)
-	if diff := cmp.Diff(one, all[c.index]); diff != "" {
-		t.Errorf("one and all (-one +all):\n%s", diff)
-	}
+	eventually(t, func() error {
+		one = nettest.Must(c.Counters(c.index))(t)
+		all := nettest.Must(c.AllCounters())(t)
+		if diff := cmp.Diff(one, all[c.index]); diff != "" {
+			return fmt.Errorf("one and all (-one +all):\n%s", diff)
+		}
+		return nil
+	})
 	return one
 }
 

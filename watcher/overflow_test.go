@@ -123,7 +123,7 @@ func fillInotify(t *testing.T, root string) {
 	for i, before := 0, -1; i < atMost; i++ {
 		if i%step == 0 {
 			queued := inotifyQueued(t)
-			if queued == before {
+			if queued == before && queued > 0 {
 				t.Logf("queue is full after %d directories, with %d bytes", i, queued)
 				return
 			}
@@ -223,7 +223,7 @@ func TestManyNetlinkOverflows(t *testing.T) {
 	flapping := make(chan error, 1)
 	go func() { flapping <- flapMany(ctx, host, container) }()
 	overflows := 0
-	for timeout := time.After(patience); flapping != nil; {
+	for timeout := time.After(3 * patience); flapping != nil; {
 		select {
 		case e := <-r.events:
 			k.take(e)

@@ -217,7 +217,7 @@ func TestAdopt(t *testing.T) {
 	if err := b.container.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); nettest.Must(again.Attached(id))(t); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); nettest.Must(again.Attached(id))(t); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("attached to a cgroup that is gone")
 		}

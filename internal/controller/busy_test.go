@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -30,7 +31,11 @@ func testBusy(t *testing.T, mode Mode, hookOfIdle string) {
 	host := nettest.Host(t)
 	idle := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
 	busy := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	toBusy := busy.Interfaces[0].HostName
 	stop := stream(t, nettest.Agent(t, host), busy.Interfaces[0].IPv4)
+	for nettest.Must(host.LinkByName(toBusy))(t).Attrs().Statistics.TxPackets == 0 {
+		time.Sleep(time.Millisecond)
+	}
 
 	r := start(t, host, "", func(c *Controller) {
 		settings := c.Settings
@@ -44,7 +49,7 @@ func testBusy(t *testing.T, mode Mode, hookOfIdle string) {
 	})
 	stop()
 	r.asKernel(busy, "eth0")
-	link := nettest.Must(host.LinkByName(busy.Interfaces[0].HostName))(t)
+	link := nettest.Must(host.LinkByName(toBusy))(t)
 	if dropped := link.Attrs().Statistics.TxDropped; dropped != 0 {
 		t.Errorf("%d packets to the container at work were dropped", dropped)
 	}

@@ -51,11 +51,12 @@ func TestCgroups(t *testing.T) {
 		need.Kernel(t, "cgroup2", os.ErrNotExist)
 	}
 	owner := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
-	upload(t, owner, peer, owner.Interfaces[0], 1)
 	r.waitCounted(owner.ID, 1)
+	upload(t, owner, peer, owner.Interfaces[0], 1)
 	r.withoutIP(owner.ID)
 
 	sharing := nettest.Container(t, host, testnet.ContainerOptions{Join: owner.Namespace})
+	r.attachedTo(sharing)
 	upload(t, sharing, peer, owner.Interfaces[0], 20)
 	r.sentByIP(sharing.ID, 20)
 	r.sentByIP(owner.ID, 0)
@@ -69,6 +70,7 @@ func TestCgroups(t *testing.T) {
 	onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
 	short := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
 	for c, count := range map[*testnet.Container]int{onHost: 40, short: 50} {
+		r.attachedTo(c)
 		if err := c.SendUDP(sink.Addr, count, 100); err != nil {
 			t.Fatal(err)
 		}
@@ -130,13 +132,24 @@ func TestCgroupMode(t *testing.T) {
 	})
 	upload(t, alone, peer, alone.Interfaces[0], 10)
 	r.setCgroup(CgroupAll)
-	r.wait(alone.ID, "counted by its cgroup", func(usage.Container) bool { return r.attachedCgroups() == 2 })
+	r.attachedTo(alone)
 	upload(t, alone, peer, alone.Interfaces[0], 1)
 	r.sentByIP(alone.ID, 11)
 
 	r.setCgroup(CgroupOff)
 	r.wait(onHost.ID, "not counted, nor any other", func(c usage.Container) bool {
 		return c.Reason == usage.HostNetwork && r.attachedCgroups() == 0
+	})
+}
+
+// attachedTo waits until our programs are on a container's cgroup, which the agents here are
+// in before they are told to send.
+func (r *rig) attachedTo(c *testnet.Container) {
+	r.t.Helper()
+	id := nettest.Must(cgroupctl.New(cgroupctl.Options{Root: r.unified}).ID(c.Cgroup))(r.t)
+	r.wait(c.ID, "counted by its cgroup", func(usage.Container) bool {
+		on, err := r.control.Cgroups.Attached(id)
+		return on && err == nil
 	})
 }
 
@@ -160,10 +173,7 @@ func TestCgroupMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.control.Reload()
-	r.wait(onHost.ID, "counted again", func(usage.Container) bool {
-		on, err := r.control.Cgroups.Attached(id)
-		return on && err == nil
-	})
+	r.attachedTo(onHost)
 	if err := onHost.SendUDP(sink.Addr, 10, 100); err != nil {
 		t.Fatal(err)
 	}

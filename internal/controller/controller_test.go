@@ -158,7 +158,7 @@ func (r *rig) cgroupMode() CgroupMode {
 func (r *rig) wait(id, what string, ok func(usage.Container) bool) usage.Container {
 	r.t.Helper()
 	var last usage.Container
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		for _, c := range r.accounts.Snapshot().Containers {
 			if c.ID == id {
 				last = c
@@ -227,7 +227,8 @@ func TestLife(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.wait(late.ID, "counted again", func(c usage.Container) bool {
-				return c.Accounted() && len(c.Interfaces) == 2 && c.Interfaces[0].Attached && c.Interfaces[1].Attached
+				return c.Accounted() && len(c.Interfaces) == 2 && c.Interfaces[0].Attached && c.Interfaces[1].Attached &&
+					c.Interfaces[0].HostInterface == late.Interfaces[0].HostName && c.Interfaces[1].HostInterface == late.Interfaces[1].HostName
 			})
 			upload(t, late, peer, late.Interfaces[0], 25)
 			r.sent(late.ID, 175)

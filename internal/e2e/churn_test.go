@@ -239,7 +239,14 @@ func (d *daemon) resources(host *testnet.Namespace) resources {
 	pins := process + "/root" + d.pins
 	r.Slots, r.Chunks = d.elements(pins, "slots"), d.elements(pins, "chunks")
 	r.Pins = len(nettest.Must(filepath.Glob(pins + "/*/*"))(d.t))
-	for _, l := range nettest.Must(host.LinkList())(d.t) {
+	links, err := host.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // the kernel is removing some
+		links, err = host.LinkList()
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, l := range links {
 		for _, q := range nettest.Must(host.QdiscList(l))(d.t) {
 			if q.Type() == "clsact" {
 				r.Qdiscs++

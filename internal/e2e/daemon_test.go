@@ -24,8 +24,9 @@ import (
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-// patience is how long something may take that is bound to happen.
-const patience = 30 * time.Second
+// patience is how long something may take that is bound to happen, of which a look at
+// everything may be 30 s.
+const patience = 2 * time.Minute
 
 // binary builds nettally once for all tests.
 var binary = sync.OnceValues(func() (string, error) { return buildAs("nettally") })
@@ -291,6 +292,18 @@ func (d *daemon) poll(what string, try func() error) {
 		}
 	}
 	d.t.Fatalf("never %s: %v\nlog of nettally:\n%s", what, err, d.log)
+}
+
+// leftWith waits until so many interfaces are counted by clsact: Docker removes those of a
+// container after its cgroup.
+func (d *daemon) leftWith(interfaces float64) {
+	d.t.Helper()
+	d.poll("left with so many interfaces", func() error {
+		if n := d.metric(`nettally_attachments{hook="clsact"}`); n != interfaces {
+			return fmt.Errorf("%v are counted, want %v", n, interfaces)
+		}
+		return nil
+	})
 }
 
 // lockedBuffer is a buffer that a process may write while a test reads.

@@ -60,7 +60,7 @@ func TestStreamOverRestarts(t *testing.T) {
 				}
 			}
 			d.agree(t, func() (string, error) { return d.get("/metrics") })
-			scraper.stop(kills)
+			scraper.stop(kills / 2) // some starts are killed before they can answer
 		})
 	}
 }

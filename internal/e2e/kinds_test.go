@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -296,7 +297,8 @@ func TestNestedDocker(t *testing.T) {
 	need.Root(t)
 	t.Parallel()
 	docker := dockerhost.Start(t, dockerhost.Options{})
-	k := &kinds{t, startDaemon(t, docker, onlyDocker(docker))}
+	// The first container inside another one is found by a look at everything.
+	k := &kinds{t, startDaemon(t, docker, strings.Replace(onlyDocker(docker), "watch: {", "watch: {reconcile: 2s, ", 1))}
 	nested := docker.StartNested()
 	k.d.counted(nested.Outer, 1)
 	inner := nested.Run(dockerhost.Image)

@@ -262,17 +262,23 @@ func (k *kept) told() {
 	if k.fault.mend == "" {
 		want = `(?m)^ok       ledger .*` + regexp.QuoteMeta(k.path()) + `$`
 	}
-	if out, err := k.d.run("check"); err != nil || !regexp.MustCompile(want).MatchString(out) {
-		k.t.Errorf("%s: check: %v, %s\nwant %s", k.fault.name, err, out, want)
-	}
+	k.d.poll("told by check", func() error {
+		if out, err := k.d.run("check"); err != nil || !regexp.MustCompile(want).MatchString(out) {
+			return fmt.Errorf("%s: check: %v, %s\nwant %s", k.fault.name, err, out, want)
+		}
+		return nil
+	})
 }
 
 // said expects so many lines of the log.
 func (k *kept) said(text string, times int) {
 	k.t.Helper()
-	if got := strings.Count(k.d.log.String(), text); got != times {
-		k.t.Errorf("%s: said %q %d times, want %d, log:\n%s", k.fault.name, text, got, times, k.d.log)
-	}
+	k.d.poll(fmt.Sprintf("said %q %d times", text, times), func() error {
+		if got := strings.Count(k.d.log.String(), text); got != times {
+			return fmt.Errorf("%s: %d times", k.fault.name, got)
+		}
+		return nil
+	})
 }
 
 func (k *kept) check(err error) {

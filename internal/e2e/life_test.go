@@ -93,14 +93,20 @@ func (l *life) send(from, to, iface string, count int) {
 
 func (l *life) check(id string) {
 	l.t.Helper()
-	c := nettest.Must(l.d.container(id))(l.t)
-	for direction, got := range map[string]exporter.Counts{"receive": c.Receive, "transmit": c.Transmit} {
-		packets := l.sent[id+direction]
-		want := exporter.Volume{Packets: packets, Bytes: packets * (14 + 20 + 8 + 100)}
-		if diff := cmp.Diff(want, got.Protocols.UDP); diff != "" {
-			l.t.Errorf("%s: %s of UDP (-want +got):\n%s", c.Name, direction, diff)
+	l.d.poll("counted with what it sent", func() error { // its last interface may be given to it just now
+		c, err := l.d.container(id)
+		if err != nil {
+			return err
 		}
-	}
+		for direction, got := range map[string]exporter.Counts{"receive": c.Receive, "transmit": c.Transmit} {
+			packets := l.sent[id+direction]
+			want := exporter.Volume{Packets: packets, Bytes: packets * (14 + 20 + 8 + 100)}
+			if diff := cmp.Diff(want, got.Protocols.UDP); diff != "" {
+				return fmt.Errorf("%s: %s of UDP (-want +got):\n%s", c.Name, direction, diff)
+			}
+		}
+		return nil
+	})
 }
 
 // Containers that have no interface of their own say so.

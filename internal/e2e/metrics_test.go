@@ -68,6 +68,7 @@ func TestMetrics(t *testing.T) {
 		}
 		return nil
 	})
+	d.leftWith(2) // the client's
 	l.check(p.server)
 	t.Run("an ended container stays", func(t *testing.T) { d.agree(t, scrapes["TCP"]) })
 	last := nettest.Must(d.container(p.server))(t)

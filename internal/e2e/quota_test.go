@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -96,6 +97,13 @@ func (q *quotaRun) run() {
 	q.t.Helper()
 	q.web = q.docker.Run("--name", "web", dockerhost.Image)
 	q.d.counted(q.web, 1)
+	q.d.poll("named", func() error {
+		c, err := q.d.container(q.web)
+		if err == nil && c.Name != "web" {
+			err = errors.New(c.Name)
+		}
+		return err
+	})
 }
 
 func (q *quotaRun) send(datagrams int) {

@@ -229,7 +229,7 @@ func (w *watched) bounded() {
 		kernel, lack := w.difference()
 		for i, n := range lack {
 			if n < -dropped*[]int64{datagram, 1, 0, 0}[i] {
-				w.t.Fatalf("of the kernel's %+v, we lack %v: more than the kernel has seen", kernel, lack)
+				return fmt.Errorf("of the kernel's %+v, we lack %v: more than the kernel has seen", kernel, lack)
 			}
 		}
 		if lack[1] > few || lack[3] > few {

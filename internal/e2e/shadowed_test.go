@@ -195,9 +195,7 @@ func (s *shadowing) testSays(add func(*shadowing) func()) {
 	s.t.Logf("said %v after the first packet", time.Since(began).Round(time.Millisecond))
 	s.talk.stop()
 	s.untouched()
-	if got := s.metric("nettally_attachment_shadowed"); got != 1 {
-		s.t.Errorf("nettally_attachment_shadowed is %v, want 1", got)
-	}
+	s.shadowed(1)
 	key := labels("nettally_container_accounted", "container_id", s.id, "name", nettest.Must(s.container(s.id))(s.t).Name, "reason", "shadowed").String()
 	if got := s.metric(key); got != 0 {
 		s.t.Errorf("%s is %v, want 0", key, got)
@@ -216,8 +214,14 @@ func (s *shadowing) testSays(add func(*shadowing) func()) {
 	s.talk.stop()
 	s.bounded()
 	s.burst(200)
-	s.await("nettally_attachment_shadowed 0", func() error {
-		if got := s.metric("nettally_attachment_shadowed"); got != 0 {
+	s.shadowed(0)
+}
+
+// shadowed expects so many interfaces to be said to be shadowed.
+func (s *shadowing) shadowed(count float64) {
+	s.t.Helper()
+	s.await(fmt.Sprintf("nettally_attachment_shadowed %v", count), func() error {
+		if got := s.metric("nettally_attachment_shadowed"); got != count {
 			return fmt.Errorf("%v", got)
 		}
 		return nil

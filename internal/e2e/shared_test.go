@@ -269,6 +269,7 @@ func (s *sharing) last() {
 			return err
 		})
 	}
+	s.d.leftWith(1) // the peer's
 	s.d.stop()
 	if out := nettest.Must(s.d.run("detach"))(s.t); !strings.HasPrefix(out, "took filters off 1 interfaces") {
 		s.t.Errorf("detach: %q", out)

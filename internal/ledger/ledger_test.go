@@ -270,7 +270,8 @@ func TestHistoryOfAnotherGoroutine(t *testing.T) {
 	b.keeping(h)
 	for n := uint64(1); n <= 50; n++ {
 		h.count(record("a1", "web", 100*n))
-		if _, err := b.History(context.Background(), Query{}); err != nil && b.Status().Up {
+		up := b.Status().Up
+		if _, err := b.History(context.Background(), Query{}); err != nil && up {
 			t.Fatal(err)
 		}
 	}

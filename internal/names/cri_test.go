@@ -81,6 +81,7 @@ func TestPods(t *testing.T) {
 				run(t, r)
 			}
 			knows(t, r, want)
+			eventually(t, "it says so", func() bool { return len(logged.all()) > 0 })
 			if lines := logged.all(); len(lines) != 1 || !strings.Contains(lines[0], "version=1.6.20") {
 				t.Errorf("log: %q", lines)
 			}

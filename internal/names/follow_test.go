@@ -46,6 +46,7 @@ func TestLookupIsWhatIsWanted(t *testing.T) {
 	if _, ok := r.Lookup(id(3)); ok {
 		t.Error("a container that nobody wants is known")
 	}
+	eventually(t, "it says so", func() bool { return len(logged.all()) > 0 })
 	if lines := logged.all(); len(lines) != 1 || !strings.Contains(lines[0], "version=20.10.24") {
 		t.Errorf("log: %q", lines)
 	}
@@ -82,7 +83,7 @@ func TestNamesComeWithoutEvents(t *testing.T) {
 			d := startDaemon(t, path, summary(1, "web"))
 			d.onEvents = answer
 			r, logged := newResolver("unix://" + path)
-			r.answerWithin = time.Second
+			r.answerWithin = 2 * time.Second // on a machine with other things to do
 			r.Want(id(1))
 			run(t, r)
 			eventually(t, "known", func() bool { return name(r, id(1)) == "web" })
@@ -117,6 +118,7 @@ func TestSocketComesAndGoes(t *testing.T) {
 	}
 	d := startDaemon(t, path, summary(1, "web"))
 	eventually(t, "known when the socket appears", func() bool { return name(r, id(1)) == "web" })
+	eventually(t, "it says so", says("names come"))
 	if lines := logged.all(); len(lines) != 1 || !strings.Contains(lines[0], "names come") {
 		t.Errorf("log: %q", lines) // that there was none is no news
 	}

@@ -49,8 +49,8 @@ var expectations = []struct {
 	{"unload cls_bpf", 0, `^$`},
 	{"unload sch_ingress", 0, `^$`},
 	{"tainted", 0, `^0\n$`},
-	// No warnings, except what the kernel says of clocks where the machine is slow.
-	{"log", 0, `^(<[567]>.*\n|<4>\[ *[0-9.]+\] (clocksource|hrtimer|tsc): .*\n)*$`},
+	// No warnings, except what the kernel says of time where the machine is slow.
+	{"log", 0, `^(<[567]>.*\n|<4>\[ *[0-9.]+\] (clocksource|hrtimer|tsc|sched): .*\n)*$`},
 }
 
 // nettally says what a kernel lacks as long as it does, is exact on it afterwards, and

@@ -108,14 +108,14 @@ func TestProgramFails(t *testing.T) {
 // A program that hangs is killed with what it has started.
 func TestProgramHangs(t *testing.T) {
 	path, folder := script(t, `cd "$(dirname "$0")"; sleep 1000 & echo $! >child; echo $$ >parent; wait`)
-	b := newBench(t, newMemory(), Config{Name: "run", Timeout: time.Second, Exec: &Exec{Command: []string{path}}})
+	b := newBench(t, newMemory(), Config{Name: "run", Timeout: 3 * time.Second, Exec: &Exec{Command: []string{path}}})
 	began := time.Now()
 	err := b.Test(t.Context(), "run")
 	if err == nil || !strings.Contains(err.Error(), "it took too long and was killed") {
 		t.Errorf("error is %v, want that it was killed", err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it took %s, want a second", took)
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %s, want three seconds", took)
 	}
 	for _, name := range []string{"parent", "child"} {
 		pid, err := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, name))))

@@ -256,7 +256,7 @@ func TestWebhookOutages(t *testing.T) {
 			site := newSite(t)
 			site.set(answer)
 			config := webhookTo(site.URL + "/s3cret")
-			config.Timeout = 200 * time.Millisecond
+			config.Timeout = 2 * time.Second // which "slow" takes longer than
 			b := newBench(t, newMemory(), config)
 			stop := b.run()
 			var want []string

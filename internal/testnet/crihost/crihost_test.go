@@ -165,7 +165,7 @@ func TestUnresolved(t *testing.T) {
 		}
 	}
 	// The last ones may be sent, and still wait for the kernel to ask again.
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if nettest.Must(netDev(pod))(t).TransmitPackets >= 2000 {
 			break
 		}

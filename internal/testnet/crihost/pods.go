@@ -159,6 +159,8 @@ func (h *Host) sandbox(p *Pod, o PodOptions) *cri.PodSandboxConfig {
 				// of their gateway is known. By default one socket's fits, and
 				// with two, most would be dropped.
 				"net.ipv4.neigh.eth0.unres_qlen_bytes": strconv.Itoa(64 << 20),
+				// It is asked for as long as a busy machine takes to answer.
+				"net.ipv4.neigh.eth0.mcast_solicit": "60",
 			},
 		},
 	}

@@ -126,7 +126,7 @@ func (c *Capture) caughtUp() bool {
 func (c *Capture) Stop() {
 	c.tb.Helper()
 	c.stop.Do(func() {
-		c.drain()
+		c.CatchUp()
 		_ = c.cmd.Process.Signal(os.Interrupt)
 		for line := range c.lines {
 			c.note(line)
@@ -140,9 +140,9 @@ func (c *Capture) Stop() {
 	})
 }
 
-// drain waits until tcpdump has seen all that the kernel has for it: at an
-// interrupt it forgets what is still in the buffer.
-func (c *Capture) drain() {
+// CatchUp waits until tcpdump has seen all that the kernel has for it: at an interrupt, and
+// when the interface goes, it forgets what is still in the buffer.
+func (c *Capture) CatchUp() {
 	c.tb.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if err := c.cmd.Process.Signal(syscall.SIGUSR1); err != nil {

@@ -50,6 +50,7 @@ func TestCaptureOutlivesInterface(t *testing.T) {
 	if got.Refused != 1 {
 		t.Errorf("connects: %+v", got)
 	}
+	capture.CatchUp()
 	if err := web.Close(); err != nil {
 		t.Fatal(err)
 	}
