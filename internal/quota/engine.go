@@ -138,8 +138,8 @@ func (e *Engine) clear() {
 // Run loads what was saved, then checks every second until ctx ends; then it saves once
 // more and returns nil. It never returns an error: a store that fails is tried again.
 //
-// snapshot is called from one goroutine, and must be complete: what is missing in it is
-// taken for gone.
+// snapshot is called from one goroutine while there are rules, and must be complete: what is
+// missing in it is taken for gone.
 func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error {
 	k := &keeper{Engine: e, results: make(chan result, 1)}
 	k.load()
@@ -147,8 +147,10 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 	defer tick.Stop()
 	started := e.Started
 	for {
-		snap := snapshot()
-		e.Check(snap.TakenAt, snap)
+		if !e.idle(time.Now()) {
+			snap := snapshot()
+			e.Check(snap.TakenAt, snap)
+		}
 		if started != nil {
 			started(e.firingNow())
 			started = nil
@@ -169,6 +171,19 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 			}
 		}
 	}
+}
+
+// idle returns whether there is no rule, not even one that was dropped: then nobody needs to
+// be asked for usage.
+func (e *Engine) idle(now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.Rules())+len(e.rules) > 0 {
+		return false
+	}
+	e.now = now
+	e.rest()
+	return true
 }
 
 // firingNow returns the alerts that fire.

@@ -75,6 +75,7 @@ type bench struct {
 	rules      []Rule
 	containers []usage.Container
 	sent       []Alert
+	asked      int // for usage, by Run
 	log        bytes.Buffer
 }
 

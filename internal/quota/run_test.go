@@ -23,6 +23,7 @@ func (b *bench) running(sent chan<- Alert) (stop func()) {
 		done <- b.engine.Run(ctx, func() usage.Snapshot {
 			b.store.mu.Lock()
 			defer b.store.mu.Unlock()
+			b.asked++
 			return usage.Snapshot{TakenAt: time.Now(), Containers: slices.Clone(b.containers)}
 		})
 	}()
@@ -189,4 +190,25 @@ func TestUnreadableDocuments(t *testing.T) {
 		same(t, b.used(), map[string]uint64{"m/web": want})
 		same(t, logged(b, "document="+key), map[bool]int{true: 1, false: 0}[key != "other"])
 	}
+}
+
+// Nobody is asked for usage while there is no rule, and all is as at the first start when
+// one comes.
+func TestNobodyIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.now = time.Now()
+		b.start("a1", "web")
+		b.transmit("a1", 300)
+		stop := b.running(nil)
+		time.Sleep(5500 * time.Millisecond)
+		synctest.Wait()
+		same(t, b.asked, 0)
+		b.rules = []Rule{monthly()}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		same(t, b.asked, 2)
+		same(t, b.used(), map[string]uint64{"m/web": 300})
+		stop()
+	})
 }
