@@ -142,19 +142,46 @@ func (c *Controller) read(w witnessed) (r reading, err error) {
 	return r, err
 }
 
+// kernelCounters are what the kernel has counted on all interfaces.
+type kernelCounters struct {
+	host   map[int]watcher.LinkCounters // nil if they can't be read
+	inside map[usage.Target]watcher.LinkCounters
+}
+
 // look has the kernel's counters of all interfaces read, beside the controller's goroutine:
-// the kernel takes some milliseconds for thousands.
-func (c *Controller) look(found chan<- map[int]watcher.LinkCounters) {
+// the kernel takes some milliseconds for thousands, and longer while others configure
+// networks.
+func (c *Controller) look(found chan<- kernelCounters) {
 	for index, v := range c.veths {
-		if v.check == nil {
-			continue
-		}
-		v.check.before = nil
-		if before, ok := c.counted(usage.OnHost(index)); ok {
-			v.check.before = &before
+		c.before(v.check, usage.OnHost(index))
+	}
+	inside := map[usage.Target]int{} // by the numbers of their namespaces
+	for target, in := range c.insides {
+		if in.check != nil && !in.physical() {
+			c.before(in.check, target)
+			inside[target] = in.nsid
 		}
 	}
-	go func() { found <- c.allCounters() }()
+	go func() {
+		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}}
+		for target, nsid := range inside {
+			if counters, err := c.Host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
+				kernel.inside[target] = counters
+			}
+		}
+		found <- kernel
+	}()
+}
+
+// before begins a reading.
+func (c *Controller) before(k *check, target usage.Target) {
+	if k == nil {
+		return
+	}
+	k.before = nil
+	if before, ok := c.counted(target); ok {
+		k.before = &before
+	}
 }
 
 // allCounters returns nil if they can't be read.
@@ -167,12 +194,12 @@ func (c *Controller) allCounters() map[int]watcher.LinkCounters {
 }
 
 // selfCheck compares, mends what is broken, and says what can't be mended.
-func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
-	if all == nil {
-		return // it could not be read
+func (c *Controller) selfCheck(all kernelCounters) {
+	if all.host == nil {
+		return
 	}
 	var seen completeness
-	for index, kernel := range all {
+	for index, kernel := range all.host {
 		v := c.veths[index]
 		if v == nil {
 			continue
@@ -196,8 +223,10 @@ func (c *Controller) selfCheck(all map[int]watcher.LinkCounters) {
 			c.compare(v, now)
 		}
 	}
-	for _, in := range c.insides {
-		c.glance(in)
+	for target, in := range c.insides {
+		if kernel, ok := all.inside[target]; ok {
+			c.glance(in, kernel)
+		}
 		if in.check != nil {
 			seen.add(in.check.last, in.check.first)
 		}

@@ -213,7 +213,7 @@ func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) erro
 	defer reconcile.Stop()
 	check := time.NewTimer(checkEvery)
 	defer check.Stop()
-	checked := make(chan map[int]watcher.LinkCounters, 1)
+	checked := make(chan kernelCounters, 1)
 	for {
 		again, stop := retry.Timer(c.containers, func(k *container) *retry.Plan { return &k.look })
 		select {
