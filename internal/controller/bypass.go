@@ -13,21 +13,31 @@ import (
 // bpf_redirect_peer: no hook there sees them, nor do that end's own counters. The
 // container's end counts them; there the interface is counted from then on.
 
-// findBypassed looks for interfaces of which the container's end receives what the host's
-// does not send, and has them counted inside.
-func (c *Controller) findBypassed() {
-	for index, v := range c.veths {
-		if !v.attached() || v.moving || !v.owned || v.NetNSID < 0 || v.check == nil {
-			continue
-		}
-		// In this order: what has been received was sent before.
-		received, err := c.Host.CountersIn(v.NetNSID, v.PeerIndex)
-		if err != nil {
-			c.Log.Debug("look at the other end", "interface", v.Name, "err", err)
-			continue
-		}
-		sent, err := c.Host.Counters(index)
-		if err == nil && v.bypass(sent.ReceivePackets, received.ReceivePackets) {
+// bothEnds is how many packets a host veth has sent, and its other end received.
+type bothEnds struct{ sent, received uint64 }
+
+// mayBeBypassed says whether a host veth's other end is worth a look.
+func (v *veth) mayBeBypassed() bool {
+	return v.attached() && !v.moving && v.owned && v.NetNSID >= 0 && v.check != nil
+}
+
+// readEnds reads the counters of a host veth on both ends.
+func (c *Controller) readEnds(v watcher.HostVeth) (bothEnds, error) {
+	// In this order: what has been received was sent before.
+	received, err := c.Host.CountersIn(v.NetNSID, v.PeerIndex)
+	if err != nil {
+		return bothEnds{}, err
+	}
+	sent, err := c.Host.Counters(v.Index)
+	return bothEnds{sent.ReceivePackets, received.ReceivePackets}, err
+}
+
+// findBypassed has an interface counted inside of which the container's end receives what
+// the host's does not send.
+func (c *Controller) findBypassed(ends map[int]bothEnds) {
+	for index, now := range ends {
+		v := c.veths[index]
+		if v != nil && v.mayBeBypassed() && v.bypass(now) {
 			c.Log.Warn("packets reach a container past its interface on the host: counting inside from now on", "interface", v.Name)
 			v.moving = true
 			c.jobs.put(job{index: index, inside: true})
@@ -40,9 +50,9 @@ const fewBypassed = 10
 
 // bypass takes in how many packets were sent and received by now. It returns whether more
 // have been received without having been sent since the last time.
-func (v *veth) bypass(sent, received uint64) bool {
+func (v *veth) bypass(now bothEnds) bool {
 	before := v.bypassed
-	v.bypassed = received - min(received, sent)
+	v.bypassed = now.received - min(now.received, now.sent)
 	return v.bypassed > before+fewBypassed
 }
 

@@ -146,6 +146,7 @@ func (c *Controller) read(w witnessed) (r reading, err error) {
 type kernelCounters struct {
 	host   map[int]watcher.LinkCounters // nil if they can't be read
 	inside map[usage.Target]watcher.LinkCounters
+	ends   map[int]bothEnds // of host veths
 }
 
 // look has the kernel's counters of all interfaces read, beside the controller's goroutine:
@@ -162,11 +163,23 @@ func (c *Controller) look(found chan<- kernelCounters) {
 			inside[target] = in.nsid
 		}
 	}
+	var ends []watcher.HostVeth
+	for _, v := range c.veths {
+		if c.endsDue && v.mayBeBypassed() {
+			ends = append(ends, v.HostVeth)
+		}
+	}
+	c.endsDue = false
 	go func() {
-		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}}
+		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}, map[int]bothEnds{}}
 		for target, nsid := range inside {
 			if counters, err := c.Host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
 				kernel.inside[target] = counters
+			}
+		}
+		for _, v := range ends {
+			if both, err := c.readEnds(v); err == nil {
+				kernel.ends[v.Index] = both
 			}
 		}
 		found <- kernel
@@ -231,6 +244,7 @@ func (c *Controller) selfCheck(all kernelCounters) {
 			seen.add(in.check.last, in.check.first)
 		}
 	}
+	c.findBypassed(all.ends)
 	c.metrics.completeness.Set(seen.ratio())
 	c.metrics.shadowed.Set(float64(c.shadowed()))
 }

@@ -95,6 +95,7 @@ type Controller struct {
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
 	insides    map[usage.Target]*inside
 	busy       map[int]bool // interfaces of containers at work, while we start
+	endsDue    bool         // the next look is at the other ends of host veths, too
 	bandwidth  bool         // a CNI configuration names that plugin
 	jobs       *jobs
 	adopted    chan struct{}
@@ -279,7 +280,7 @@ func (c *Controller) reconcile() bool {
 	}
 	c.reconcileCgroups()
 	c.reconcileInside()
-	c.findBypassed()
+	c.endsDue = true
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}

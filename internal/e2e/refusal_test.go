@@ -143,7 +143,7 @@ func TestNoBPFFS(t *testing.T) {
 	folder := t.TempDir()
 	script := fmt.Sprintf(`set -e
 while umount /sys/fs/bpf 2>/dev/null; do :; done
-export NETTALLY_STATE_DIR=%[1]s
+export NETTALLY_STATE_DIR=%[1]s NETTALLY_WATCH_INCLUDE=/none
 "$0" run --listen '' --socket %[1]s/socket >%[1]s/log 2>&1 &
 daemon=$!
 for i in $(seq 500); do [ -S %[1]s/socket ] && break; sleep 0.02; done
