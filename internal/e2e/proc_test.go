@@ -17,6 +17,7 @@ import (
 
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/dockerhost"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
@@ -317,4 +318,47 @@ func TestProcShared(t *testing.T) {
 	l := &procLife{t: t, d: d, c: owner, peer: nettest.Agent(t, host)}
 	l.exchange(30)
 	l.check("counted for the owner")
+}
+
+// Docker's containers are counted without any capability, to their end: the cgroup of each
+// goes before its interface.
+func TestProcDocker(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	need.Commands(t, "setpriv")
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	onlyIPv4(t, docker)
+	d := startDaemon(t, without{docker, "all"}, onlyDocker(docker))
+	t.Cleanup(func() { d.at = docker }) // detach needs them
+	p := &pair{docker: docker, daemon: d}
+	p.server = docker.Run("--name", "server", dockerhost.Image)
+	p.client = docker.Run("--name", "client", dockerhost.Image)
+	p.clientAgent, p.serverAgent = docker.Agent(p.client), docker.Agent(p.server)
+	d.counted(p.server, 1)
+	d.counted(p.client, 1)
+
+	p.upload(t, docker.IPv4(p.server, "eth0"))
+	p.likeKernel(t, p.server, asInterface)
+	p.likeKernel(t, p.client, asInterface)
+	c := nettest.Must(d.container(p.client))(t)
+	if d.list().Source != "proc" || c.Name != "client" || c.Transmit.InterfaceBytes < transfer || c.Transmit.TCPSYN != 1 {
+		t.Errorf("source %s, %s transmitted %+v", d.list().Source, c.Name, c.Transmit)
+	}
+
+	sink := nettest.Must(p.serverAgent.Listen("udp", docker.IPv4(p.server, "eth0")))(t)
+	if err := p.clientAgent.SendUDP(sink.Addr, 500, 100); err != nil {
+		t.Fatal(err)
+	}
+	last := lastCounters(t, docker, p.client)
+	docker.CLI("kill", p.client)
+	d.poll("counted to its end", func() error {
+		c, err := d.container(p.client)
+		if err == nil && c.State != "stopped" {
+			err = fmt.Errorf("it is %s", c.State)
+		}
+		if diff := cmp.Diff(last, interfaceCounters(c)); err == nil && diff != "" {
+			err = fmt.Errorf("(-kernel +nettally):\n%s", diff)
+		}
+		return err
+	})
 }
