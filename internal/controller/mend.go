@@ -154,9 +154,9 @@ func (c *Controller) seed(w witnessed, since reading) {
 	}
 }
 
-// seedTries bounds the readings, of which each takes some 10 µs. Among 70,000 packets a
-// second every third one is quiet.
-const seedTries = 100
+// seedTries bounds the readings, of which each takes some 10 µs, and longer while others
+// configure networks. Among 70,000 packets a second every third one is quiet.
+const seedTries = 30
 
 // missed works out what was missed since a reading, until two readings say the same.
 func (c *Controller) missed(w witnessed, since reading) (usage.Volume, usage.Volume, error) {
