@@ -40,8 +40,9 @@ func openMembers(pinPath string) (*ebpf.Map, error) {
 }
 
 // BindCgroup says that what the programs for cgroups see of the slot's cgroup counts on the
-// slot. They must be attached to it, and count nothing of it before. It lasts until the
-// cgroup goes, or they are taken off; the slot must not be released before that.
+// slot. They must be attached to it, or have been: the kernel keeps the element for as long
+// as the cgroup is there (bpf_cgroup_storages_alloc, kernel/bpf/cgroup.c). It lasts until
+// then, or the slot's release.
 //
 // Returns [ErrReleased] if the slot is no longer the one that was taken, and an error
 // wrapping [ebpf.ErrKeyNotExist] if the programs are not attached.
@@ -56,6 +57,23 @@ func (d *Datapath) BindCgroup(s Slot) error {
 		return fmt.Errorf("bind cgroup %d to slot %d: %w", s.Cgroup, s.Index, err)
 	}
 	return nil
+}
+
+// unbindCgroup undoes BindCgroup, unless the cgroup is bound to another slot: slot 0 is
+// nobody's, and this one will be somebody else's.
+func (d *Datapath) unbindCgroup(s Slot) error {
+	if s.Cgroup == 0 {
+		return nil
+	}
+	var bound uint32
+	err := d.maps.Members.Lookup(s.Cgroup, &bound)
+	if err == nil && bound == uint32(s.Index) {
+		err = d.maps.Members.Update(s.Cgroup, uint32(0), ebpf.UpdateExist)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil // the cgroup is gone
+	}
+	return err
 }
 
 // CgroupBound says whether a slot is the one that its cgroup counts on. There may be others

@@ -91,7 +91,7 @@ func (d *Datapath) Release(s Slot) error {
 	if !d.valid(s) {
 		return nil
 	}
-	err := d.unbind(d.taken[s.Index])
+	err := errors.Join(d.unbind(d.taken[s.Index]), d.unbindCgroup(d.taken[s.Index]))
 	delete(d.taken, s.Index)
 	d.lowest = min(d.lowest, int(s.Index))
 	d.use(s, -1)

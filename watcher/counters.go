@@ -30,14 +30,16 @@ type LinkCounters struct {
 	TransmitBytes, TransmitPackets uint64
 }
 
-// Counters returns the kernel's counters of an interface in the host's namespace.
+// Counters returns the kernel's counters of an interface in the host's namespace. asked, if
+// it is not nil, is called when the kernel has read them, and before the answer is: whoever
+// counts the same packets can look at once.
 //
 // Requires Linux 4.7, and for the first call after New with Options.NetNS CAP_SYS_ADMIN.
 // The error wraps [ErrGone] if there is no such interface.
-func (w *Watcher) Counters(ifindex int) (LinkCounters, error) {
+func (w *Watcher) Counters(ifindex int, asked func()) (LinkCounters, error) {
 	var c LinkCounters
 	err := w.stats.ask(w.netns, func(conn *netlink.Conn) (err error) {
-		c, err = getStats(conn, ifindex)
+		c, err = getStats(conn, ifindex, asked)
 		return err
 	})
 	if err != nil {
@@ -121,11 +123,24 @@ func (s *stats) dump(conn *netlink.Conn) (map[int]LinkCounters, error) {
 	return all, err
 }
 
-func getStats(conn *netlink.Conn, index int) (LinkCounters, error) {
-	reply, err := conn.Execute(netlink.Message{
+// getStats calls asked, if it is not nil, when the kernel has read the counters: it does so
+// while it is sent the request (netlink_unicast_kernel, net/netlink/af_netlink.c), and
+// reading its answer takes longer than that.
+func getStats(conn *netlink.Conn, index int, asked func()) (LinkCounters, error) {
+	request, err := conn.Send(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETSTATS, Flags: netlink.Request},
 		Data:   statsRequest(index),
 	})
+	if err != nil {
+		return LinkCounters{}, err
+	}
+	if asked != nil {
+		asked()
+	}
+	reply, err := conn.Receive()
+	if err == nil {
+		err = netlink.Validate(request, reply)
+	}
 	if errors.Is(err, unix.ENODEV) {
 		return LinkCounters{}, ErrGone
 	}
@@ -185,7 +200,7 @@ func parseStats(b []byte) (index int, c LinkCounters, err error) {
 // interface.
 func (w *Watcher) CountersIn(nsid, ifindex int) (LinkCounters, error) {
 	var c LinkCounters
-	err := w.stats.ask(w.netns, func(conn *netlink.Conn) (err error) {
+	err := w.statsIn.ask(w.netns, func(conn *netlink.Conn) (err error) {
 		c, err = getStatsIn(conn, nsid, ifindex)
 		return err
 	})

@@ -65,7 +65,7 @@ func (c counted) exchange(t *testing.T, out, in int) {
 func (c counted) both(t *testing.T) (one LinkCounters) {
 	t.Helper()
 	eventually(t, func() error {
-		one = nettest.Must(c.Counters(c.index))(t)
+		one = nettest.Must(c.Counters(c.index, nil))(t)
 		all := nettest.Must(c.AllCounters())(t)
 		if diff := cmp.Diff(one, all[c.index]); diff != "" {
 			return fmt.Errorf("one and all (-one +all):\n%s", diff)
@@ -149,21 +149,21 @@ func TestCountersOfGone(t *testing.T) {
 	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"]), NetNS: host.FD()})
 	outer := veth(t, host, "vethhost", container, "eth0")
 	index := outer.Attrs().Index
-	if _, err := w.Counters(index); err != nil {
+	if _, err := w.Counters(index, nil); err != nil {
 		t.Error(err)
 	}
 	check(t, host.LinkDel(outer))
 	for _, gone := range []int{index, 1 << 30, -1} {
-		c, err := w.Counters(gone)
+		c, err := w.Counters(gone, nil)
 		if !errors.Is(err, ErrGone) || c != (LinkCounters{}) {
 			t.Errorf("counters of %d: %+v, error %v", gone, c, err)
 		}
 	}
-	if _, err := w.Counters(0); err == nil || errors.Is(err, ErrGone) {
+	if _, err := w.Counters(0, nil); err == nil || errors.Is(err, ErrGone) {
 		t.Errorf("counters of no index: error %v", err)
 	}
 	lo := linkIn(t, host, "lo").Attrs().Index
-	if _, err := w.Counters(lo); err != nil {
+	if _, err := w.Counters(lo, nil); err != nil {
 		t.Errorf("after an error: %v", err)
 	}
 	all, err := w.AllCounters()
@@ -202,10 +202,10 @@ func TestCountersOfManyAmidChanges(t *testing.T) {
 						}
 					}
 				}
-				if _, err := w.Counters(stay[i%len(stay)]); err != nil {
+				if _, err := w.Counters(stay[i%len(stay)], nil); err != nil {
 					t.Error(err)
 				}
-				if _, err := w.Counters(1 << 30); !errors.Is(err, ErrGone) {
+				if _, err := w.Counters(1<<30, nil); !errors.Is(err, ErrGone) {
 					t.Errorf("counters of none: %v", err)
 				}
 			}
@@ -315,7 +315,7 @@ func BenchmarkCounters(b *testing.B) {
 		b.ReportAllocs()
 		index := linkIn(b, host, "veth0").Attrs().Index
 		for b.Loop() {
-			if _, err := w.Counters(index); err != nil {
+			if _, err := w.Counters(index, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -62,10 +62,11 @@ func (n *Namespace) Inspect() (Sandbox, error) {
 }
 
 // Counters returns the kernel's counters of an interface in the namespace, as the
-// container sees it. A physical one's go back to when it was made, wherever it was.
+// container sees it; asked is as in [Watcher.Counters]. A physical one's go back to when it
+// was made, wherever it was.
 //
 // The error wraps [ErrGone] if there is no such interface.
-func (n *Namespace) Counters(ifindex int) (LinkCounters, error) {
+func (n *Namespace) Counters(ifindex int, asked func()) (LinkCounters, error) {
 	if n.conn == nil {
 		conn, err := dial(n.FD(), 0)
 		if err != nil {
@@ -73,7 +74,7 @@ func (n *Namespace) Counters(ifindex int) (LinkCounters, error) {
 		}
 		n.conn = conn
 	}
-	far, err := getStats(n.conn, ifindex)
+	far, err := getStats(n.conn, ifindex, asked)
 	if err != nil {
 		return LinkCounters{}, fmt.Errorf("read counters of interface %d in net:[%d]: %w", ifindex, n.ns.id.inode, err)
 	}

@@ -236,7 +236,7 @@ func TestVisitNamespaces(t *testing.T) {
 		if nsid, err := n.Number(); err != nil || nsid != want {
 			t.Errorf("number %d, error %v, want %d", nsid, err, want)
 		}
-		_, err = n.Counters(linkIn(t, c.inner, "eth0").Attrs().Index)
+		_, err = n.Counters(linkIn(t, c.inner, "eth0").Attrs().Index, nil)
 		return err
 	})
 	if diff := cmp.Diff([]uint64{inode(t, c.inner)}, got); err != nil || diff != "" {
@@ -268,9 +268,9 @@ func TestCountersIn(t *testing.T) {
 	eventually(t, func() error {
 		got, err := c.CountersIn(nsid, inner)
 		check(t, err)
-		same, err := held.Counters(inner)
+		same, err := held.Counters(inner, nil)
 		check(t, err)
-		opposite, err := c.Counters(outer.Attrs().Index)
+		opposite, err := c.Counters(outer.Attrs().Index, nil)
 		check(t, err)
 		if got.ReceivePackets == 0 || got.TransmitPackets == 0 || got != same || got != opposite {
 			return fmt.Errorf("from outside %+v, from inside %+v, of the host's end %+v", got, same, opposite)

@@ -129,7 +129,8 @@ type Watcher struct {
 	rescanEvery   time.Duration
 	receiveBuffer int
 
-	stats stats
+	stats   stats
+	statsIn stats // of other namespaces: who asks for many holds up nobody
 
 	mu       sync.Mutex // guards what follows
 	tree     *tree      // nil unless Run runs
@@ -196,7 +197,7 @@ func (w *Watcher) openHost(fd int) error {
 // Close releases the host's namespace and the socket for counters. It must not run
 // beside another method, and no other one may follow.
 func (w *Watcher) Close() error {
-	err := w.stats.close()
+	err := errors.Join(w.stats.close(), w.statsIn.close())
 	if w.netns == 0 {
 		return err
 	}

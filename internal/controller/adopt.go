@@ -32,6 +32,10 @@ func (c *Controller) adoptOne(left usage.Leftover) error {
 	if left.Cgroup != 0 {
 		return c.adoptCgroup(left)
 	}
+	if left.Older {
+		_, err := c.Accounts.Retire(left) // what is on the interface is its successor's
+		return err
+	}
 	tcx, _, err := c.Hooks.TCX(left.Ifindex)
 	if err != nil {
 		return err
@@ -100,6 +104,9 @@ func (c *Controller) upgrade() {
 func (c *Controller) replace(left usage.Leftover) error {
 	if left.Cgroup != 0 {
 		return c.replaceOnCgroup(left)
+	}
+	if left.Older {
+		return nil
 	}
 	tcx, _, err := c.Hooks.TCX(left.Ifindex)
 	if err != nil {

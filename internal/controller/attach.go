@@ -76,8 +76,10 @@ func (c *Controller) attach(v *veth, seenAt time.Time) {
 		c.move(v, c.wanted(v)) // to our own programs
 		return
 	}
-	v.busy = v.busy || c.busy[v.Index]
-	if on == "" && c.straightToTCX(v, seenAt) {
+	if on == "" {
+		v.busy, v.bandwidth = v.busy || c.busy[v.Index], v.bandwidth || c.bandwidth
+	}
+	if on == "" && c.onlyTCX(v) {
 		c.move(v, HookTCX)
 		return
 	}

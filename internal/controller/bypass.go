@@ -21,6 +21,30 @@ func (v *veth) mayBeBypassed() bool {
 	return v.attached() && !v.moving && v.owned && v.NetNSID >= 0 && v.check != nil
 }
 
+// lookAtEnds has the counters of host veths read on both ends, beside the controller's
+// goroutine and the self-check: for thousands that takes a while.
+func (c *Controller) lookAtEnds() {
+	if c.looking {
+		return
+	}
+	c.looking = true
+	var veths []watcher.HostVeth
+	for _, v := range c.veths {
+		if v.mayBeBypassed() {
+			veths = append(veths, v.HostVeth)
+		}
+	}
+	go func() {
+		ends := map[int]bothEnds{}
+		for _, v := range veths {
+			if both, err := c.readEnds(v); err == nil {
+				ends[v.Index] = both
+			}
+		}
+		c.ends <- ends
+	}()
+}
+
 // readEnds reads the counters of a host veth on both ends.
 func (c *Controller) readEnds(v watcher.HostVeth) (bothEnds, error) {
 	// In this order: what has been received was sent before.
@@ -28,13 +52,14 @@ func (c *Controller) readEnds(v watcher.HostVeth) (bothEnds, error) {
 	if err != nil {
 		return bothEnds{}, err
 	}
-	sent, err := c.Host.Counters(v.Index)
+	sent, err := c.Host.Counters(v.Index, nil)
 	return bothEnds{sent.ReceivePackets, received.ReceivePackets}, err
 }
 
 // findBypassed has an interface counted inside of which the container's end receives what
 // the host's does not send.
 func (c *Controller) findBypassed(ends map[int]bothEnds) {
+	c.looking = false
 	for index, now := range ends {
 		v := c.veths[index]
 		if v != nil && v.mayBeBypassed() && v.bypass(now) {

@@ -41,7 +41,7 @@ func (c *Controller) wantsCgroup(known *container) bool {
 	case CgroupOff:
 		return false
 	}
-	return known.reason != usage.Accounted || known.sandbox != nil && len(known.sandbox.members) > 1
+	return known.reason != usage.Accounted || known.shared || known.sandbox != nil && len(known.sandbox.members) > 1
 }
 
 // placeCgroup begins to count a container's cgroup where that is wanted, and ends it where
@@ -67,6 +67,7 @@ func (c *Controller) placeCgroup(known *container) {
 // placeCgroups does so for all that share a sandbox.
 func (c *Controller) placeCgroups(box *sandbox) {
 	for _, member := range box.members {
+		member.shared = member.shared || len(box.members) > 1
 		c.placeCgroup(member)
 	}
 }
@@ -86,8 +87,9 @@ func (c *Controller) countCgroup(known *container) {
 		c.cgroupFailed(known, err)
 		return
 	}
-	err = c.Cgroups.Attach(dir, id)
-	if err == nil {
+	// Before, where the kernel has kept the element of an earlier time; there may be none.
+	_ = c.Accounts.BindCgroup(ofCgroup(id))
+	if err = c.Cgroups.Attach(dir, id); err == nil {
 		err = errors.Join(c.Accounts.Assign(ofCgroup(id), known.ID, ""), c.Accounts.BindCgroup(ofCgroup(id)))
 	}
 	if err != nil {

@@ -106,11 +106,13 @@ func stillBlind(was bool, g growth) bool {
 type witnessed struct {
 	usage.Target
 	name   string
-	kernel func() (watcher.LinkCounters, error)
+	kernel func(asked func()) (watcher.LinkCounters, error)
 }
 
 func (c *Controller) witnessed(v *veth) witnessed {
-	return witnessed{usage.OnHost(v.Index), v.Name, func() (watcher.LinkCounters, error) { return c.Host.Counters(v.Index) }}
+	return witnessed{usage.OnHost(v.Index), v.Name, func(asked func()) (watcher.LinkCounters, error) {
+		return c.Host.Counters(v.Index, asked)
+	}}
 }
 
 // begin starts to compare an interface's counters from now on. It returns nil if they can't
@@ -137,8 +139,7 @@ func (c *Controller) readQuiet(w witnessed) (now reading, err error) {
 // read takes a reading of one interface.
 func (c *Controller) read(w witnessed) (r reading, err error) {
 	r.before, _ = c.counted(w.Target)
-	r.kernel, err = w.kernel()
-	r.after, _ = c.counted(w.Target)
+	r.kernel, err = w.kernel(func() { r.after, _ = c.counted(w.Target) })
 	return r, err
 }
 
@@ -146,7 +147,6 @@ func (c *Controller) read(w witnessed) (r reading, err error) {
 type kernelCounters struct {
 	host   map[int]watcher.LinkCounters // nil if they can't be read
 	inside map[usage.Target]watcher.LinkCounters
-	ends   map[int]bothEnds // of host veths
 }
 
 // look has the kernel's counters of all interfaces read, beside the controller's goroutine:
@@ -163,23 +163,11 @@ func (c *Controller) look(found chan<- kernelCounters) {
 			inside[target] = in.nsid
 		}
 	}
-	var ends []watcher.HostVeth
-	for _, v := range c.veths {
-		if c.endsDue && v.mayBeBypassed() {
-			ends = append(ends, v.HostVeth)
-		}
-	}
-	c.endsDue = false
 	go func() {
-		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}, map[int]bothEnds{}}
+		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}}
 		for target, nsid := range inside {
 			if counters, err := c.Host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
 				kernel.inside[target] = counters
-			}
-		}
-		for _, v := range ends {
-			if both, err := c.readEnds(v); err == nil {
-				kernel.ends[v.Index] = both
 			}
 		}
 		found <- kernel
@@ -240,11 +228,10 @@ func (c *Controller) selfCheck(all kernelCounters) {
 		if kernel, ok := all.inside[target]; ok {
 			c.glance(in, kernel)
 		}
-		if in.check != nil {
+		if in.check != nil && !in.physical() {
 			seen.add(in.check.last, in.check.first)
 		}
 	}
-	c.findBypassed(all.ends)
 	c.metrics.completeness.Set(seen.ratio())
 	c.metrics.shadowed.Set(float64(c.shadowed()))
 }

@@ -25,6 +25,9 @@ const (
 	startedAfter = time.Minute
 
 	firstDelay = 2 * time.Millisecond
+
+	// Those of a pod that ends end within this time; who is there then goes on.
+	succeedAfter = 2 * time.Second
 )
 
 func (c *Controller) containerStarted(found watcher.Container) {
@@ -74,8 +77,8 @@ func (c *Controller) lastLook(known *container) {
 	if known.reason != usage.Starting {
 		return
 	}
-	counted, _, _ := c.assign(known, slices.Concat(known.unnamed, c.leadingTo(known.sandbox)))
-	if counted+inside > 0 {
+	sum := c.assign(known, slices.Concat(known.unnamed, c.leadingTo(known.sandbox)))
+	if sum.counted+inside > 0 {
 		c.settle(known, usage.Accounted)
 	} else {
 		c.settle(known, usage.Ended)
@@ -171,21 +174,21 @@ func (c *Controller) join(known *container, found watcher.Sandbox) {
 		return
 	}
 
-	counted, failed, unnamed := c.assign(known, found.Interfaces)
-	inside := c.countInside(known, found)
-	counted, failed, unnamed = counted+inside.counted, failed+inside.failed, unnamed+inside.unnamed
+	sum := c.assign(known, found.Interfaces).plus(c.countInside(known, found))
 	switch {
-	case counted > 0:
-		c.settle(known, usage.Accounted)
-	case failed > 0:
+	case sum.failed > 0:
 		c.settle(known, usage.AttachFailed)
-	case unnamed > 0:
+	case sum.counted > 0:
+		c.settle(known, usage.Accounted)
+	case sum.unnamed+sum.moving > 0:
+	case sum.others > 0:
+		c.settle(known, usage.SharedNetwork)
 	case time.Since(known.since) < noVethAfter:
 		c.later(known)
 	default:
 		c.settle(known, usage.NoHostVeth)
 	}
-	if unnamed > 0 {
+	if sum.unnamed > 0 {
 		known.look.Again()
 	}
 	if known.look.Planned() {
@@ -200,30 +203,67 @@ func (c *Controller) owns(known *container, interfaces []watcher.Interface) bool
 	})
 }
 
-// assign gives a container its interfaces. It returns how many of them are counted, how
-// many should be and are not, and how many do not have their name yet.
-func (c *Controller) assign(known *container, interfaces []watcher.Interface) (counted, failed, unnamed int) {
+// tallied is how many interfaces are counted for a container, how many should be and are
+// not, how many do not have their name yet, how many are on their way to tcx, and how many
+// are another container's.
+type tallied struct{ counted, failed, unnamed, moving, others int }
+
+func (t tallied) plus(u tallied) tallied {
+	return tallied{t.counted + u.counted, t.failed + u.failed, t.unnamed + u.unnamed, t.moving + u.moving, t.others + u.others}
+}
+
+// assign gives a container its interfaces.
+func (c *Controller) assign(known *container, interfaces []watcher.Interface) (sum tallied) {
 	for _, i := range interfaces {
 		v := c.veths[i.HostIndex]
 		switch {
 		case v == nil || v.inside:
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached() && v.moving:
-			unnamed++ // once it is on tcx
+			sum.moving++ // that brings us here again
 		case !v.attached():
-			failed++
+			sum.failed++
 		case !v.owned && !i.Up && !known.ended && (v.led.IsZero() || time.Since(v.led) < nameAfter):
 			known.unnamed = interfaces
-			unnamed++
+			sum.unnamed++
 		default:
+			if c.orphaned(usage.OnHost(v.Index), known) && !v.moving {
+				c.succeed(v)
+			}
 			if err := c.Accounts.Assign(usage.OnHost(v.Index), known.ID, i.Name); err != nil {
 				c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", known.ID, "err", err)
 			}
 			v.owned = true
-			counted++
+			if c.Accounts.Owner(usage.OnHost(v.Index)) == known.ID {
+				sum.counted++
+			} else {
+				sum.others++
+			}
 		}
 	}
-	return counted, failed, unnamed
+	return sum
+}
+
+// orphaned says whether an interface that a container leads to is counted for one that has
+// ended: a network namespace can outlive the container it was made for. Before we have
+// seen everything, nobody is known to have ended.
+func (c *Controller) orphaned(target usage.Target, known *container) bool {
+	owner := c.Accounts.Owner(target)
+	return c.complete && owner != "" && owner != known.ID && c.containers[owner] == nil
+}
+
+// succeed has a host veth counted on another slot, for who comes after its owner.
+func (c *Controller) succeed(v *veth) {
+	slot, err := c.Accounts.Succeed(usage.OnHost(v.Index), func(slot uint16) error {
+		_, err := c.Hooks.Attach(v.Index, slot)
+		return err
+	})
+	if err != nil {
+		c.Log.Warn("count interface for another container; trying again", "interface", v.Name, "err", err)
+		return
+	}
+	v.slot, v.check = slot, c.begin(c.witnessed(v))
+	c.Log.Info("the container that had an interface has ended: counting for another", "interface", v.Name)
 }
 
 // leave takes a container out of its sandbox. If it was the owner, the oldest of the
@@ -249,6 +289,8 @@ func (c *Controller) leave(known *container) {
 			box.owner = member
 		}
 	}
+	box.owner.look.From(succeedAfter)
+	box.owner.look.Again()
 }
 
 // settle says what became of a container. Until something happens only the reconcile

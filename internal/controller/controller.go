@@ -28,7 +28,7 @@ type host interface {
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
 	Unified(watcher.Container) (dir string, ok bool)
-	Counters(ifindex int) (watcher.LinkCounters, error)
+	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
 	CountersIn(nsid, ifindex int) (watcher.LinkCounters, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
@@ -95,8 +95,10 @@ type Controller struct {
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
 	insides    map[usage.Target]*inside
 	busy       map[int]bool // interfaces of containers at work, while we start
-	endsDue    bool         // the next look is at the other ends of host veths, too
-	bandwidth  bool         // a CNI configuration names that plugin
+	complete   bool         // everything was looked at once
+	looking    bool         // at the other ends of host veths
+	ends       chan map[int]bothEnds
+	bandwidth  bool // a CNI configuration names that plugin
 	jobs       *jobs
 	adopted    chan struct{}
 	reload     chan struct{}
@@ -107,19 +109,20 @@ type Controller struct {
 // veth is a host veth that is to be counted.
 type veth struct {
 	watcher.HostVeth
-	since    time.Time // we know it
-	led      time.Time // into another namespace, since then, as far as we know
-	slot     uint16
-	hook     string // it is counted on, "" for none
-	owned    bool
-	failure  string // of the last attempt to attach, as it stands in the log
-	needsTCX bool   // clsact does not do here
-	busy     bool   // clsact would have dropped packets when we came
-	moving   bool   // a job is at it
-	mending  bool   // that is, to put our programs back where they see the packets
-	shadowed bool
-	check    *check
-	mend     backoff
+	since     time.Time // we know it
+	led       time.Time // into another namespace, since then, as far as we know
+	slot      uint16
+	hook      string // it is counted on, "" for none
+	owned     bool
+	failure   string // of the last attempt to attach, as it stands in the log
+	needsTCX  bool   // clsact does not do here
+	busy      bool   // clsact would have dropped packets when we came
+	bandwidth bool   // that plugin may be about to come
+	moving    bool   // a job is at it
+	mending   bool   // that is, to put our programs back where they see the packets
+	shadowed  bool
+	check     *check
+	mend      backoff
 
 	bypassed uint64   // packets that the other end had received otherwise, at the last look
 	inside   bool     // it is counted there, since packets bypass it
@@ -139,6 +142,7 @@ type container struct {
 	since   time.Time // its cgroup was made
 	look    retry.Plan
 
+	shared        bool   // it was in a namespace with others, so `ip` goes on when they leave
 	cgroup        uint64 // id of its cgroup, if that is counted
 	cgroupDir     string
 	cgroupFailure string // of the last attempt, as it stands in the log
@@ -166,6 +170,7 @@ func New(o Options) *Controller {
 		sandboxes:  map[uint64]*sandbox{},
 		insides:    map[usage.Target]*inside{},
 		jobs:       newJobs(),
+		ends:       make(chan map[int]bothEnds, 1),
 		adopted:    make(chan struct{}),
 		reload:     make(chan struct{}, 1),
 		ready:      make(chan struct{}),
@@ -203,7 +208,7 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 	if complete := c.reconcile(); complete {
 		c.removeStrays()
 	}
-	c.busy = nil
+	c.busy, c.complete = nil, true
 	c.stopUnseen()
 	close(c.ready)
 	return c.loop(ctx, events)
@@ -236,6 +241,8 @@ func (c *Controller) loop(ctx context.Context, events <-chan watcher.Event) erro
 		case all := <-checked:
 			c.selfCheck(all)
 			check.Reset(checkEvery)
+		case ends := <-c.ends:
+			c.findBypassed(ends)
 		case <-c.reload:
 			reconcile.Reset(0)
 		case <-reconcile.C:
@@ -255,7 +262,9 @@ func (c *Controller) handle(e watcher.Event) {
 	case watcher.ContainerStarted:
 		c.containerStarted(e.Container)
 	case watcher.ContainerStopped:
-		c.containerStopped(e.ID)
+		if known := c.containers[e.ID]; known != nil && known.Cgroup == e.Cgroup { // an id that is a name may be there twice
+			c.containerStopped(e.ID)
+		}
 	case watcher.LinkMoved:
 		c.linkMoved(e.NetNSID)
 	case watcher.NamespaceGone:
@@ -280,7 +289,7 @@ func (c *Controller) reconcile() bool {
 	}
 	c.reconcileCgroups()
 	c.reconcileInside()
-	c.endsDue = true
+	c.lookAtEnds()
 	for _, id := range c.Accounts.Expire() {
 		c.Names.Forget(id)
 	}

@@ -41,10 +41,6 @@ type inside struct {
 	missed   *reading // where it has to make up from for its host veth
 }
 
-// tallied is how many interfaces are counted, how many should be and are not, and how many
-// do not have their name yet.
-type tallied struct{ counted, failed, unnamed int }
-
 // countInside counts the uplinks of a sandbox for its owner, puts back what was removed, and
 // ends what is no uplink any more.
 func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum tallied) {
@@ -77,11 +73,31 @@ func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum t
 		case !in.owned && !i.Up && !known.ended && time.Since(in.since) < nameAfter:
 			sum.unnamed++
 		default:
+			if c.orphaned(in.Target, known) {
+				c.succeedInside(ns, in)
+			}
 			c.ownInside(in, known)
-			sum.counted++
+			if c.Accounts.Owner(in.Target) == known.ID {
+				sum.counted++
+			} else {
+				sum.others++
+			}
 		}
 	}
 	return sum
+}
+
+// succeedInside has an interface counted on another slot, for who comes after its owner.
+func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) {
+	slot, err := c.Accounts.Succeed(in.Target, func(slot uint16) error {
+		_, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, slot)
+		return err
+	})
+	if err != nil {
+		c.Log.Warn("count interface for another container; trying again", "interface", in.name, "target", in.Target, "err", err)
+		return
+	}
+	in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in))
 }
 
 // uplinks returns the interfaces that are to be counted inside, and how many it can't be
@@ -184,7 +200,9 @@ func (c *Controller) exit(known *container, ns *watcher.Namespace) {
 }
 
 func (c *Controller) witnessedInside(ns *watcher.Namespace, in *inside) witnessed {
-	return witnessed{in.Target, in.name, func() (watcher.LinkCounters, error) { return ns.Counters(in.Ifindex) }}
+	return witnessed{in.Target, in.name, func(asked func()) (watcher.LinkCounters, error) {
+		return ns.Counters(in.Ifindex, asked)
+	}}
 }
 
 // attachInside has an interface counted, or sees to it that it still is.
@@ -258,7 +276,9 @@ func (c *Controller) checkInside(ns *watcher.Namespace, in *inside, intact bool)
 	}
 	c.metrics.reattached.Inc()
 	c.shadowInside(in, false)
-	c.seedSince(w, in.check)
+	if !in.physical() {
+		c.seedSince(w, in.check)
+	}
 	return nil
 }
 
@@ -437,6 +457,10 @@ func (c *Controller) glance(in *inside, kernel watcher.LinkCounters) {
 	if in.mend.due() {
 		in.mend.tried()
 		c.lookInside(box)
+		return
+	}
+	if receive.tooFew() || transmit.tooFew() {
+		c.shadowInside(in, true)
 	}
 }
 

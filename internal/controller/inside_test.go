@@ -508,6 +508,61 @@ func TestLingeringNamespace(t *testing.T) {
 	r.control.Reload()
 	must(t, l.peer.SendUDP(netip.AddrPortFrom(ip, 9), 5, 100))
 	r.wait(c.ID, "seen to receive on", func(u usage.Container) bool { return u.Receive.Protocol(usage.ProtocolUDP) == datagrams(15) })
+	// Another one that begins there has the interface from then on.
+	next := nettest.Container(t, host, testnet.ContainerOptions{Join: held})
+	r.waitCounted(next.ID, 1)
+	r.wait(c.ID, "at its end", func(u usage.Container) bool { return !u.Interfaces[0].Attached })
+	l.talk(t, next, ip, 7, 8)
+	r.talked(next.ID, 7, 8)
+	r.wait(c.ID, "as it was", func(u usage.Container) bool { return u.Receive.Protocol(usage.ProtocolUDP) == datagrams(15) })
+	must(t, next.Close())
 	must(t, held.Close())
-	r.wait(c.ID, "ended", func(u usage.Container) bool { return !u.Interfaces[0].Attached })
+	r.wait(next.ID, "ended", func(u usage.Container) bool { return !u.Interfaces[0].Attached })
+}
+
+// TestSuccessor ends the container that a namespace was made for, and leaves another one in
+// it: the interface is counted on, for that one, and each packet once. So it is over a crash.
+func TestSuccessor(t *testing.T) {
+	need.Root(t)
+	for _, mode := range []Mode{ModeClsact, ModeTCX} {
+		t.Run(string(mode), func(t *testing.T) { testSuccessor(t, mode) })
+	}
+}
+
+func testSuccessor(t *testing.T, mode Mode) {
+	pins := nettest.BPFFS(t) + "/nettally"
+	host := nettest.Host(t)
+	peer := nettest.Agent(t, host)
+	begin := func() *rig {
+		return start(t, host, pins, func(c *Controller) {
+			settings := c.Settings
+			c.Settings = func() Settings { s := settings(); s.Mode = mode; return s }
+		})
+	}
+	r := begin()
+	first := nettest.Container(t, host, testnet.ContainerOptions{})
+	nic := first.Interfaces[0]
+	r.wait(first.ID, "counted", func(u usage.Container) bool {
+		return u.Accounted() && len(u.Interfaces) == 1 && u.Interfaces[0].Hook == string(mode)
+	})
+	second := nettest.Container(t, host, testnet.ContainerOptions{Join: first.Namespace})
+	r.waitReason(second.ID, usage.SharedNetwork)
+	talk(t, first, nic.IPv4, peer, nic.HostIPv4, 10, 20)
+	r.talked(first.ID, 10, 20)
+
+	first.Interfaces = nil // which live on, with the namespace
+	must(t, first.Close())
+	r.wait(first.ID, "stopped", func(u usage.Container) bool { return u.State == usage.Stopped && !u.Interfaces[0].Attached })
+	r.waitCounted(second.ID, 1)
+	talk(t, second, nic.IPv4, peer, nic.HostIPv4, 30, 40)
+	r.talked(second.ID, 30, 40)
+
+	r.stop()
+	talk(t, second, nic.IPv4, peer, nic.HostIPv4, 5, 5)
+	r = begin()
+	r.talked(second.ID, 35, 45)
+	talk(t, second, nic.IPv4, peer, nic.HostIPv4, 1, 1)
+	r.talked(second.ID, 36, 46)
+	r.stop()
+	must(t, bpf.Unpin(pins))
 }

@@ -22,6 +22,10 @@ func (c *Controller) adoptInside(lefts []usage.Leftover) {
 }
 
 func (c *Controller) adoptOneInside(ns *watcher.Namespace, left usage.Leftover) error {
+	if left.Older {
+		_, err := c.Accounts.Retire(left)
+		return err
+	}
 	slot, ok, err := c.Hooks.CurrentInside(ns.FD(), left.Ifindex)
 	if err != nil {
 		return err
@@ -44,7 +48,7 @@ func (c *Controller) adoptOneInside(ns *watcher.Namespace, left usage.Leftover) 
 // replaceInside has our programs count in place of those of an older layout.
 func (c *Controller) replaceInside(ns *watcher.Namespace, left usage.Leftover) error {
 	_, ok, err := c.Hooks.CurrentInside(ns.FD(), left.Ifindex)
-	if err != nil || !ok {
+	if err != nil || !ok || left.Older {
 		return err
 	}
 	_, err = c.Hooks.AttachInside(ns.FD(), left.Ifindex, left.Slot)

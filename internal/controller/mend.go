@@ -43,10 +43,11 @@ func (c *Controller) mend(v *veth) {
 		c.Log.Warn("look at our programs", "interface", v.Name, "err", err)
 		return
 	}
-	if intact {
+	due := v.mend.due()
+	if intact || !due {
 		c.shadow(v, true)
 	}
-	if !v.mend.due() {
+	if !due {
 		return
 	}
 	v.mend.tried()
@@ -137,7 +138,7 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 	v.shadowed = shadowed
 	c.Accounts.Shadow(usage.OnHost(v.Index), shadowed)
 	if shadowed {
-		c.Log.Warn("packets pass an interface that our programs don't see: another's program ends the chain before us", "interface", v.Name, "hook", v.hook)
+		c.Log.Warn("packets pass an interface that our programs don't see", "interface", v.Name, "hook", v.hook)
 		return
 	}
 	c.Log.Info("our programs see the packets again", "interface", v.Name)
@@ -145,9 +146,9 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 
 // seed adds what the kernel has counted on an interface and we have not, since a reading.
 func (c *Controller) seed(w witnessed, since reading) {
-	receive, transmit, err := c.missed(w, since)
-	if err == nil && (receive != usage.Volume{} || transmit != usage.Volume{}) {
-		err = c.Accounts.Seed(w.Target, receive, transmit)
+	missed, err := c.missed(w, since)
+	if err == nil && missed != (lack{}) {
+		err = c.Accounts.Seed(w.Target, missed.receive, missed.transmit)
 	}
 	if err != nil && !errors.Is(err, watcher.ErrGone) {
 		c.Log.Warn("read what was not counted", "interface", w.name, "err", err)
@@ -155,62 +156,64 @@ func (c *Controller) seed(w witnessed, since reading) {
 }
 
 // seedTries bounds the readings, of which each takes some 10 µs, and longer while others
-// configure networks. Among 70,000 packets a second every third one is quiet.
+// configure networks. Among 300,000 packets a second every third one is quiet.
 const seedTries = 30
 
-// missed works out what was missed since a reading, until two readings say the same.
-func (c *Controller) missed(w witnessed, since reading) (usage.Volume, usage.Volume, error) {
-	var receive, transmit estimate
-	for range seedTries {
+// lack is how much more the kernel has counted than we, by direction.
+type lack struct{ receive, transmit usage.Volume }
+
+// missed works out what was missed since a reading, from readings that packets may fall in.
+//
+// What passes an egress hook we count before the kernel does (__dev_queue_xmit runs the
+// hook, and then the driver). So what we had after the kernel was asked holds all that it
+// had of ours, and a reading says too little, if anything. At an ingress hook we come after
+// the kernel. So what we had before it was asked is nothing that it had not, and a reading
+// says too much.
+func (c *Controller) missed(w witnessed, since reading) (lack, error) {
+	var atLeast, atMost lack
+	for try, quiet := 0, 0; try < seedTries && quiet < 3; try++ {
 		now, err := c.read(w)
 		if err != nil {
-			return usage.Volume{}, usage.Volume{}, err
+			return lack{}, err
 		}
-		in, out := now.grown(since)
-		allIn, allOut := now.grown(reading{})
-		besideIn, besideOut := c.Accounts.Beside(w.Target)
-		inSure := receive.add(fewer(in.missing(), minus(allIn.missing(), besideIn)), came(now.before.receive, now.after.receive))
-		outSure := transmit.add(fewer(out.missing(), minus(allOut.missing(), besideOut)), came(now.before.transmit, now.after.transmit))
-		if inSure && outSure {
-			break
+		less, more := c.lacking(w, now, now.after, since), c.lacking(w, now, now.before, since)
+		if try == 0 {
+			atLeast, atMost = less, more
+		}
+		atLeast = lack{most(atLeast.receive, less.receive), most(atLeast.transmit, less.transmit)}
+		atMost = lack{fewer(atMost.receive, more.receive), fewer(atMost.transmit, more.transmit)}
+		if now.before == now.after {
+			quiet++
 		}
 	}
-	return receive.least, transmit.least, nil
+	if w.NetNS != 0 { // what a container transmits leaves its own interface, and enters the host's
+		return lack{receive: atMost.receive, transmit: atLeast.transmit}, nil
+	}
+	return lack{receive: atLeast.receive, transmit: atMost.transmit}, nil
 }
 
-// missing is how much more the kernel has counted than we have. Of a reading since one that
-// was taken among packets it may be too much, and never more than what is missing in all
-// that is said of the interface. That alone won't do: where segmentation offload is off, the
-// kernel's bytes are more than ours from the beginning.
+// lacking is how much more the kernel has counted since a reading than we, who have counted
+// ours. It is never more than what is missing in all that is said of the interface. That
+// alone won't do: where segmentation offload is off, the kernel's bytes are more than ours
+// from the beginning.
+func (c *Controller) lacking(w witnessed, now reading, ours counted, since reading) lack {
+	now.after = ours
+	in, out := now.grown(since)
+	allIn, allOut := now.grown(reading{})
+	besideIn, besideOut := c.Accounts.Beside(w.Target)
+	return lack{
+		receive:  fewer(in.missing(), minus(allIn.missing(), besideIn)),
+		transmit: fewer(out.missing(), minus(allOut.missing(), besideOut)),
+	}
+}
+
+// missing is how much more the kernel has counted than we have.
 func (g growth) missing() usage.Volume { return minus(g.kernel, g.ours) }
-
-// came is how many packets came from the beginning of a reading to its end.
-func came(before, after oneWay) uint64 { return after.wire.Packets - before.wire.Packets }
-
-// estimate is how much is missing in one direction. A reading may say too little by what
-// came during it, so one during which fewest came is best; of several such the least, so
-// that a packet on its way from one counter to the other is not taken for missing.
-type estimate struct {
-	least usage.Volume
-	came  uint64 // packets during the reading
-	any   bool
-}
-
-// add takes in what a reading says. It returns whether that is sure: what another one said,
-// and during both no packet came.
-func (e *estimate) add(missing usage.Volume, came uint64) (sure bool) {
-	switch {
-	case !e.any || came < e.came:
-		*e = estimate{least: missing, came: came, any: true}
-		return false
-	case came > e.came:
-		return false
-	}
-	sure = came == 0 && missing == e.least
-	e.least = fewer(e.least, missing)
-	return sure
-}
 
 func fewer(a, b usage.Volume) usage.Volume {
 	return usage.Volume{Bytes: min(a.Bytes, b.Bytes), Packets: min(a.Packets, b.Packets)}
+}
+
+func most(a, b usage.Volume) usage.Volume {
+	return usage.Volume{Bytes: max(a.Bytes, b.Bytes), Packets: max(a.Packets, b.Packets)}
 }

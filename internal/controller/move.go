@@ -33,7 +33,7 @@ const cniPatience = 10 * time.Second
 // wanted says on which hook an interface is to be counted.
 func (c *Controller) wanted(v *veth) string {
 	mode := c.Settings().Mode
-	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || v.busy || c.bandwidth)) {
+	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || v.busy || v.bandwidth)) {
 		return HookTCX
 	}
 	return HookClsact
@@ -42,15 +42,10 @@ func (c *Controller) wanted(v *veth) string {
 func (c *Controller) tcxAllowed() bool { return c.TCX && c.Settings().Mode != ModeClsact }
 
 // onlyTCX says that a clsact qdisc would harm: the bandwidth plugin wants to add an
-// `ingress` qdisc, which excludes it, and its pod would not start.
+// `ingress` qdisc, which excludes it, and its pod would not start; or packets would be
+// dropped. All others are counted on clsact until it is their turn.
 func (c *Controller) onlyTCX(v *veth) bool {
-	return c.wanted(v) == HookTCX && (c.bandwidth || v.needsTCX)
-}
-
-// straightToTCX says that an interface is not to be on clsact before it is on tcx: that
-// would harm somebody, or the container may have been there long.
-func (c *Controller) straightToTCX(v *veth, seenAt time.Time) bool {
-	return c.onlyTCX(v) || c.wanted(v) == HookTCX && seenAt.IsZero() && v.failure == ""
+	return c.wanted(v) == HookTCX && (v.bandwidth || v.needsTCX || v.busy)
 }
 
 // waitsForCNI leaves an interface to the bandwidth plugin where we can't use tcx. What

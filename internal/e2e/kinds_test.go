@@ -222,8 +222,8 @@ func TestPodKinds(t *testing.T) {
 	k.plain(node, outside)
 }
 
-// withoutPause kills the process that holds a pod's namespace: its interface is counted on,
-// where it was.
+// withoutPause kills the process that holds a pod's namespace: what its interface has
+// counted stays the pod's, and goes on for the container that is left.
 func (k *kinds) withoutPause(node *crihost.Host, outside *testnet.Agent) {
 	k.t.Helper()
 	pod := nettest.Must(node.RunPod("lone", crihost.PodOptions{}, crihost.Container{Name: "app"}))(k.t)
@@ -234,10 +234,19 @@ func (k *kinds) withoutPause(node *crihost.Host, outside *testnet.Agent) {
 		k.t.Fatal(err)
 	}
 	k.is(pod.ID, "stopped", func(c exporter.Container) bool { return c.State == "stopped" })
+	k.is(pod.Containers["app"], "the owner of its interface", func(c exporter.Container) bool {
+		return c.Accounted && len(c.Interfaces) == 1
+	})
 	k.talk(nettest.Must(pod.Agent("app"))(k.t), outside, node.Address)
-	k.likeKernel(pod.ID, func() map[string]testnet.Counters { return nettest.Must(testnet.InterfaceCounters(app))(k.t) })
-	k.is(pod.Containers["app"], "told apart", func(c exporter.Container) bool {
-		return c.State == "running" && c.IP.Transmit.Protocols.UDP.Packets == kindDatagrams
+	k.is(pod.Containers["app"], "counted on", func(c exporter.Container) bool {
+		before := interfaceCounters(nettest.Must(k.d.container(pod.ID))(k.t))
+		kernel, got := nettest.Must(testnet.InterfaceCounters(app))(k.t)["eth0"], interfaceCounters(c)
+		return c.State == "running" && c.IP.Transmit.Protocols.UDP.Packets == kindDatagrams &&
+			c.Transmit.Protocols.UDP.Packets == kindDatagrams &&
+			kernel == testnet.Counters{
+				ReceiveBytes: before.ReceiveBytes + got.ReceiveBytes, ReceivePackets: before.ReceivePackets + got.ReceivePackets,
+				TransmitBytes: before.TransmitBytes + got.TransmitBytes, TransmitPackets: before.TransmitPackets + got.TransmitPackets,
+			}
 	})
 }
 

@@ -122,9 +122,24 @@ func (c *Controller) resolve(known *container) {
 	case number == c.host:
 		c.leave(known)
 		c.settle(known, usage.HostNetwork)
+	case known.ParentID != "":
+		// What it sends passes the interface of the container that it is in.
+		c.leave(known)
+		c.settle(known, usage.NoHostVeth)
 	default:
 		c.join(known, number, pid)
 	}
+}
+
+// nests says whether there are containers in those of a sandbox: bridges and veths there
+// have what its own interfaces have.
+func (c *Controller) nests(box *sandbox) bool {
+	for _, known := range c.containers {
+		if known.ParentID != "" && box.members[known.ParentID] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // find returns the namespace of the first of a container's processes that is not in the

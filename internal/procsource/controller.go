@@ -38,7 +38,7 @@ type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
 	NamespaceNumber(pid int) (int, error)
-	Counters(ifindex int) (watcher.LinkCounters, error)
+	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 }
 
 // names finds names for containers: *names.Resolver.

@@ -112,6 +112,9 @@ func (c *Controller) track(box *sandbox, r interfaceReading) {
 		box.interfaces[r.index] = i
 	}
 	v, hosted := c.hostEnd(box, r.index)
+	if !hosted && c.nests(box) {
+		return
+	}
 	if hosted && !c.Settings().Interface(v.Name) {
 		c.close(i)
 		i.skipped, i.waits = true, false
@@ -260,7 +263,7 @@ func (c *Controller) pollHost(box *sandbox) {
 		if !i.counted || i.host == 0 {
 			continue
 		}
-		now, err := c.Host.Counters(i.host)
+		now, err := c.Host.Counters(i.host, nil)
 		if errors.Is(err, watcher.ErrGone) {
 			continue
 		}

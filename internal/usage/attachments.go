@@ -71,6 +71,47 @@ func (a *Accounts) Open(target Target, host, hook string) (slot uint16, on strin
 	return taken.Index, "", nil
 }
 
+// Succeed begins to count a target on another slot, for another owner: what its owner has
+// ended with stays that one's. swap, which must not call the accounts, has the programs
+// count on the slot, and is not needed for tcx.
+func (a *Accounts) Succeed(target Target, swap func(slot uint16) error) (slot uint16, err error) {
+	old, slot, err := a.takeOver(target, swap)
+	if err != nil || old == nil {
+		return slot, err
+	}
+	err = a.Datapath.Quiesce() // no packet is on its way to the old slot any more
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slot, errors.Join(err, a.close(old))
+}
+
+func (a *Accounts) takeOver(target Target, swap func(slot uint16) error) (old *attachment, slot uint16, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old = a.attachments[target]
+	if old == nil {
+		return nil, 0, nil
+	}
+	taken, err := a.Datapath.Take(target)
+	if err != nil {
+		return nil, 0, err
+	}
+	taken.OwnQdisc = old.slot.OwnQdisc
+	err = a.Datapath.Keep(taken)
+	switch {
+	case err != nil:
+	case old.hook == "tcx":
+		err = a.Datapath.Bind(taken)
+	default:
+		err = swap(taken.Index)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, a.Datapath.Release(taken))
+	}
+	a.attachments[target] = &attachment{slot: taken, host: old.host, hook: old.hook, at: a.Now()}
+	return old, taken.Index, nil
+}
+
 // Handover says that a host interface changes between clsact and tcx: while both see a
 // packet, only tcx counts it. It is to be said before the second is put on, and taken
 // back when the first is off and [Accounts.Quiesce] has returned.
@@ -105,15 +146,15 @@ func (a *Accounts) Quiesce() error { return a.Datapath.Quiesce() }
 // Inherit takes slots for what an older layout of the counters had in use. Filters that
 // count on the old ones are to be replaced, and then [Accounts.Settle] called.
 func (a *Accounts) Inherit() ([]Leftover, error) {
-	var left []Leftover
+	var left []bpf.Slot
 	for _, old := range a.Datapath.Old() {
 		slot, err := a.Datapath.Inherit(old)
 		if err != nil {
-			return left, fmt.Errorf("inherit counts of %s: %w", old.Target, err)
+			return leftovers(left), fmt.Errorf("inherit counts of %s: %w", old.Target, err)
 		}
-		left = append(left, leftover(slot))
+		left = append(left, slot)
 	}
-	return left, nil
+	return leftovers(left), nil
 }
 
 // Settle moves the counts of an older layout to the slots that inherited them.
@@ -123,11 +164,25 @@ func (a *Accounts) Settle() error { return a.Datapath.Settle() }
 type Leftover struct {
 	Target
 	Slot uint16
+	// Older says that another slot was taken for the same target later: programs that are
+	// on count on that.
+	Older bool
 
 	slot bpf.Slot
 }
 
-func leftover(s bpf.Slot) Leftover { return Leftover{Target: s.Target, Slot: s.Index, slot: s} }
+// leftovers marks the slots whose target has another one since.
+func leftovers(slots []bpf.Slot) []Leftover {
+	newest := map[Target]uint64{}
+	for _, s := range slots {
+		newest[s.Target] = max(newest[s.Target], s.Generation)
+	}
+	var left []Leftover
+	for _, s := range slots {
+		left = append(left, Leftover{Target: s.Target, Slot: s.Index, Older: s.Generation < newest[s.Target], slot: s})
+	}
+	return left
+}
 
 // Leftovers returns the slots in use that nothing was opened on, or adopted: interfaces
 // first, since what a cgroup counted is of use only without one.
@@ -141,12 +196,13 @@ func (a *Accounts) Leftovers() []Leftover {
 	for _, at := range slices.Concat(a.closed, a.discarded) {
 		ours[at.slot.Generation] = true
 	}
-	var left []Leftover
+	var slots []bpf.Slot
 	for _, s := range a.Datapath.Slots() {
 		if !ours[s.Generation] {
-			left = append(left, leftover(s))
+			slots = append(slots, s)
 		}
 	}
+	left := leftovers(slots)
 	slices.SortFunc(left, func(a, b Leftover) int { return cmp.Compare(a.Cgroup, b.Cgroup) })
 	return left
 }
