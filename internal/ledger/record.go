@@ -25,7 +25,7 @@ type numbers [6]int64
 // shares another one's interfaces is in that one's.
 func counted(r usage.Record) (n numbers) {
 	traffic := r.Traffic
-	if r.IP != nil && r.NetworkMode == "host" {
+	if r.IP != nil && r.OnHost {
 		traffic = *r.IP
 	}
 	for i, c := range []usage.Counts{traffic.Receive, traffic.Transmit} {
