@@ -182,7 +182,11 @@ func cgroups(config *configs.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s, watching %s, %d containers", w.Layout().Mode, w.Layout().Root, len(found)), nil
+	says := fmt.Sprintf("%s, watching %s, %d containers", w.Layout().Mode, w.Layout().Root, len(found))
+	if err := socketsByCgroup(); w.Layout().Unified != "" && err != nil {
+		says += "; " + err.Error()
+	}
+	return says, nil
 }
 
 // classifiers attaches to a veth in a namespace that is gone afterwards.

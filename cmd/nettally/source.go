@@ -120,7 +120,12 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			Settings:  d.settings,
 			Log:       d.log,
 		}
-		if root := d.watch.Layout().Unified; root != "" {
+		root := d.watch.Layout().Unified
+		if err := socketsByCgroup(); root != "" && err != nil {
+			d.log.Warn("containers are not counted by cgroup", "err", err)
+			root = ""
+		}
+		if root != "" {
 			options.Cgroups = &controller.Cgroups{
 				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config)}),
 				Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
