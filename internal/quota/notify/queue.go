@@ -7,7 +7,6 @@ import (
 	"container/list"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/quota"
@@ -295,7 +294,7 @@ func (q *queue) refused(batch []delivery) int {
 		case d.again:
 			t.Told = nil
 		case len(t.Pending) > 0 && same(&t.Pending[0], d.alert):
-			t.Pending = slices.Clone(t.Pending[1:])
+			t.giveUp(0, 1)
 		}
 		t.tries, t.due = 0, time.Time{}
 	}
@@ -342,7 +341,7 @@ func (q *queue) bound() {
 		if t == nil {
 			break // all that is left is being delivered
 		}
-		t.Pending = slices.Delete(slices.Clone(t.Pending), at, at+n)
+		t.giveUp(at, n)
 		dropped += n
 		q.settled(t)
 	}
@@ -363,6 +362,9 @@ func (q *queue) oldest() (t *thread, at, n int) {
 		t := e.Value.(*thread)
 		first := 0
 		if t.delivered {
+			if t.State {
+				continue // it may be told now that it fires, and so needs its end
+			}
 			first = 1
 		}
 		if len(t.Pending) > first {

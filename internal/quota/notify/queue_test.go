@@ -3,6 +3,7 @@
 package notify
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -45,6 +46,87 @@ func TestQueueIsBounded(t *testing.T) {
 			t.Errorf("nothing says that alerts were dropped:\n%s", b.log.String())
 		}
 	})
+}
+
+// Where the end of an alert is given up, an Alertmanager is no longer told that it
+// fires, and so ends it by itself.
+func TestGivenUpEndIsNotToldAsFiring(t *testing.T) {
+	sameLabels := firing("b", "m")
+	sameLabels.Level = "a"
+	for _, test := range []struct {
+		name   string
+		hangs  bool // the firing alert is being told while all is said
+		refuse bool // the Alertmanager refuses ends for good, and otherwise it is away
+		say    []quota.Alert
+	}{
+		{"too many wait", false, false, []quota.Alert{resolved("a", "m")}},
+		{"too many wait while it is told", true, false, []quota.Alert{resolved("a", "m")}},
+		{"with what took its place", false, false, []quota.Alert{resolved("a", "m"), sameLabels}},
+		{"refused", false, true, []quota.Alert{resolved("a", "m")}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := newMemory()
+				b := newBench(t, store, manager("m"))
+				b.queues["m"].full = 2
+				m := b.catch("m")
+				stay := make(chan struct{})
+				if test.hangs {
+					m.set(func(quota.Alert) error { <-stay; return nil })
+				}
+				stop := b.run()
+				b.Send(firing("a", "m"))
+				synctest.Wait()
+				switch {
+				case test.refuse:
+					m.set(func(a quota.Alert) error {
+						if a.State == quota.Resolved {
+							return &failure{cause: errors.New("it answered 400"), permanent: true}
+						}
+						return nil
+					})
+				case !test.hangs:
+					m.set(func(quota.Alert) error { return errAway })
+				}
+				for _, a := range test.say {
+					b.Send(a)
+				}
+				if !test.refuse {
+					for i := range 3 {
+						b.Send(firing(fmt.Sprint("f", i), "m"))
+					}
+				}
+				close(stay)
+				synctest.Wait()
+				if !test.refuse {
+					m.set(nil)
+				}
+				time.Sleep(3 * time.Minute) // an end that is not given up is told by then
+				before := count(m, "a firing")
+				time.Sleep(time.Hour)
+				stop()
+				if n := count(m, "a firing") - before; n > 0 {
+					t.Errorf("told %d times in an hour that it fires, after its end", n)
+				}
+				for _, s := range store.threads(t) {
+					if s.first().ID == "a" {
+						t.Errorf("it is kept: %+v", s)
+					}
+				}
+			})
+		})
+	}
+}
+
+// count returns how often a receiver took something.
+func count(r *receiver, what string) int {
+	n := 0
+	for _, s := range r.said() {
+		if s == what {
+			n++
+		}
+	}
+	return n
 }
 
 // The size of alerts is bounded as well as their number.
