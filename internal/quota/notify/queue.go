@@ -24,8 +24,13 @@ const (
 	batchMax      = 256       // alerts in one request to an Alertmanager
 	skipAfter     = 5         // failures of one alert, before others are tried
 	skipFor       = 2 * pauseLast
-	waitingMax    = 10_000   // alerts that wait for one notifier
-	bytesMax      = 16 << 20 // and their size
+
+	// So many alerts wait for one notifier at most, and such is their size. When a period
+	// ends, tens of thousands may end at once, which one that is well takes some time to
+	// be told. An alert that waits takes some 1.5 kB of memory, its thread included, and
+	// so all of them 150 MB.
+	waitingMax = 100_000
+	bytesMax   = 80 << 20
 )
 
 // style is how a kind of notifier is told.
