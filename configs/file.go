@@ -189,10 +189,14 @@ func describe(node *yaml.Node) string {
 	switch {
 	case node.Kind == yaml.MappingNode:
 		return "keys below it"
+	case node.Kind == yaml.SequenceNode && len(node.Content) == 0:
+		return "an empty list"
 	case node.Kind == yaml.SequenceNode:
 		return "a list"
 	case isNull(node):
 		return "nothing"
+	case strings.Contains(node.Value, "://"):
+		return "a URL" // which may have a secret in it
 	}
 	return strconv.Quote(node.Value)
 }

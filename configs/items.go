@@ -17,6 +17,11 @@ type items struct{}
 // scalar is the value of a key below items that is a text or a number: 100GiB, or 100.
 type scalar string
 
+// optional is the value of a key below items that is a text and may be left out. What
+// is there and empty is refused: a variable that was not set in a template would have
+// a quota match everything, or a webhook unsigned.
+type optional string
+
 // mark is the value of a key below items that may have no keys below it: log: {}.
 type mark struct{}
 
@@ -24,38 +29,38 @@ type mark struct{}
 // out.
 var itemKeys = []key{
 	{"quotas[].name", "", "a name of letters, digits, dots, dashes and underscores, each only once"},
-	{"quotas[].match.name", "", "a glob such as web-*"},
-	{"quotas[].match.id", "", "a glob such as 3f2a*"},
-	{"quotas[].match.image", "", "a glob such as nginx:*"},
-	{"quotas[].match.runtime", "", "a glob such as docker"},
-	{"quotas[].match.namespace", "", "a glob such as prod-*"},
-	{"quotas[].match.pod", "", "a glob such as web-*"},
+	{"quotas[].match.name", optional(""), "a glob such as web-*"},
+	{"quotas[].match.id", optional(""), "a glob such as 3f2a*"},
+	{"quotas[].match.image", optional(""), "a glob such as nginx:*"},
+	{"quotas[].match.runtime", optional(""), "a glob such as docker"},
+	{"quotas[].match.namespace", optional(""), "a glob such as prod-*"},
+	{"quotas[].match.pod", optional(""), "a glob such as web-*"},
 	{"quotas[].match.labels", items{}, "labels, each with a name and a value"},
 	{"quotas[].match.labels[].name", "", "a label key that names.labels has"},
 	{"quotas[].match.labels[].value", "", "a glob such as team-*"},
-	{"quotas[].per", "", "container, name, pod, namespace, all, or label:KEY with a key that names.labels has"},
+	{"quotas[].per", optional(""), "container, name, pod, namespace, all, or label:KEY with a key that names.labels has"},
 	{"quotas[].count", "", wantCount},
 	{"quotas[].limit", scalar(""), "an amount above 0, such as 100GiB of bytes, or 5M of packets and requests"},
 	{"quotas[].period.every", "", "hour, day, week, month or lifetime"},
 	{"quotas[].period.day", 0, "a day from 1 to 31, of a month"},
-	{"quotas[].period.timezone", "", "a time zone such as Europe/Berlin, of an hour, day, week or month"},
-	{"quotas[].period.rolling", "", wantDuration + ", at least 2m, and no other key of the period"},
+	{"quotas[].period.timezone", optional(""), "a time zone such as Europe/Berlin, of an hour, day, week or month"},
+	{"quotas[].period.rolling", optional(""), wantDuration + ", at least 2m, and no other key of the period"},
 	{"quotas[].alert_at", []int{}, "percentages from 1 to 1000, ascending"},
 	{"quotas[].projection", false, "true or false, and true only for an hour, day, week or month"},
 	{"quotas[].initial", scalar(""), "an amount such as 20GiB of bytes, or 5M of packets and requests"},
 	{"quotas[].rate.count", "", wantCount},
 	{"quotas[].rate.above", scalar(""), "a rate above 0, such as 10Mbit/s or 1MB/s of bytes, or 200/s of packets and requests"},
 	{"quotas[].rate.clear", scalar(""), "a rate that is not higher than rate.above"},
-	{"quotas[].rate.for", "", wantDuration},
+	{"quotas[].rate.for", optional(""), wantDuration},
 	{"quotas[].notify", []string{}, "the name of one of the notifiers, each only once"},
 
 	{"notifiers[].name", "", "a name of letters, digits, dots, dashes and underscores, each only once"},
-	{"notifiers[].timeout", "", wantDuration + ", from 100ms to 5m"},
+	{"notifiers[].timeout", optional(""), wantDuration + ", from 100ms to 5m"},
 	{"notifiers[].alertmanager.url", "", wantURL},
-	{"notifiers[].alertmanager.http_config_file", "", wantPath},
+	{"notifiers[].alertmanager.http_config_file", optional(""), wantPath},
 	{"notifiers[].webhook.url", "", wantURL},
-	{"notifiers[].webhook.secret_file", "", wantPath},
-	{"notifiers[].webhook.http_config_file", "", wantPath},
+	{"notifiers[].webhook.secret_file", optional(""), wantPath},
+	{"notifiers[].webhook.http_config_file", optional(""), wantPath},
 	{"notifiers[].exec.command", []string{}, "a program's absolute path, and its arguments"},
 	{"notifiers[].log", mark{}, "{}"},
 }
@@ -97,6 +102,8 @@ func (p *parser) itemValue(k key, node *yaml.Node) (value any, ok bool) {
 		if isText(node) || node.Kind == yaml.ScalarNode && (node.ShortTag() == "!!int" || node.ShortTag() == "!!float") {
 			return node.Value, true
 		}
+	case optional:
+		return node.Value, isText(node) && node.Value != ""
 	case bool:
 		var is bool
 		if node.Kind == yaml.ScalarNode && node.ShortTag() == "!!bool" && node.Decode(&is) == nil {
@@ -104,6 +111,9 @@ func (p *parser) itemValue(k key, node *yaml.Node) (value any, ok bool) {
 		}
 	case []int:
 		var numbers []int
+		if node.Kind != yaml.SequenceNode {
+			return nil, false
+		}
 		for _, item := range node.Content {
 			var n int
 			if item = resolve(item); item.ShortTag() != "!!int" || item.Decode(&n) != nil {
@@ -111,7 +121,7 @@ func (p *parser) itemValue(k key, node *yaml.Node) (value any, ok bool) {
 			}
 			numbers = append(numbers, n)
 		}
-		return numbers, node.Kind == yaml.SequenceNode
+		return numbers, len(numbers) > 0
 	case mark:
 		return map[string]any{}, isNull(node) || node.Kind == yaml.MappingNode && len(node.Content) == 0
 	}

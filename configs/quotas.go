@@ -319,7 +319,7 @@ func (s *source) checkNotifiers(r raw) []Notifier {
 		if w.Alertmanager != nil {
 			kinds++
 			n.Alertmanager = &Alertmanager{
-				URL:            l.url("alertmanager.url", w.Alertmanager.URL),
+				URL:            l.baseURL("alertmanager.url", w.Alertmanager.URL),
 				HTTPConfigFile: itemText(l, "alertmanager.http_config_file", w.Alertmanager.HTTPConfigFile, absolute),
 			}
 		}
@@ -334,7 +334,7 @@ func (s *source) checkNotifiers(r raw) []Notifier {
 		if w.Exec != nil {
 			kinds++
 			n.Exec = &Exec{Command: w.Exec.Command}
-			if len(w.Exec.Command) == 0 || !filepath.IsAbs(w.Exec.Command[0]) {
+			if len(w.Exec.Command) == 0 || !filepath.IsAbs(w.Exec.Command[0]) || slices.ContainsFunc(w.Exec.Command, hasZero) {
 				l.report("exec.command", strings.Join(w.Exec.Command, " "), nil)
 			}
 		}
@@ -354,16 +354,32 @@ func timeout(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// url never repeats a password.
+// hasZero says whether a text holds a zero byte, which no argument of a program can.
+func hasZero(text string) bool { return strings.ContainsRune(text, 0) }
+
+// url takes a URL without a user. It repeats no more of one than its host: of all the
+// rest any part may be a secret.
 func (l *lister) url(key, text string) string {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil:
+	case text == "":
+		l.report(key, text, nil)
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 		l.unfit(key, "expected %s", wantURL)
 	case u.User != nil:
-		l.unfit(key, "expected a URL without a user; put it into http_config_file, got %q", u.Redacted())
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		l.report(key, text, nil)
+		l.unfit(key, "expected a URL without a user; put it into http_config_file, got one of host %q", u.Host)
 	}
 	return text
+}
+
+// apiPath is how a URL ends that is not that of an Alertmanager, but of its API.
+var apiPath = regexp.MustCompile(`/api/v[0-9]+(/alerts)?/*$`)
+
+// baseURL takes a URL that the path of an API is added to.
+func (l *lister) baseURL(key, text string) string {
+	if u, err := url.Parse(text); err == nil && apiPath.MatchString(u.Path) {
+		l.unfit(key, "expected the base %s, without %s", strings.TrimPrefix(wantURL, "a "), apiPath.FindString(u.Path))
+		return text
+	}
+	return l.url(key, text)
 }

@@ -129,6 +129,13 @@ func TestQuotasRefused(t *testing.T) {
 		{"slash in a name", one("name: a/b, " + limit), `quotas[0].name: expected a name of letters, digits, dots, dashes and underscores, each only once, got "a/b"`},
 		{"name twice", "quotas: [{name: a, " + limit + "}, {name: a, " + limit + "}]", `quotas[1].name: expected a name of letters, digits, dots, dashes and underscores, each only once, got "a"`},
 		{"glob", one("name: a, match: {name: 'web['}, " + limit), `quotas[0].match.name: expected a glob such as web-*, got "web["`},
+		{"empty glob of name", one(`name: a, match: {name: ""}, ` + limit), `quotas[0].match.name: expected a glob such as web-*, got ""`},
+		{"empty glob of id", one(`name: a, match: {id: ""}, ` + limit), `quotas[0].match.id: expected a glob such as 3f2a*, got ""`},
+		{"empty glob of image", one(`name: a, match: {image: ""}, ` + limit), `quotas[0].match.image: expected a glob such as nginx:*, got ""`},
+		{"empty glob of runtime", one(`name: a, match: {runtime: ""}, ` + limit), `quotas[0].match.runtime: expected a glob such as docker, got ""`},
+		{"empty glob of namespace", one(`name: a, match: {namespace: ""}, ` + limit), `quotas[0].match.namespace: expected a glob such as prod-*, got ""`},
+		{"empty glob of pod", one(`name: a, match: {pod: ""}, ` + limit), `quotas[0].match.pod: expected a glob such as web-*, got ""`},
+		{"empty per", one(`name: a, per: "", ` + limit), `quotas[0].per: expected container, name, pod, namespace, all, or label:KEY with a key that names.labels has, got ""`},
 		{"label not passed on", one("name: a, match: {labels: [{name: team, value: a}]}, " + limit), `quotas[0].match.labels[0].name: expected a label key that names.labels has, got "team"`},
 		{"per", one("name: a, per: host, " + limit), `quotas[0].per: expected container, name, pod, namespace, all, or label:KEY with a key that names.labels has, got "host"`},
 		{"per a label not passed on", one("name: a, per: 'label:team', " + limit), `quotas[0].per: expected container, name, pod, namespace, all, or label:KEY with a key that names.labels has, got "label:team"`},
@@ -148,6 +155,7 @@ func TestQuotasRefused(t *testing.T) {
 		{"rolling months", one("name: a, count: total_bytes, limit: 1GB, period: {rolling: 1h, every: month}"), `quotas[0].period.rolling: expected a duration such as 5m, 24h or 90d, at least 2m, and no other key of the period, got "1h" (there are others)`},
 		{"levels down", one("name: a, alert_at: [100, 50], " + limit), `quotas[0].alert_at: expected percentages from 1 to 1000, ascending, got "[100 50]"`},
 		{"level as text", one("name: a, alert_at: ['50%'], " + limit), `quotas[0].alert_at: expected percentages from 1 to 1000, ascending, got a list`},
+		{"no levels", one("name: a, alert_at: [], " + limit), `quotas[0].alert_at: expected percentages from 1 to 1000, ascending, got an empty list`},
 		{"level twice", one("name: a, alert_at: [50, 50], " + limit), `quotas[0].alert_at: expected percentages from 1 to 1000, ascending, got "[50 50]"`},
 		{"projection of a lifetime", one("name: a, projection: true, count: total_bytes, limit: 1GB, period: {every: lifetime}"), `quotas[0].projection: expected true or false, and true only for an hour, day, week or month, got "true" (the period is lifetime)`},
 		{"projection as a word", one("name: a, projection: 'yes', " + limit), `quotas[0].projection: expected true or false, and true only for an hour, day, week or month, got "yes"`},
@@ -165,8 +173,18 @@ func TestQuotasRefused(t *testing.T) {
 		{"unknown kind", "notifiers: [{name: a, webhok: {url: x}}]", "notifiers[0].webhok: unknown key; did you mean notifiers[0].webhook?\nFILE: notifiers[0]: expected one of alertmanager, webhook, exec and log, got 0 of them"},
 		{"url", "notifiers: [{name: a, alertmanager: {url: '127.0.0.1:9093'}}]", "notifiers[0].alertmanager.url: expected a URL such as http://127.0.0.1:9093"},
 		{"no url", "notifiers: [{name: a, webhook: {}}]", `notifiers[0].webhook.url: expected a URL such as http://127.0.0.1:9093, got ""`},
-		{"password", "notifiers: [{name: a, webhook: {url: 'http://u:geheim@x'}}]", `notifiers[0].webhook.url: expected a URL without a user; put it into http_config_file, got "http://u:xxxxx@x"`},
+		{"password", "notifiers: [{name: a, webhook: {url: 'http://u:geheim@x'}}]", `notifiers[0].webhook.url: expected a URL without a user; put it into http_config_file, got one of host "x"`},
+		{"password and token", "notifiers: [{name: a, webhook: {url: 'http://u:geheim@x/geheim?token=geheim'}}]", `notifiers[0].webhook.url: expected a URL without a user; put it into http_config_file, got one of host "x"`},
+		{"token without a scheme", "notifiers: [{name: a, webhook: {url: hooks.example/geheim}}]", "notifiers[0].webhook.url: expected a URL such as http://127.0.0.1:9093"},
+		{"token with another scheme", "notifiers: [{name: a, webhook: {url: 'ftp://hooks.example/geheim'}}]", "notifiers[0].webhook.url: expected a URL such as http://127.0.0.1:9093"},
+		{"token without a host", "notifiers: [{name: a, webhook: {url: 'https:/hooks.example/geheim'}}]", "notifiers[0].webhook.url: expected a URL such as http://127.0.0.1:9093"},
+		{"token in the place of a section", "notifiers: [{name: a, webhook: 'https://hooks.example/geheim'}]", "notifiers[0].webhook: expected keys below it, got a URL"},
+		{"API of an alertmanager", "notifiers: [{name: a, alertmanager: {url: 'http://x:9093/am/api/v2/alerts'}}]", "notifiers[0].alertmanager.url: expected the base URL such as http://127.0.0.1:9093, without /api/v2/alerts"},
+		{"API of an alertmanager, with a slash", "notifiers: [{name: a, alertmanager: {url: 'http://x:9093/api/v2/'}}]", "notifiers[0].alertmanager.url: expected the base URL such as http://127.0.0.1:9093, without /api/v2/"},
 		{"relative secret", "notifiers: [{name: a, webhook: {url: 'http://x', secret_file: x}}]", `notifiers[0].webhook.secret_file: expected an absolute path, got "x"`},
+		{"empty secret", `notifiers: [{name: a, webhook: {url: "http://x", secret_file: ""}}]`, `notifiers[0].webhook.secret_file: expected an absolute path, got ""`},
+		{"empty http_config_file", `notifiers: [{name: a, webhook: {url: "http://x", http_config_file: ""}}]`, `notifiers[0].webhook.http_config_file: expected an absolute path, got ""`},
+		{"zero byte", `notifiers: [{name: a, exec: {command: [/x, "a\0b"]}}]`, `notifiers[0].exec.command: expected a program's absolute path, and its arguments, got "/x a\x00b"`},
 		{"shell", "notifiers: [{name: a, exec: {command: [on-quota, -v]}}]", `notifiers[0].exec.command: expected a program's absolute path, and its arguments, got "on-quota -v"`},
 		{"log with keys", "notifiers: [{name: a, log: {level: info}}]", "notifiers[0].log: expected {}, got keys below it\nFILE: notifiers[0]: expected one of alertmanager, webhook, exec and log, got 0 of them"},
 		{"timeout", "notifiers: [{name: a, timeout: 1h, log: {}}]", `notifiers[0].timeout: expected a duration such as 5m, 24h or 90d, from 100ms to 5m, got "1h"`},
@@ -181,6 +199,9 @@ func TestQuotasRefused(t *testing.T) {
 			got, want := strings.ReplaceAll(err.Error(), file, "FILE"), "FILE: "+test.want
 			if !strings.HasPrefix(got+"\n", want+"\n") && !strings.HasPrefix(got, want+", got") {
 				t.Errorf("(-want +got):\n%s", cmp.Diff(want, got))
+			}
+			if strings.Contains(got, "geheim") {
+				t.Errorf("it repeats a secret: %s", got)
 			}
 		})
 	}

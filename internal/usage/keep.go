@@ -48,12 +48,17 @@ func (a *Accounts) generations() map[uint64]bool {
 
 // recall adds what the ledger has of a container. there: the slots in use.
 func (a *Accounts) recall(c *account, r *Record, there map[uint64]bool) {
-	c.unrecalled, c.written = false, r
+	c.unrecalled = false
+	c.remember(*r)
 	for i := range r.Tallies {
 		kept := &r.Tallies[i]
 		a.recallTally(c, c.tallyOf(kept.Cgroup, kept.Name), kept, there)
 	}
 }
+
+// remember notes what the ledger has of a container. It is a copy: a pointer into a list
+// would keep all that is in the list for as long as this one container is.
+func (c *account) remember(r Record) { c.written = &r }
 
 func (a *Accounts) recallTally(c *account, t *tally, kept *Tally, there map[uint64]bool) {
 	t.told = kept.Cgroup
@@ -187,9 +192,9 @@ func (a *Accounts) Written(records []Record) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	folded := map[uint64]bool{}
-	for i, r := range records {
+	for _, r := range records {
 		if c := a.containers[r.ID]; c != nil {
-			c.written = &records[i]
+			c.remember(r)
 		}
 		for _, t := range r.Tallies {
 			for _, at := range t.Attachments {

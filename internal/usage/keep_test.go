@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -242,6 +244,32 @@ func TestSlotWaitsForLedger(t *testing.T) {
 	if again := a.Pending(false); len(again) != 0 {
 		t.Errorf("still pending: %+v", again)
 	}
+}
+
+// A container that has stopped, and is kept for a day, does not keep what was written or
+// recalled along with it.
+func TestRecordsAreLetGo(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	a.Start(Container{ID: "db"})
+	recalled := []Record{{Container: Container{ID: "web"}}, {Container: Container{ID: "db"}}}
+	list := weak.Make(&recalled[0])
+	for i := range recalled {
+		a.Recall(recalled[i].ID, &recalled[i])
+	}
+	runtime.GC()
+	if list.Value() != nil {
+		t.Error("what was recalled is kept")
+	}
+	records := a.Pending(true)
+	list = weak.Make(&records[0])
+	a.Written(records)
+	runtime.GC()
+	if list.Value() != nil {
+		t.Error("what was written is kept")
+	}
+	runtime.KeepAlive(a)
 }
 
 // What is on disk of a slot that an older layout has is in the slot, too.

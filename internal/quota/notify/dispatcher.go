@@ -8,7 +8,7 @@
 // Nothing is lost: an alert is on disk some milliseconds after it was sent, and is
 // tried again until its notifier takes it, over outages of that and restarts of
 // nettally. It is given up, which a metric counts and the log says, if the notifier
-// refuses it for good or more than 10,000 wait, and then those first that have ended
+// refuses it for good or more than 100,000 wait, and then those first that have ended
 // already.
 //
 // Nothing is told twice, but for what was under way when nettally was killed: between

@@ -7,7 +7,6 @@ import (
 	"container/list"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/quota"
@@ -25,8 +24,13 @@ const (
 	batchMax      = 256       // alerts in one request to an Alertmanager
 	skipAfter     = 5         // failures of one alert, before others are tried
 	skipFor       = 2 * pauseLast
-	waitingMax    = 10_000   // alerts that wait for one notifier
-	bytesMax      = 16 << 20 // and their size
+
+	// So many alerts wait for one notifier at most, and such is their size. When a period
+	// ends, tens of thousands may end at once, which one that is well takes some time to
+	// be told. An alert that waits takes some 1.5 kB of memory, its thread included, and
+	// so all of them 150 MB.
+	waitingMax = 100_000
+	bytesMax   = 80 << 20
 )
 
 // style is how a kind of notifier is told.
@@ -295,7 +299,7 @@ func (q *queue) refused(batch []delivery) int {
 		case d.again:
 			t.Told = nil
 		case len(t.Pending) > 0 && same(&t.Pending[0], d.alert):
-			t.Pending = slices.Clone(t.Pending[1:])
+			t.giveUp(0, 1)
 		}
 		t.tries, t.due = 0, time.Time{}
 	}
@@ -342,7 +346,7 @@ func (q *queue) bound() {
 		if t == nil {
 			break // all that is left is being delivered
 		}
-		t.Pending = slices.Delete(slices.Clone(t.Pending), at, at+n)
+		t.giveUp(at, n)
 		dropped += n
 		q.settled(t)
 	}
@@ -363,6 +367,9 @@ func (q *queue) oldest() (t *thread, at, n int) {
 		t := e.Value.(*thread)
 		first := 0
 		if t.delivered {
+			if t.State {
+				continue // it may be told now that it fires, and so needs its end
+			}
 			first = 1
 		}
 		if len(t.Pending) > first {

@@ -4,6 +4,7 @@ package notify
 
 import (
 	"container/list"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/quota"
@@ -110,6 +111,17 @@ func (t *thread) told(a quota.Alert, now time.Time) {
 		t.Pending = t.Pending[1:]
 	}
 	t.tries = 0
+}
+
+// giveUp removes n pending alerts, which will never be told. If an Alertmanager takes
+// for firing what they have ended or taken the place of, it is forgotten: told again
+// every minute it would fire for ever, and otherwise the Alertmanager ends it by itself.
+func (t *thread) giveUp(at, n int) {
+	last := t.Pending[at+n-1]
+	t.Pending = slices.Delete(slices.Clone(t.Pending), at, at+n)
+	if t.State && t.Told != nil && t.Told.State == quota.Firing && !same(t.Told, last) {
+		t.Told = nil
+	}
 }
 
 // pair returns where in pending an alert is that fires and is resolved at once

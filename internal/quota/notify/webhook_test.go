@@ -343,37 +343,3 @@ func TestTestAlert(t *testing.T) {
 		t.Errorf("error is %v, want one line that names the server", err)
 	}
 }
-
-func TestCheck(t *testing.T) {
-	script := &Exec{Command: []string{"/bin/true"}}
-	for _, test := range []struct {
-		want   string
-		config Config
-	}{
-		{"", Config{Name: "a", Alertmanager: &Alertmanager{URL: "http://127.0.0.1:9093/am", HTTPConfigFile: "/etc/x"}}},
-		{"", Config{Name: "a", Webhook: &Webhook{URL: "https://h.example/x?y=z", SecretFile: "/etc/x"}, Timeout: time.Second}},
-		{"", Config{Name: "a", Exec: script}},
-		{"", Config{Name: "a", Log: &Log{}}},
-		{"name: give the notifier a name", Config{Log: &Log{}}},
-		{"timeout: -1s is negative", Config{Name: "a", Log: &Log{}, Timeout: -time.Second}},
-		{"give one of alertmanager, webhook, exec and log, not 0 of them", Config{Name: "a"}},
-		{"give one of alertmanager, webhook, exec and log, not 2 of them", Config{Name: "a", Log: &Log{}, Exec: script}},
-		{"alertmanager.url: give an address such as http://127.0.0.1:9093", Config{Name: "a", Alertmanager: &Alertmanager{}}},
-		{"alertmanager.url: ftp://x is not an address such as http://127.0.0.1:9093", Config{Name: "a", Alertmanager: &Alertmanager{URL: "ftp://x"}}},
-		{"alertmanager.url: http://u:xxxxx@x/api/v2/alerts: leave out the part from /api on",
-			Config{Name: "a", Alertmanager: &Alertmanager{URL: "http://u:p@x/api/v2/alerts"}}},
-		{"alertmanager.http_config_file: x is not an absolute path", Config{Name: "a", Alertmanager: &Alertmanager{URL: "http://x", HTTPConfigFile: "x"}}},
-		{"webhook.url: not an address such as http://127.0.0.1:9093", Config{Name: "a", Webhook: &Webhook{URL: "http://u:p@[x"}}},
-		{"webhook.url: //127.0.0.1:80 is not", Config{Name: "a", Webhook: &Webhook{URL: "//127.0.0.1:80"}}},
-		{"webhook.secret_file: x is not an absolute path", Config{Name: "a", Webhook: &Webhook{URL: "http://x", SecretFile: "x"}}},
-		{"webhook.http_config_file: x is not an absolute path", Config{Name: "a", Webhook: &Webhook{URL: "http://x", HTTPConfigFile: "x"}}},
-		{"exec.command: give the program's path, and its arguments", Config{Name: "a", Exec: &Exec{}}},
-		{`exec.command: "mail" is not an absolute path, and no shell looks for it`, Config{Name: "a", Exec: &Exec{Command: []string{"mail"}}}},
-		{`exec.command: "a\x00b" holds a zero byte`, Config{Name: "a", Exec: &Exec{Command: []string{"/x", "a\x00b"}}}},
-	} {
-		err := test.config.Check()
-		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want)) {
-			t.Errorf("error is %v, want %q", err, test.want)
-		}
-	}
-}
