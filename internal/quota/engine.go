@@ -151,7 +151,8 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 			snap := snapshot()
 			e.Check(snap.TakenAt, snap)
 		}
-		if started != nil {
+		// While what was saved is not known, nobody knows what fires.
+		if started != nil && e.knows() {
 			started(e.firingNow())
 			started = nil
 		}
@@ -184,6 +185,13 @@ func (e *Engine) idle(now time.Time) bool {
 	e.now = now
 	e.rest()
 	return true
+}
+
+// knows says whether what was saved is known.
+func (e *Engine) knows() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.loaded
 }
 
 // firingNow returns the alerts that fire.
