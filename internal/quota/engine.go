@@ -40,8 +40,8 @@ type Options struct {
 	// at each check, and returns the same slice while nothing has changed.
 	Rules func() []Rule
 	Store store
-	// Notify is handed each alert that fired or was resolved, once and in order. It must
-	// not block.
+	// Notify is handed each alert that fired or was resolved, once and in order, and one that
+	// fires again if its rule names other notifiers. It must not block.
 	Notify func(Alert)
 	// Started is told once what fires, when an earlier process's state is loaded and usage
 	// was looked at. It must not block.
@@ -307,6 +307,11 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 	if changed {
 		for _, st := range r.states {
 			e.reconcile(st, now)
+		}
+	}
+	for _, st := range r.states {
+		for _, a := range e.firing[st] {
+			e.readdress(a, now)
 		}
 	}
 }

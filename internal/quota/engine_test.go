@@ -3,6 +3,7 @@
 package quota
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -341,6 +342,42 @@ func TestReload(t *testing.T) {
 	b.restart()
 	b.pass(time.Second)
 	same(t, b.used(), map[string]uint64{"m/all": 2250})
+}
+
+// An alert that fires goes to the notifiers that its rule names now, and is over for those
+// that it names no more.
+func TestNotifyChanged(t *testing.T) {
+	for name, down := range map[string]bool{"running": false, "down": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, monthly())
+			b.pass(0)
+			b.start("a1", "web")
+			b.transmit("a1", 600)
+			b.pass(time.Second)
+			b.took()
+			to := func(names ...string) []string {
+				b.rules = []Rule{monthly(func(r *Rule) { r.Notify = names })}
+				if down {
+					b.restart()
+				}
+				same(t, said(b.pass(time.Second)), []string(nil))
+				var lines []string
+				for _, a := range b.sent {
+					lines = append(lines, fmt.Sprint(a.Level, " ", a.State, " ", a.Notifiers))
+				}
+				b.sent = nil
+				return lines
+			}
+			same(t, to("ops"), []string(nil))
+			same(t, to("ops", "pager"), []string{"50 firing [ops pager]"})
+			same(t, to("pager"), []string{"50 resolved [ops]", "50 firing [pager]"})
+			same(t, to("pager"), []string(nil))
+			same(t, b.engine.Alerts()[0].State, Firing)
+			b.pass(20 * 24 * time.Hour)
+			same(t, b.sent[0].Notifiers, []string{"pager"})
+			same(t, b.took(), []string{"m web 50 resolved"})
+		})
+	}
 }
 
 // A dropped rule is forgotten with its period.
