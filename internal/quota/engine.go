@@ -286,8 +286,8 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 			r.start = now
 		}
 		e.rules[next.Name] = r
-	} else if !r.samePeriods(next) {
-		// What was used since r.start can't be divided at another day. It is counted on,
+	} else if !r.samePeriods(next) && now.Before(r.end) {
+		// A period that ended while nettally was down is over. What was used since r.start can't be divided at another day. It is counted on,
 		// up to where the calendar's next period begins.
 		_, r.end = next.Period.Bounds(latest(now, r.start))
 		e.Log.Info("quota's periods changed; the running one ends with the next", "quota", next.Name, "ends", r.end)
@@ -305,6 +305,7 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 		e.state(r, PerAll)
 	}
 	if changed {
+		r.dirty = true // or it would be a change after the next restart, too
 		for _, st := range r.states {
 			e.reconcile(st, now)
 		}

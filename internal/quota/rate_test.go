@@ -166,6 +166,62 @@ func TestRollingWithClockSetBack(t *testing.T) {
 	same(t, b.used(), map[string]uint64{"m/web": 0})
 }
 
+// A clock that was wrong, and is put right while nettally is down, leaves a window that
+// empties.
+func TestRollingWithClockSetBackWhileDown(t *testing.T) {
+	b := newBench(t, rolling(2*time.Hour))
+	b.pass(0)
+	b.now = noon.AddDate(9, 0, 0)
+	b.start("a1", "web")
+	b.transmit("a1", 600)
+	b.pass(time.Second)
+	b.took()
+	b.now = noon
+	b.restart()
+	b.pass(0)
+	same(t, b.used(), map[string]uint64{"m/web": 600})
+	b.restart() // it is saved as of now
+	b.pass(119 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 600})
+	b.transmit("a1", 10)
+	b.pass(3 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 10})
+	same(t, b.took(), []string{"m web 50 resolved"})
+
+	// Put right while it runs, and killed then.
+	b.now = noon.AddDate(9, 0, 0)
+	b.transmit("a1", 20)
+	b.pass(0)
+	b.now = noon
+	b.pass(0)
+	b.pass(time.Hour)
+	b.restart()
+	b.pass(61 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 0})
+}
+
+// A change of the limit is one change, however often nettally is started after it.
+func TestLimitChangedOnce(t *testing.T) {
+	projecting := func(limit uint64) []Rule {
+		return []Rule{monthly(every(Hourly), func(r *Rule) { r.Projection, r.AlertAt, r.Limit = true, []int{100}, limit })}
+	}
+	b := newBench(t, projecting(2000)...)
+	b.now = time.Date(2026, 11, 18, 12, 0, 0, 0, time.UTC)
+	b.start("a1", "web")
+	b.pass(0)
+	b.rules = projecting(1000)
+	b.transmit("a1", 200)
+	b.pass(10 * time.Minute)
+	same(t, b.took(), []string{"m web projection firing"})
+	b.pass(20 * time.Minute)
+	same(t, b.took(), []string{"m web projection resolved"})
+	b.transmit("a1", 700)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+	same(t, b.engine.Status()[0].Used, 900.0)
+}
+
 func TestProjection(t *testing.T) {
 	projecting := func(r *Rule) { r.Projection, r.AlertAt, r.Limit = true, []int{100}, 1000 }
 	b := newBench(t, monthly(every(Hourly), projecting))
