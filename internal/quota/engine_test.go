@@ -458,7 +458,7 @@ func TestSet(t *testing.T) {
 	if err := b.engine.Set("all", "", 990); err != nil {
 		t.Fatal(err)
 	}
-	b.restart() // what was not saved is lost with the process
+	b.restart() // killed before the next save, a second later at most
 	b.pass(time.Second)
 	b.took()
 	if err := b.engine.Set("m", "", 0); err != nil {
@@ -469,4 +469,28 @@ func TestSet(t *testing.T) {
 	b.transmit("a1", 10)
 	b.pass(time.Second)
 	same(t, b.used()["m/web"], uint64(10))
+}
+
+// What is set is saved with the alerts that it ends, and not when usage is due: a kill after
+// that brings nothing back, and levels fire again.
+func TestSetIsSavedSoon(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 900)
+	b.pass(time.Second)
+	b.took()
+	b.keeper.due = time.Now().Add(time.Hour)
+	if err := b.engine.Set("m", "web", 0); err != nil {
+		t.Fatal(err)
+	}
+	b.keeper.step(time.Now())
+	b.keeper.done(<-b.keeper.results)
+	same(t, b.took(), []string{"m web 50 resolved", "m web 80 resolved"})
+	b.restart()
+	b.check(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 0})
+	b.transmit("a1", 600)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 50 firing"})
 }
