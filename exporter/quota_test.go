@@ -200,6 +200,23 @@ func testChanges(t *testing.T, answered func(path, code, body string)) {
 	}
 }
 
+// Without a key what is set is that of the only one, and of none if there are several.
+func TestSetNeedsKeyAmongSeveral(t *testing.T) {
+	q := &quotas{status: []quota.Status{{Quota: "egress", Key: "db"}, {Quota: "egress", Key: "web"}, {Quota: "all", Key: "all"}}}
+	opts := options(snapshot())
+	opts.Quotas = q
+	h := newExporter(t, opts).Handler()
+	for path, want := range map[string]string{"egress/set": "400 ", "all/set": "200 all  0"} {
+		q.set = ""
+		r := httptest.NewRequest("POST", "/api/v1/quotas/"+path, strings.NewReader(`{"used":0}`))
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), overSocket{}, true)))
+		if got := fmt.Sprint(w.Code, " ", q.set); got != want {
+			t.Errorf("%s: got %q, want %q: %s", path, got, want, w.Body)
+		}
+	}
+}
+
 // Over the real listeners: TCP is refused, and the socket is not.
 func TestChangesOverSocketOnly(t *testing.T) {
 	opts := withQuotas(options(snapshot()))
