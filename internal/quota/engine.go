@@ -68,6 +68,8 @@ type Engine struct {
 	checks     uint64              // so far
 	now        time.Time           // of the check that runs
 	last       time.Time           // check
+	read       time.Time           // the counters were, when rates were measured last
+	measured   uint64              // the check that did that
 	sequence   uint64              // of the last change of an alert
 	outbox     []parcel            // still to be handed over
 	changed    []Alert             // by the check that runs
@@ -131,7 +133,7 @@ func (e *Engine) clear() {
 	e.firing = map[*state][]*entry{}
 	e.hot = map[*state]struct{}{}
 	e.touched, e.outbox, e.current, e.dirty = nil, nil, nil, changes{}
-	e.last, e.fresh = time.Time{}, true
+	e.last, e.read, e.fresh = time.Time{}, time.Time{}, true
 	e.version++
 }
 
@@ -225,7 +227,11 @@ func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
 	}
 	e.depart(now)
 	e.begin()
-	e.settle(now)
+	read := snap.ReadAt
+	if read.IsZero() {
+		read = now
+	}
+	e.settle(now, read)
 	if e.checks%pruneEvery == 0 {
 		e.prune()
 	}
@@ -240,7 +246,7 @@ func (e *Engine) rest() {
 		e.dirty.drop(containerKey(id))
 	}
 	clear(e.containers)
-	e.last, e.fresh = e.now, true
+	e.last, e.read, e.fresh = e.now, time.Time{}, true
 }
 
 // adopt puts rules in force that are not. What a rule has counted stays with its name, as

@@ -3,9 +3,14 @@
 package quota
 
 import (
+	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 func syn(hold time.Duration) Rule {
@@ -54,6 +59,43 @@ func TestRate(t *testing.T) {
 	same(t, lines, []string{"syn a1 rate resolved"})
 	same(t, b.used(), map[string]uint64{})
 	same(t, len(b.engine.hot), 0)
+}
+
+// Where counters are read less often than they are checked, a rate is what they grew by
+// between two readings.
+func TestRateBetweenReadings(t *testing.T) {
+	for _, test := range []struct {
+		perSecond uint64
+		want      []string
+	}{{300, []string{"syn a1 rate firing"}}, {60, nil}, {200, nil}} {
+		t.Run(fmt.Sprint(test.perSecond), func(t *testing.T) {
+			b := newBench(t, syn(10*time.Second))
+			b.start("a1", "web")
+			readAt, before := b.now, b.now
+			var lines []string
+			for i := range 120 {
+				b.now = b.now.Add(time.Second)
+				// Every five seconds, at any time between two checks, and now and then once more
+				// at once, as when everything is looked at.
+				if i%5 == 0 {
+					readAt = b.now.Add(-time.Duration(i%3) * 300 * time.Millisecond)
+				}
+				if i%35 == 1 {
+					readAt = readAt.Add(3 * time.Millisecond)
+				}
+				b.find("a1").Transmit.SYN += uint64(readAt.Sub(before).Seconds()*float64(test.perSecond) + 0.5)
+				before = readAt
+				lines = append(lines, said(b.engine.Check(b.now, usage.Snapshot{TakenAt: b.now, ReadAt: readAt, Containers: slices.Clone(b.containers)}))...)
+				if s := b.engine.Status()[0]; i > 10 && math.Abs(s.Used-float64(test.perSecond)) > 1 {
+					t.Fatalf("after %d s: %g per second", i, s.Used)
+				}
+				if i == 15 {
+					same(t, lines, test.want)
+				}
+			}
+			same(t, lines, test.want)
+		})
+	}
 }
 
 // What passed while nettally was down is no rate.
