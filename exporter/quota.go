@@ -247,7 +247,7 @@ func (d *descs) addQuotas() quotaDescs {
 			used:  d.add("nettally_quota_used_"+unit, "What was used in the running period, in "+unit+".", quotaLabels...),
 			limit: d.add("nettally_quota_limit_"+unit, "The limit, in "+unit+".", quotaLabels...),
 			projected: d.add("nettally_quota_projected_"+unit, "What will be used at the end of the period if it goes on like this, in "+
-				unit+"; there from a tenth of the period on.", quotaLabels...),
+				unit+"; there once a tenth of the period was seen since the key began or was set.", quotaLabels...),
 		}
 	}
 	q.start = d.add("nettally_quota_period_start_seconds", "When the running period began, as Unix time.", quotaLabels...)

@@ -88,7 +88,7 @@ func TestQuotaMetrics(t *testing.T) {
 		# TYPE nettally_quota_period_start_seconds gauge
 		nettally_quota_period_start_seconds{key="all",quota="packets"} 1.7723664e+09
 		nettally_quota_period_start_seconds{key="web",quota="egress"} 1.7934876e+09
-		# HELP nettally_quota_projected_bytes What will be used at the end of the period if it goes on like this, in bytes; there from a tenth of the period on.
+		# HELP nettally_quota_projected_bytes What will be used at the end of the period if it goes on like this, in bytes; there once a tenth of the period was seen since the key began or was set.
 		# TYPE nettally_quota_projected_bytes gauge
 		nettally_quota_projected_bytes{key="web",quota="egress"} 1700.5
 		# HELP nettally_quota_used_bytes What was used in the running period, in bytes.
