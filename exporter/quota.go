@@ -154,6 +154,16 @@ func (e *Exporter) plain(w http.ResponseWriter, r *http.Request) bool {
 	return e.quotas != nil
 }
 
+// keysOf returns how many keys a quota has.
+func (e *Exporter) keysOf(name string) (keys int) {
+	for _, s := range e.quotas.Status() {
+		if s.Quota == name {
+			keys++
+		}
+	}
+	return keys
+}
+
 // changeMax is far more than a change of a quota takes.
 const changeMax = 64 << 10
 
@@ -176,11 +186,16 @@ func (e *Exporter) changeQuota(reset bool) http.HandlerFunc {
 		if !e.plain(w, r) {
 			return
 		}
-		used := uint64(0)
+		name, used := r.PathValue("name"), uint64(0)
 		if change.Used != nil {
 			used = *change.Used
 		}
-		err = e.quotas.Set(r.PathValue("name"), change.Key, used)
+		if !reset && change.Key == "" && e.keysOf(name) > 1 {
+			// Without a key 0 would be that of all: only a reset is.
+			e.fail(w, http.StatusBadRequest, fmt.Errorf("set quota %s: it has several keys; say which", name))
+			return
+		}
+		err = e.quotas.Set(name, change.Key, used)
 		switch {
 		case errors.Is(err, quota.ErrUnknown):
 			e.fail(w, http.StatusNotFound, err)
@@ -232,7 +247,7 @@ func (d *descs) addQuotas() quotaDescs {
 			used:  d.add("nettally_quota_used_"+unit, "What was used in the running period, in "+unit+".", quotaLabels...),
 			limit: d.add("nettally_quota_limit_"+unit, "The limit, in "+unit+".", quotaLabels...),
 			projected: d.add("nettally_quota_projected_"+unit, "What will be used at the end of the period if it goes on like this, in "+
-				unit+"; there from a tenth of the period on.", quotaLabels...),
+				unit+"; there once a tenth of the period was seen since the key began or was set.", quotaLabels...),
 		}
 	}
 	q.start = d.add("nettally_quota_period_start_seconds", "When the running period began, as Unix time.", quotaLabels...)

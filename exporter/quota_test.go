@@ -88,7 +88,7 @@ func TestQuotaMetrics(t *testing.T) {
 		# TYPE nettally_quota_period_start_seconds gauge
 		nettally_quota_period_start_seconds{key="all",quota="packets"} 1.7723664e+09
 		nettally_quota_period_start_seconds{key="web",quota="egress"} 1.7934876e+09
-		# HELP nettally_quota_projected_bytes What will be used at the end of the period if it goes on like this, in bytes; there from a tenth of the period on.
+		# HELP nettally_quota_projected_bytes What will be used at the end of the period if it goes on like this, in bytes; there once a tenth of the period was seen since the key began or was set.
 		# TYPE nettally_quota_projected_bytes gauge
 		nettally_quota_projected_bytes{key="web",quota="egress"} 1700.5
 		# HELP nettally_quota_used_bytes What was used in the running period, in bytes.
@@ -197,6 +197,23 @@ func testChanges(t *testing.T, answered func(path, code, body string)) {
 			t.Errorf("%s %s %s: %d, set %q; want %d, %q: %s", test.method, test.path, test.body, w.Code, q.set, test.code, test.set, w.Body)
 		}
 		answered(test.path, fmt.Sprint(w.Code), w.Body.String())
+	}
+}
+
+// Without a key what is set is that of the only one, and of none if there are several.
+func TestSetNeedsKeyAmongSeveral(t *testing.T) {
+	q := &quotas{status: []quota.Status{{Quota: "egress", Key: "db"}, {Quota: "egress", Key: "web"}, {Quota: "all", Key: "all"}}}
+	opts := options(snapshot())
+	opts.Quotas = q
+	h := newExporter(t, opts).Handler()
+	for path, want := range map[string]string{"egress/set": "400 ", "all/set": "200 all  0"} {
+		q.set = ""
+		r := httptest.NewRequest("POST", "/api/v1/quotas/"+path, strings.NewReader(`{"used":0}`))
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), overSocket{}, true)))
+		if got := fmt.Sprint(w.Code, " ", q.set); got != want {
+			t.Errorf("%s: got %q, want %q: %s", path, got, want, w.Body)
+		}
 	}
 }
 

@@ -118,7 +118,7 @@ func newQuotaSet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			count, err := countOf(cmd, config, args[0])
+			count, keys, err := countOf(cmd, config, args[0])
 			if err != nil {
 				return err
 			}
@@ -126,25 +126,33 @@ func newQuotaSet() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%w: AMOUNT: %w", errUsage, err)
 			}
+			if key == "" && keys > 1 {
+				return fmt.Errorf("%w: quota %s has %d keys: give --key to say whose usage it is", errUsage, args[0], keys)
+			}
 			return exporter.ChangeQuota(cmd.Context(), config.Exporter.Socket, args[0], exporter.QuotaChange{Key: key, Used: &used})
 		},
 	}
-	set.Flags().StringVar(&key, "key", "", "the `key` whose usage it is, as the JSON of quota list has it; not needed if there is one only")
+	set.Flags().StringVar(&key, "key", "", "the `key` whose usage it is, as the JSON of quota list has it; needed unless it is the only one")
 	return set
 }
 
-// countOf asks the daemon what a quota counts: the file may have changed since.
-func countOf(cmd *cobra.Command, config *configs.Config, name string) (string, error) {
+// countOf asks the daemon what a quota counts, and for how many keys: the file may have
+// changed since.
+func countOf(cmd *cobra.Command, config *configs.Config, name string) (count string, keys int, err error) {
 	found, err := exporter.FetchQuotas(cmd.Context(), config.Exporter.Socket)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	for _, q := range found.Quotas {
 		if q.Quota == name {
-			return q.Count, nil
+			count = q.Count
+			keys++
 		}
 	}
-	return "", fmt.Errorf("find quota %q: it has no key yet, or there is none; see `nettally quota list`", name)
+	if keys > 0 {
+		return count, keys, nil
+	}
+	return "", 0, fmt.Errorf("find quota %q: it has no key yet, or there is none; see `nettally quota list`", name)
 }
 
 func newQuotaReset() *cobra.Command {

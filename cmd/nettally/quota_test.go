@@ -93,6 +93,7 @@ func TestQuotaChanges(t *testing.T) {
 		{[]string{"set", "egress"}, true, "wrong use: accepts 2 arg(s), received 1: see `nettally quota set --help`"},
 		{[]string{"set", "egress", "5"}, true, `wrong use: AMOUNT: expected an amount with a unit such as 100GiB or 1.5TB, got "5"`},
 		{[]string{"set", "all", "5GB"}, true, `wrong use: AMOUNT: expected a number such as 1000 or 5M, got "5GB"`},
+		{[]string{"set", "egress", "0B"}, true, "wrong use: quota egress has 2 keys: give --key to say whose usage it is"},
 		{[]string{"set", "other", "5GB"}, false, "find quota \"other\": it has no key yet, or there is none; see `nettally quota list`"},
 		{[]string{"reset", "egress"}, true, "wrong use: give either --key or --all: see `nettally quota reset --help`"},
 		{[]string{"reset", "egress", "--key", "nobody"}, false, "change quota by " + socket +

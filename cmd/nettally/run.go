@@ -76,6 +76,7 @@ type daemon struct {
 	datapath   usage.Datapath
 	newControl func() (counter, error) // once the accounts are open
 	refresh    func(context.Context)   // brings the counters up to date, nil where they are
+	readings   func() usage.Snapshot   // says when they were brought, nil where they are
 	closers    []io.Closer             // in the order they were opened
 }
 
@@ -346,7 +347,11 @@ func (d *daemon) keep(ctx context.Context) error {
 func (d *daemon) checkQuotas(ctx context.Context) error {
 	select {
 	case <-d.control.Adopted():
-		return d.quotas.Run(ctx, d.accounts.Snapshot)
+		snapshot := d.accounts.Snapshot
+		if d.readings != nil {
+			snapshot = d.readings // reading all files at each check would cost too much
+		}
+		return d.quotas.Run(ctx, snapshot)
 	case <-ctx.Done():
 		return nil
 	}

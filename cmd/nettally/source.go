@@ -158,7 +158,7 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 		if err != nil {
 			return nil, err
 		}
-		d.refresh = control.Refresh
+		d.refresh, d.readings = control.Refresh, control.Snapshot
 		return control, nil
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -73,8 +74,9 @@ type Controller struct {
 	Options
 	files files
 
-	host       uint64    // the number of the host's namespace
-	began      time.Time // zero until what was there before us is known
+	host       uint64       // the number of the host's namespace
+	began      time.Time    // zero until what was there before us is known
+	reading    sync.RWMutex // held while the files of all are read; guards polled
 	polled     time.Time
 	veths      map[int]watcher.HostVeth
 	containers map[string]*container
@@ -149,6 +151,16 @@ func (c *Controller) Refresh(ctx context.Context) {
 	case <-c.ended:
 	case <-ctx.Done():
 	}
+}
+
+// Snapshot returns the accounts as of the last time that the files were read, and when that
+// was. It reads no files, and waits while they are read.
+func (c *Controller) Snapshot() usage.Snapshot {
+	c.reading.RLock()
+	defer c.reading.RUnlock()
+	snap := c.Accounts.Snapshot()
+	snap.ReadAt = c.polled
+	return snap
 }
 
 // Run acts on events and reads the files until ctx ends.
@@ -288,6 +300,8 @@ func (c *Controller) stopUnseen() {
 
 // pollAll reads the files of every namespace.
 func (c *Controller) pollAll() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	c.polled = time.Now()
 	for _, box := range c.sandboxes {
 		c.poll(box)

@@ -90,6 +90,27 @@ func TestBillingDayChanged(t *testing.T) {
 	}
 }
 
+// Periods that were changed while nettally was down, over the end of the running one: that
+// has ended, and the next one is of the new kind.
+func TestPeriodsChangedWhileDown(t *testing.T) {
+	in := zone(t, "Asia/Tokyo")
+	b := newBench(t, monthly(every(Daily)))
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 700)
+	b.pass(time.Second)
+	b.took()
+	b.rules[0].Period.Location = in
+	b.transmit("a1", 400)
+	b.restart()
+	b.pass(4 * 24 * time.Hour)
+	same(t, b.took(), []string{"m web 50 resolved"})
+	same(t, b.used(), map[string]uint64{"m/web": 400})
+	s := b.engine.Status()[0]
+	same(t, s.PeriodStart.Equal(time.Date(2026, 11, 22, 0, 0, 0, 0, in)), true)
+	same(t, s.PeriodEnd.Equal(time.Date(2026, 11, 23, 0, 0, 0, 0, in)), true)
+}
+
 // ledgers are what every byte should be found in: the sum of what the periods of a rule
 // had when they ended, and of the one that runs.
 type ledgers struct {

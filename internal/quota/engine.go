@@ -40,8 +40,8 @@ type Options struct {
 	// at each check, and returns the same slice while nothing has changed.
 	Rules func() []Rule
 	Store store
-	// Notify is handed each alert that fired or was resolved, once and in order. It must
-	// not block.
+	// Notify is handed each alert that fired or was resolved, once and in order, and one that
+	// fires again if its rule names other notifiers. It must not block.
 	Notify func(Alert)
 	// Started is told once what fires, when an earlier process's state is loaded and usage
 	// was looked at. It must not block.
@@ -68,6 +68,8 @@ type Engine struct {
 	checks     uint64              // so far
 	now        time.Time           // of the check that runs
 	last       time.Time           // check
+	read       time.Time           // the counters were, when rates were measured last
+	measured   uint64              // the check that did that
 	sequence   uint64              // of the last change of an alert
 	outbox     []parcel            // still to be handed over
 	changed    []Alert             // by the check that runs
@@ -131,7 +133,7 @@ func (e *Engine) clear() {
 	e.firing = map[*state][]*entry{}
 	e.hot = map[*state]struct{}{}
 	e.touched, e.outbox, e.current, e.dirty = nil, nil, nil, changes{}
-	e.last, e.fresh = time.Time{}, true
+	e.last, e.read, e.fresh = time.Time{}, time.Time{}, true
 	e.version++
 }
 
@@ -151,7 +153,8 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 			snap := snapshot()
 			e.Check(snap.TakenAt, snap)
 		}
-		if started != nil {
+		// While what was saved is not known, nobody knows what fires.
+		if started != nil && e.knows() {
 			started(e.firingNow())
 			started = nil
 		}
@@ -186,6 +189,13 @@ func (e *Engine) idle(now time.Time) bool {
 	return true
 }
 
+// knows says whether what was saved is known.
+func (e *Engine) knows() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.loaded
+}
+
 // firingNow returns the alerts that fire.
 func (e *Engine) firingNow() []Alert {
 	return slices.DeleteFunc(e.Alerts(), func(a Alert) bool { return a.State != Firing })
@@ -217,7 +227,11 @@ func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
 	}
 	e.depart(now)
 	e.begin()
-	e.settle(now)
+	read := snap.ReadAt
+	if read.IsZero() {
+		read = now
+	}
+	e.settle(now, read)
 	if e.checks%pruneEvery == 0 {
 		e.prune()
 	}
@@ -232,7 +246,7 @@ func (e *Engine) rest() {
 		e.dirty.drop(containerKey(id))
 	}
 	clear(e.containers)
-	e.last, e.fresh = e.now, true
+	e.last, e.read, e.fresh = e.now, time.Time{}, true
 }
 
 // adopt puts rules in force that are not. What a rule has counted stays with its name, as
@@ -278,8 +292,8 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 			r.start = now
 		}
 		e.rules[next.Name] = r
-	} else if !r.samePeriods(next) {
-		// What was used since r.start can't be divided at another day. It is counted on,
+	} else if !r.samePeriods(next) && now.Before(r.end) {
+		// A period that ended while nettally was down is over. What was used since r.start can't be divided at another day. It is counted on,
 		// up to where the calendar's next period begins.
 		_, r.end = next.Period.Bounds(latest(now, r.start))
 		e.Log.Info("quota's periods changed; the running one ends with the next", "quota", next.Name, "ends", r.end)
@@ -297,8 +311,14 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 		e.state(r, PerAll)
 	}
 	if changed {
+		r.dirty = true // or it would be a change after the next restart, too
 		for _, st := range r.states {
 			e.reconcile(st, now)
+		}
+	}
+	for _, st := range r.states {
+		for _, a := range e.firing[st] {
+			e.readdress(a, now)
 		}
 	}
 }

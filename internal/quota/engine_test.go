@@ -3,6 +3,7 @@
 package quota
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -343,6 +344,42 @@ func TestReload(t *testing.T) {
 	same(t, b.used(), map[string]uint64{"m/all": 2250})
 }
 
+// An alert that fires goes to the notifiers that its rule names now, and is over for those
+// that it names no more.
+func TestNotifyChanged(t *testing.T) {
+	for name, down := range map[string]bool{"running": false, "down": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, monthly())
+			b.pass(0)
+			b.start("a1", "web")
+			b.transmit("a1", 600)
+			b.pass(time.Second)
+			b.took()
+			to := func(names ...string) []string {
+				b.rules = []Rule{monthly(func(r *Rule) { r.Notify = names })}
+				if down {
+					b.restart()
+				}
+				same(t, said(b.pass(time.Second)), []string(nil))
+				var lines []string
+				for _, a := range b.sent {
+					lines = append(lines, fmt.Sprint(a.Level, " ", a.State, " ", a.Notifiers))
+				}
+				b.sent = nil
+				return lines
+			}
+			same(t, to("ops"), []string(nil))
+			same(t, to("ops", "pager"), []string{"50 firing [ops pager]"})
+			same(t, to("pager"), []string{"50 resolved [ops]", "50 firing [pager]"})
+			same(t, to("pager"), []string(nil))
+			same(t, b.engine.Alerts()[0].State, Firing)
+			b.pass(20 * 24 * time.Hour)
+			same(t, b.sent[0].Notifiers, []string{"pager"})
+			same(t, b.took(), []string{"m web 50 resolved"})
+		})
+	}
+}
+
 // A dropped rule is forgotten with its period.
 func TestDroppedIsForgotten(t *testing.T) {
 	b := newBench(t, monthly(), monthly(named("l"), every(Lifetime)))
@@ -421,7 +458,7 @@ func TestSet(t *testing.T) {
 	if err := b.engine.Set("all", "", 990); err != nil {
 		t.Fatal(err)
 	}
-	b.restart() // what was not saved is lost with the process
+	b.restart() // killed before the next save, a second later at most
 	b.pass(time.Second)
 	b.took()
 	if err := b.engine.Set("m", "", 0); err != nil {
@@ -432,4 +469,30 @@ func TestSet(t *testing.T) {
 	b.transmit("a1", 10)
 	b.pass(time.Second)
 	same(t, b.used()["m/web"], uint64(10))
+}
+
+// What is set is saved with the alerts that it ends, and not when usage is due: a kill after
+// that brings nothing back, and levels fire again.
+func TestSetIsSavedSoon(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 900)
+	b.pass(time.Second)
+	b.took()
+	b.keeper.due = time.Now().Add(time.Hour)
+	if err := b.engine.Set("m", "web", 0); err != nil {
+		t.Fatal(err)
+	}
+	b.keeper.step(time.Now())
+	b.keeper.done(<-b.keeper.results)
+	same(t, b.took(), []string{"m web 50 resolved", "m web 80 resolved"})
+	b.restart()
+	b.check(time.Second)
+	b.keeper.deliver(everything)
+	b.took() // that they are over is said again: it was not saved that it had been
+	same(t, b.used(), map[string]uint64{"m/web": 0})
+	b.transmit("a1", 600)
+	b.pass(time.Second)
+	same(t, b.took(), []string{"m web 50 firing"})
 }

@@ -117,12 +117,35 @@ func (e *Engine) resolveAll(r *rule, now time.Time) {
 
 // tell has a change of an alert handed over.
 func (e *Engine) tell(a *entry) {
-	e.sequence++
-	a.sequence, a.owed = e.sequence, true
-	e.dirty.alert(a)
+	e.owe(a)
 	e.outbox = append(e.outbox, parcel{a.Alert, a, a.sequence})
 	e.changed = append(e.changed, a.Alert)
 	e.Log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", a.Used, "limit", a.Limit)
+}
+
+// owe has an alert saved, as one that is still to be handed over.
+func (e *Engine) owe(a *entry) {
+	e.sequence++
+	a.sequence, a.owed = e.sequence, true
+	e.dirty.alert(a)
+}
+
+// readdress has an alert that fires go to the notifiers that its rule names now. To those
+// that it names no more it is over, since nobody would tell them later.
+func (e *Engine) readdress(a *entry, now time.Time) {
+	named := e.rules[a.Quota].Notify
+	if slices.Equal(a.Notifiers, named) {
+		return
+	}
+	end := a.Alert
+	end.State, end.EndsAt = Resolved, latest(now, a.StartsAt).Round(0)
+	end.Notifiers = slices.DeleteFunc(slices.Clone(a.Notifiers), func(name string) bool { return slices.Contains(named, name) })
+	a.Notifiers = slices.Clone(named)
+	e.owe(a)
+	if len(end.Notifiers) > 0 {
+		e.outbox = append(e.outbox, parcel{end, a, a.sequence})
+	}
+	e.outbox = append(e.outbox, parcel{a.Alert, a, a.sequence})
 }
 
 // labels are what is known of a key, beside the quota and the key.

@@ -3,9 +3,14 @@
 package quota
 
 import (
+	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 func syn(hold time.Duration) Rule {
@@ -54,6 +59,43 @@ func TestRate(t *testing.T) {
 	same(t, lines, []string{"syn a1 rate resolved"})
 	same(t, b.used(), map[string]uint64{})
 	same(t, len(b.engine.hot), 0)
+}
+
+// Where counters are read less often than they are checked, a rate is what they grew by
+// between two readings.
+func TestRateBetweenReadings(t *testing.T) {
+	for _, test := range []struct {
+		perSecond uint64
+		want      []string
+	}{{300, []string{"syn a1 rate firing"}}, {60, nil}, {200, nil}} {
+		t.Run(fmt.Sprint(test.perSecond), func(t *testing.T) {
+			b := newBench(t, syn(10*time.Second))
+			b.start("a1", "web")
+			readAt, before := b.now, b.now
+			var lines []string
+			for i := range 120 {
+				b.now = b.now.Add(time.Second)
+				// Every five seconds, at any time between two checks, and now and then once more
+				// at once, as when everything is looked at.
+				if i%5 == 0 {
+					readAt = b.now.Add(-time.Duration(i%3) * 300 * time.Millisecond)
+				}
+				if i%35 == 1 {
+					readAt = readAt.Add(3 * time.Millisecond)
+				}
+				b.find("a1").Transmit.SYN += uint64(readAt.Sub(before).Seconds()*float64(test.perSecond) + 0.5)
+				before = readAt
+				lines = append(lines, said(b.engine.Check(b.now, usage.Snapshot{TakenAt: b.now, ReadAt: readAt, Containers: slices.Clone(b.containers)}))...)
+				if s := b.engine.Status()[0]; i > 10 && math.Abs(s.Used-float64(test.perSecond)) > 1 {
+					t.Fatalf("after %d s: %g per second", i, s.Used)
+				}
+				if i == 15 {
+					same(t, lines, test.want)
+				}
+			}
+			same(t, lines, test.want)
+		})
+	}
 }
 
 // What passed while nettally was down is no rate.
@@ -164,6 +206,62 @@ func TestRollingWithClockSetBack(t *testing.T) {
 	same(t, b.used(), map[string]uint64{"m/web": 120})
 	b.pass(3 * time.Minute)
 	same(t, b.used(), map[string]uint64{"m/web": 0})
+}
+
+// A clock that was wrong, and is put right while nettally is down, leaves a window that
+// empties.
+func TestRollingWithClockSetBackWhileDown(t *testing.T) {
+	b := newBench(t, rolling(2*time.Hour))
+	b.pass(0)
+	b.now = noon.AddDate(9, 0, 0)
+	b.start("a1", "web")
+	b.transmit("a1", 600)
+	b.pass(time.Second)
+	b.took()
+	b.now = noon
+	b.restart()
+	b.pass(0)
+	same(t, b.used(), map[string]uint64{"m/web": 600})
+	b.restart() // it is saved as of now
+	b.pass(119 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 600})
+	b.transmit("a1", 10)
+	b.pass(3 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 10})
+	same(t, b.took(), []string{"m web 50 resolved"})
+
+	// Put right while it runs, and killed then.
+	b.now = noon.AddDate(9, 0, 0)
+	b.transmit("a1", 20)
+	b.pass(0)
+	b.now = noon
+	b.pass(0)
+	b.pass(time.Hour)
+	b.restart()
+	b.pass(61 * time.Minute)
+	same(t, b.used(), map[string]uint64{"m/web": 0})
+}
+
+// A change of the limit is one change, however often nettally is started after it.
+func TestLimitChangedOnce(t *testing.T) {
+	projecting := func(limit uint64) []Rule {
+		return []Rule{monthly(every(Hourly), func(r *Rule) { r.Projection, r.AlertAt, r.Limit = true, []int{100}, limit })}
+	}
+	b := newBench(t, projecting(2000)...)
+	b.now = time.Date(2026, 11, 18, 12, 0, 0, 0, time.UTC)
+	b.start("a1", "web")
+	b.pass(0)
+	b.rules = projecting(1000)
+	b.transmit("a1", 200)
+	b.pass(10 * time.Minute)
+	same(t, b.took(), []string{"m web projection firing"})
+	b.pass(20 * time.Minute)
+	same(t, b.took(), []string{"m web projection resolved"})
+	b.transmit("a1", 700)
+	b.restart()
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+	same(t, b.engine.Status()[0].Used, 900.0)
 }
 
 func TestProjection(t *testing.T) {

@@ -5,7 +5,7 @@ package quota
 import (
 	"cmp"
 	"path"
-	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,5 +248,5 @@ func zoneName(in *time.Location) string {
 
 // sameLevels says whether usage reaches the same levels of both.
 func (r *Rule) sameLevels(next *Rule) bool {
-	return r.Limit == next.Limit && reflect.DeepEqual(r.AlertAt, next.AlertAt) && r.Projection == next.Projection
+	return r.Limit == next.Limit && slices.Equal(r.AlertAt, next.AlertAt) && r.Projection == next.Projection
 }

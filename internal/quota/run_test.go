@@ -143,6 +143,31 @@ func TestLoadedLate(t *testing.T) {
 	})
 }
 
+// What fires is told once what was saved is known: before, alerts that fire would be taken
+// for resolved.
+func TestStartedOnceLoaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, monthly())
+		b.now = time.Now()
+		b.start("a1", "web")
+		b.pass(0)
+		b.transmit("a1", 900)
+		b.pass(time.Second)
+		b.store.fail(errDisk)
+		b.restart()
+		var told [][]string
+		b.engine.Started = func(firing []Alert) { told = append(told, said(firing)) }
+		stop := b.running(make(chan Alert, 10))
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		same(t, told, [][]string(nil))
+		b.store.fail(nil)
+		time.Sleep(30 * time.Second)
+		stop()
+		same(t, told, [][]string{{"m web 50 firing", "m web 80 firing"}})
+	})
+}
+
 // What is saved can be read as it was: a round trip by way of JSON.
 func TestSavedIsWhatWasKnown(t *testing.T) {
 	b := newBench(t, monthly(func(r *Rule) { r.Projection = true }), rolling(time.Hour), syn(0))

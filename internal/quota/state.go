@@ -15,6 +15,9 @@ const (
 	unprojected  // it fired, and does no more
 )
 
+// measureAfter is the least time that a rate is measured over.
+const measureAfter = 500 * time.Millisecond
+
 // Below this part of a level, a window or a projection is well below it.
 const wellBelow = 0.9
 
@@ -41,14 +44,14 @@ type state struct {
 	gone       bool
 	isTouched  bool
 
-	tick   uint64 // used since the last check
+	tick   uint64 // used since rates were measured last
 	window *window
 	rating *rating
 }
 
 // rating is how fast a key's count grows.
 type rating struct {
-	now    float64 // per second, between the last two checks
+	now    float64 // per second, between the last two readings of the counters
 	check  uint64  // the check that measured it
 	beyond time.Duration
 	firing bool
@@ -124,16 +127,26 @@ func (e *Engine) touch(st *state) {
 	}
 }
 
-// settle judges what has changed.
-func (e *Engine) settle(now time.Time) {
+// settle judges what has changed. The counters were read at a time that may be the same
+// for many checks: then rates are measured by the first one that has a new reading.
+func (e *Engine) settle(now, read time.Time) {
 	var passed time.Duration
-	if !e.last.IsZero() {
-		passed = now.Sub(e.last)
+	if !e.read.IsZero() {
+		passed = read.Sub(e.read)
+	}
+	measures := e.read.IsZero() || passed < 0 || passed >= measureAfter
+	if measures {
+		e.read, e.measured = read, e.checks
 	}
 	for st := range e.hot {
 		e.touch(st)
 	}
+	later := e.touched[:0]
 	for _, st := range e.touched {
+		if st.rating != nil && !measures && !st.gone && st.rule.dropped.IsZero() {
+			later = append(later, st)
+			continue
+		}
 		st.isTouched = false
 		tick := st.tick
 		st.tick = 0
@@ -145,8 +158,8 @@ func (e *Engine) settle(now time.Time) {
 			e.judgeLimit(st, now)
 		}
 	}
-	clear(e.touched)
-	e.touched = e.touched[:0]
+	clear(e.touched[len(later):])
+	e.touched = later
 }
 
 // judgeLimit fires the levels that are reached, in order.
@@ -205,10 +218,10 @@ func (st *state) project(now time.Time) (float64, bool) {
 	return float64(st.used) + grown*left.Seconds()/seen.Seconds(), true
 }
 
-// judgeRate measures how fast a count grew since the last check.
+// judgeRate measures how fast a count grew since rates were measured last.
 func (e *Engine) judgeRate(st *state, tick uint64, passed time.Duration, now time.Time) {
 	if passed <= 0 {
-		return // the first check, or a clock without a monotonic reading went back
+		return // the first time, or a clock without a monotonic reading went back
 	}
 	g, bound := st.rating, st.rule.Rate
 	g.now, g.check = float64(tick)/passed.Seconds(), e.checks
@@ -246,9 +259,9 @@ func (e *Engine) dropIdle(st *state) {
 	}
 }
 
-// rate returns how fast a count grew up to the last check.
+// rate returns how fast a count grew when rates were measured last.
 func (e *Engine) rate(st *state) float64 {
-	if st.rating == nil || st.rating.check != e.checks {
+	if st.rating == nil || st.rating.check != e.measured {
 		return 0
 	}
 	return st.rating.now

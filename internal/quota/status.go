@@ -141,6 +141,9 @@ func (e *Engine) Set(name, key string, used uint64) error {
 			e.set(st, used)
 		}
 	}
+	// The next save is soon and has all, lest a crash leaves alerts that are over with the
+	// usage that they were about.
+	r.dirty = true
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 	case r.bucket != 0 && n < r.bucket-buckets:
 		e.Log.Warn("the clock was set back by more than a window; what is in it goes along", "quota", r.Name)
 		for _, st := range r.states {
-			*st.window = st.window.moved(n)
+			e.moveWindow(st, n)
 		}
 		r.bucket = n
 		return
@@ -70,6 +70,10 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 	}
 	r.bucket = n
 	for _, st := range r.states {
+		if n < st.window.at-buckets {
+			// It was saved before the clock was set back: r.bucket is not known then.
+			e.moveWindow(st, n)
+		}
 		st.used -= st.window.advance(n)
 		if st.level > 0 {
 			e.touch(st)
@@ -78,4 +82,11 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 			e.drop(st)
 		}
 	}
+}
+
+// moveWindow has a window end at another part. That is saved: until then it looks as if it
+// were of the time to come.
+func (e *Engine) moveWindow(st *state, to int64) {
+	*st.window = st.window.moved(to)
+	e.mark(st)
 }

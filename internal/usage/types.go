@@ -216,6 +216,7 @@ func (c Container) Accounted() bool { return c.Reason == Accounted }
 // caller.
 type Snapshot struct {
 	TakenAt    time.Time
+	ReadAt     time.Time   // the counters were brought up to date; zero if that was at TakenAt
 	Containers []Container // by start time, then id
 	Unowned    []Interface // attachments without a container, by host interface
 	Cgroups    int         // that are counted now
