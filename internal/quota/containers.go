@@ -32,19 +32,25 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 	if k.version != e.version || !k.identity.is(c, source) {
 		e.connect(k, c, source, total, now)
 	}
-	e.count(k, total, source)
+	e.count(k, total, source, now.Sub(born(c, source)))
 }
 
 // count adds the growth of a total to the keys it feeds.
-func (e *Engine) count(k *container, total numbers, source string) {
+//
+// One on the host's network has the numbers of its cgroup from the moment on when it is
+// known to be there, some seconds after it began, and had none at all before: what it has
+// by then, at an age, is its first.
+func (e *Engine) count(k *container, total numbers, source string, age time.Duration) {
 	growth, ok := total.minus(k.last)
-	if !ok || source != k.source {
+	first := k.source != "" && k.last == (numbers{}) && age < forgetAfter
+	if !ok || source != k.source && !first {
 		// It never goes back, but with the numbers of another kind.
 		e.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
 		growth = numbers{}
 		k.last, k.source = total, source
 		e.markContainer(k)
 	}
+	k.source = source
 	if growth == (numbers{}) {
 		return
 	}
@@ -74,7 +80,12 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 		if key == "" {
 			continue
 		}
+		late := r.states[key] == nil && r.initialFor(c)
 		st := e.state(r, key)
+		if late {
+			st.add(r.Initial)
+			st.base += r.Initial
+		}
 		e.rename(before, k, st)
 		st.members++
 		st.name = c.Name
@@ -91,9 +102,9 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now time.Time) {
 	r, n := st.rule, st.rule.span.of(k.last)
 	switch {
-	case met && !k.fresh && now.Sub(born(c)) < forgetAfter:
+	case met && !k.fresh && now.Sub(born(c, k.source)) < forgetAfter:
 		// All of it is news: one that we have forgotten was counted before that.
-	case (r.isNew || met && k.fresh) && belongs(r, c, now):
+	case (r.isNew || met && k.fresh) && belongs(r, c, k.source, now):
 		st.base += n // the time it took is not known to the projection
 	default:
 		return
@@ -101,6 +112,12 @@ func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now
 	st.add(n)
 	e.touch(st)
 	e.mark(st)
+}
+
+// initialFor says whether a key that a container has made comes late: it was there when the
+// rule began, in the running period, and had no name yet or was not found.
+func (r *rule) initialFor(c *usage.Container) bool {
+	return !r.isNew && r.Initial > 0 && c.StartedAt.Before(r.began) && (!r.Period.calendar() || !r.began.Before(r.start))
 }
 
 // rename moves what a container used while it had no name to its name.
@@ -130,20 +147,24 @@ func (e *Engine) leave(states []*state) {
 }
 
 // belongs says whether all that a container has counted lies in a rule's running period.
-func belongs(r *rule, c *usage.Container, now time.Time) bool {
+func belongs(r *rule, c *usage.Container, source string, now time.Time) bool {
 	switch {
 	case r.Rate != nil:
 		return false
 	case r.Period.Every == Lifetime:
 		return true
 	case r.Period.Every == Rolling:
-		return now.Sub(born(c)) < r.Period.Window
+		return now.Sub(born(c, source)) < r.Period.Window
 	}
-	return !born(c).Before(r.start)
+	return !born(c, source).Before(r.start)
 }
 
-// born is when a container began to be counted.
-func born(c *usage.Container) time.Time {
+// born is when a container began to be counted. Its cgroup is made anew whenever it starts,
+// and what it has used by that goes on.
+func born(c *usage.Container, source string) time.Time {
+	if source == sourceIP && !c.IPSince.IsZero() {
+		return c.IPSince
+	}
 	var first time.Time
 	for i := range c.Interfaces {
 		if at := c.Interfaces[i].AttachedAt; !at.IsZero() && (first.IsZero() || at.Before(first)) {

@@ -84,6 +84,7 @@ type rule struct {
 	start, end time.Time
 	states     map[string]*state
 	isNew      bool  // to the check that runs
+	began      time.Time
 	bucket     int64 // of a rolling window, that is filled now
 	// dropped is when the rule went away, zero while it is there. It feeds on nothing.
 	dropped time.Time
@@ -286,7 +287,7 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 		r = nil
 	}
 	if r == nil {
-		r = &rule{states: map[string]*state{}, isNew: true, dirty: true}
+		r = &rule{states: map[string]*state{}, isNew: true, began: now, dirty: true}
 		r.start, r.end = next.Period.Bounds(now)
 		if !next.Period.calendar() {
 			r.start = now

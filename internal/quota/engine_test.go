@@ -496,3 +496,69 @@ func TestSetIsSavedSoon(t *testing.T) {
 	b.pass(time.Second)
 	same(t, b.took(), []string{"m web 50 firing"})
 }
+
+// byCgroup gives a container numbers of its cgroup alone.
+func byCgroup(c *usage.Container, since time.Time, n uint64) {
+	c.Interfaces, c.IP, c.IPSince = nil, &usage.Traffic{}, since
+	c.IP.Transmit.Cells[usage.FamilyIPv4][usage.ProtocolTCP] = usage.Volume{Bytes: n, Packets: n / 100}
+}
+
+// A container on the host's network is told by its cgroup some seconds after it has begun,
+// and what it sent until then is counted. What it used before it was started again is of
+// its own time.
+func TestOnHost(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(time.Second)
+	c := b.start("a1", "web")
+	c.Interfaces = nil
+	b.pass(time.Second)
+	byCgroup(c, b.now, 900)
+	b.pass(time.Second)
+	byCgroup(c, c.IPSince, 950)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 950})
+	b.restart()
+	byCgroup(b.find("a1"), c.IPSince, 960)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 960})
+
+	old := b.start("b2", "old") // whose cgroup is new
+	byCgroup(old, noon.AddDate(-1, 0, 0), 1_000_000)
+	b.rules = append(b.rules, monthly(named("n")))
+	b.pass(time.Second)
+	same(t, []uint64{b.used()["m/old"], b.used()["n/old"], b.used()["n/web"]}, []uint64{0, 0, 960})
+}
+
+// What a nested container sends passes the interface of the one around it.
+func TestNested(t *testing.T) {
+	b := newBench(t, monthly(per(PerAll)), monthly(named("each")))
+	b.pass(time.Second)
+	b.start("a1", "outer")
+	b.start("b2", "inner").ParentID = "a1"
+	b.transmit("a1", 500)
+	byCgroup(b.find("b2"), b.now, 400)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/all": 500, "each/outer": 500, "each/inner": 400})
+}
+
+// Containers that were there when a rule began have its initial usage also if they are found
+// or named later, and once; others have none.
+func TestInitialComesLate(t *testing.T) {
+	initial := func(r *Rule) { r.Initial = 600 }
+	b := newBench(t, monthly(initial))
+	b.now = noon.Add(-time.Hour)
+	c := b.start("a1", "")
+	b.now = noon
+	b.pass(time.Second)
+	c.Name = "web"
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 600})
+	b.restart()
+	b.start("b2", "new")
+	b.transmit("b2", 5)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 600, "m/new": 5})
+	b.pass(40 * 24 * time.Hour)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 0, "m/new": 0})
+}

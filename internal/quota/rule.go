@@ -142,11 +142,11 @@ func (r *Rule) key(c *usage.Container, source string) string {
 	return c.Labels[strings.TrimPrefix(r.Per, PerLabel)]
 }
 
-// countedByOwner says whether a container's traffic is in the same sum already, with
-// that of the container that owns the interface.
+// countedByOwner says whether a container's traffic is in the same sum already, with that of
+// the container that owns the interface, or of the one around a nested container.
 func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 	sums := r.Per == PerPod || r.Per == PerNamespace || r.Per == PerAll
-	return source == sourceIP && c.Shares && sums && r.Match.ofPods()
+	return source == sourceIP && (c.Shares || c.ParentID != "") && sums && r.Match.ofPods()
 }
 
 // Where a container's numbers come from.

@@ -39,6 +39,7 @@ type savedRule struct {
 	Rate       bool          `json:"rate,omitempty"`
 	Start      time.Time     `json:"start"`
 	End        time.Time     `json:"end,omitzero"`
+	Began      time.Time     `json:"began,omitzero"`
 	Dropped    time.Time     `json:"dropped,omitzero"`
 }
 
@@ -72,7 +73,7 @@ func (r *rule) saved() savedRule {
 	return savedRule{
 		Per: r.Per, Count: r.Count, Every: r.Period.Every, Day: r.Period.Day, Zone: zoneName(r.Period.Location),
 		Window: r.Period.Window, Limit: r.Limit, AlertAt: r.AlertAt, Projection: r.Projection, Rate: r.Rate != nil,
-		Start: r.start.Round(0), End: r.end.Round(0), Dropped: r.dropped.Round(0),
+		Start: r.start.Round(0), End: r.end.Round(0), Began: r.began.Round(0), Dropped: r.dropped.Round(0),
 	}
 }
 
@@ -254,7 +255,7 @@ func (e *Engine) restoreRule(name string, value []byte) error {
 			in = zone
 		}
 	}
-	r := &rule{start: s.Start, end: s.End, dropped: s.Dropped, states: map[string]*state{}}
+	r := &rule{start: s.Start, end: s.End, began: s.Began, dropped: s.Dropped, states: map[string]*state{}}
 	next := Rule{
 		Name: name, Per: s.Per, Count: s.Count, Limit: s.Limit, AlertAt: s.AlertAt, Projection: s.Projection,
 		Period: Period{Every: s.Every, Day: s.Day, Location: in, Window: s.Window},
