@@ -11,6 +11,12 @@ import (
 
 // take counts what a container has used since it was last seen.
 func (e *Engine) take(c *usage.Container, now time.Time) {
+	if c.Unrecalled { // its total is not whole
+		if k := e.containers[c.ID]; k != nil && k.goneAt.IsZero() {
+			k.check = e.checks
+		}
+		return
+	}
 	traffic, source := counted(*c)
 	total := numbersOf(traffic)
 	k := e.containers[c.ID]

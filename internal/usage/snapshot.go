@@ -52,6 +52,7 @@ func (a *Accounts) container(c *account) Container {
 	out := c.Container
 	out.Name = cmp.Or(out.Name, out.ID)
 	out.NetworkMode = cmp.Or(out.NetworkMode, networkModes[out.Reason])
+	out.Unrecalled = c.unrecalled
 	out.OnHost = out.Reason == HostNetwork
 	out.Shares = out.Shares || out.Reason == SharedNetwork
 	for _, name := range slices.Sorted(maps.Keys(c.tallies)) {

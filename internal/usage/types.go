@@ -194,6 +194,8 @@ type Container struct {
 	StoppedAt   time.Time // zero while running
 	NetworkMode string    // "bridge", "host", "none", "container", … or ""
 	Reason      Reason    // Accounted, or why not
+	// Unrecalled says that the ledger was not asked yet what it counted before: a disk hangs.
+	Unrecalled bool
 	// OnHost says that it was found in the host's network namespace, whatever a runtime says.
 	OnHost bool
 	// Shares says that it is in another container's network namespace: what it sends and
