@@ -298,6 +298,11 @@ func (c *Controller) leave(known *container) {
 func (c *Controller) settle(known *container, reason usage.Reason) {
 	known.reason = reason
 	known.look.Stop()
+	owner := ""
+	if box := known.sandbox; box != nil && box.owner != known {
+		owner = box.owner.ID
+	}
+	c.Accounts.Share(known.ID, owner)
 	c.release(known)
 	c.placeCgroup(known)
 	c.Accounts.Explain(known.ID, reason)

@@ -83,7 +83,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 	k.feeds = nil
 	for _, r := range e.ordered {
 		key := r.key(c, source)
-		if key == "" {
+		if key == "" || e.ownerHas(r, c, source, key) {
 			continue
 		}
 		late := r.states[key] == nil && r.initialFor(c)
@@ -101,7 +101,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 	}
 	e.leave(before)
 	k.version, k.name = e.version, c.Name
-	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Shares, c.Labels}
+	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Shares, c.SharesWith, c.Labels}
 }
 
 // join adds what a container counted before it fed a key, where that belongs to it.
@@ -118,6 +118,18 @@ func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now
 	st.add(n)
 	e.touch(st)
 	e.mark(st)
+}
+
+// ownerHas says whether the container that owns the interfaces of another one's network is
+// counted under the same key: what both use is in its numbers.
+func (e *Engine) ownerHas(r *rule, c *usage.Container, source, key string) bool {
+	owner := e.containers[c.SharesWith]
+	if source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
+		return false
+	}
+	i := owner.identity
+	as := usage.Container{ID: owner.id, Name: i.name, Image: i.image, Runtime: i.runtime, Namespace: i.namespace, Pod: i.pod, Labels: i.labels}
+	return r.key(&as, sourceInterface) == key
 }
 
 // initialFor says whether a key that a container has made comes late: it was there when the

@@ -112,12 +112,13 @@ type container struct {
 type identity struct {
 	name, image, runtime, namespace, pod, source string
 	shares                                       bool
+	owner                                        string // of the interfaces of its network
 	labels                                       map[string]string
 }
 
 func (i *identity) is(c *usage.Container, source string) bool {
 	return i.name == c.Name && i.image == c.Image && i.runtime == c.Runtime && i.namespace == c.Namespace &&
-		i.pod == c.Pod && i.source == source && i.shares == c.Shares && maps.Equal(i.labels, c.Labels)
+		i.pod == c.Pod && i.source == source && i.shares == c.Shares && i.owner == c.SharesWith && maps.Equal(i.labels, c.Labels)
 }
 
 // New returns an engine that knows nothing yet.

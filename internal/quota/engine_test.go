@@ -4,6 +4,8 @@ package quota
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -580,4 +582,26 @@ func TestUnrecalled(t *testing.T) {
 	b.transmit("a1", 30)
 	b.pass(time.Second)
 	same(t, b.used(), map[string]uint64{"m/web": 430})
+}
+
+// What a container that shares a network uses is in the numbers of that network's owner: it
+// is counted once where a rule has both under one key, whatever it chooses them by.
+func TestSharedIsCountedOnce(t *testing.T) {
+	labelled := func(r *Rule) { r.Match.Labels = []LabelMatch{{Name: "team", Value: "a"}} }
+	b := newBench(t, monthly(per(PerLabel+"team")), monthly(named("all"), per(PerAll), labelled), monthly(named("each")))
+	b.pass(time.Second)
+	for id, name := range map[string]string{"a1": "owner", "b2": "member", "c3": "other"} {
+		b.start(id, name).Labels = map[string]string{"team": "a"}
+	}
+	b.find("c3").Labels = map[string]string{"team": "b"}
+	b.transmit("a1", 500)
+	for id, n := range map[string]uint64{"b2": 400, "c3": 30} {
+		byCgroup(b.find(id), b.now, n)
+		b.find(id).Shares, b.find(id).SharesWith = true, "a1"
+	}
+	slices.SortFunc(b.containers, func(x, y usage.Container) int { return strings.Compare(x.ID, y.ID) })
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{
+		"m/a": 500, "m/b": 30, "all/all": 500, "each/owner": 500, "each/member": 400, "each/other": 30,
+	})
 }

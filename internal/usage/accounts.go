@@ -204,6 +204,16 @@ func (a *Accounts) Explain(id string, reason Reason) {
 	}
 }
 
+// Share says which container owns the interfaces of the network namespace that another one
+// is in, "" for nobody.
+func (a *Accounts) Share(id, owner string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		c.SharesWith = owner
+	}
+}
+
 // Expire drops the containers that stopped longer ago than the retention, are not
 // counted any more, and are in the ledger. It returns their ids.
 func (a *Accounts) Expire() []string {

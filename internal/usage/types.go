@@ -201,6 +201,8 @@ type Container struct {
 	// Shares says that it is in another container's network namespace: what it sends and
 	// receives is on the interfaces of that one.
 	Shares bool
+	// SharesWith is the id of that one, if it is known and there.
+	SharesWith string
 
 	Interfaces []Interface // by name
 	Traffic                // the sum over Interfaces
