@@ -83,7 +83,7 @@ type rule struct {
 	thresholds []uint64 // of AlertAt
 	start, end time.Time
 	states     map[string]*state
-	isNew      bool  // to the check that runs
+	isNew      bool // to the check that runs
 	began      time.Time
 	bucket     int64 // of a rolling window, that is filled now
 	// dropped is when the rule went away, zero while it is there. It feeds on nothing.
