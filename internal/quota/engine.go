@@ -295,8 +295,9 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 		}
 		e.rules[next.Name] = r
 	} else if !r.samePeriods(next) && now.Before(r.end) {
-		// A period that ended while nettally was down is over. What was used since r.start can't be divided at another day. It is counted on,
-		// up to where the calendar's next period begins.
+		// A period that ended while nettally was down is over. What was used since r.start
+		// can't be divided at another day: it is counted on, up to where the calendar's next
+		// period begins.
 		_, r.end = next.Period.Bounds(latest(now, r.start))
 		e.Log.Info("quota's periods changed; the running one ends with the next", "quota", next.Name, "ends", r.end)
 		r.dirty = true
