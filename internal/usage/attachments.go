@@ -31,6 +31,7 @@ type attachment struct {
 	closedAt time.Time // zero while it is counted
 	shadowed bool
 	passed   Opens
+	earlier  Traffic // where its target was another container's: what was counted of that before
 }
 
 // place says where an interface is counted.
@@ -82,6 +83,9 @@ func (a *Accounts) Succeed(target Target, swap func(slot uint16) error) (slot ui
 	err = a.Datapath.Quiesce() // no packet is on its way to the old slot any more
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if at := a.attachments[target]; at != nil && at.slot.Index == slot {
+		at.earlier, at.passed = a.before(old).Plus(a.mustRead(old)), old.passed
+	}
 	return slot, errors.Join(err, a.close(old))
 }
 
@@ -253,6 +257,7 @@ func (a *Accounts) ownAgain(at *attachment) {
 	note, then := at.slot.Note, a.restored[at.slot.Generation]
 	delete(a.restored, at.slot.Generation)
 	id, name := note.Container, note.Interface
+	at.earlier = then.earlier
 	if id == "" {
 		id, name = then.container, then.name
 	}
@@ -334,13 +339,12 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 	if at == nil || c == nil || at.tally != nil {
 		return nil
 	}
-	t := c.tallyOf(target.Cgroup != 0, name)
-	before, _ := a.before(t, target)
 	at.slot.Container, at.slot.Interface = id, name
+	at.owner = id
+	c.tallyOf(target.Cgroup != 0, name).own(at)
+	before := a.before(at)
 	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
 	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
-	at.owner = id
-	t.own(at)
 	// What can't be noted is known as long as this process lives, and then by the ledger.
 	return a.Datapath.Keep(at.slot)
 }
@@ -386,12 +390,8 @@ func (a *Accounts) Beside(target Target) (receive, transmit Volume) {
 	if at == nil {
 		return Volume{}, Volume{}
 	}
-	receive, transmit = Volume(at.slot.SeededReceive), Volume(at.slot.SeededTransmit)
-	if at.tally != nil {
-		before, _ := a.before(at.tally, target)
-		receive, transmit = receive.plus(before.Receive.Interface), transmit.plus(before.Transmit.Interface)
-	}
-	return receive, transmit
+	before := a.before(at)
+	return Volume(at.slot.SeededReceive).plus(before.Receive.Interface), Volume(at.slot.SeededTransmit).plus(before.Transmit.Interface)
 }
 
 // Rename notes another name of a host interface.
@@ -523,14 +523,12 @@ func (a *Accounts) close(at *attachment) error {
 
 // fold puts what a closed attachment counted into its tally, and releases the slot.
 func (a *Accounts) fold(at *attachment) error {
-	last, t := a.mustRead(at), at.tally
-	t.final = t.final.Plus(last)
+	last, t := a.attachment(at), at.tally
+	last.Folded = true
+	t.final = t.final.Plus(last.Counted)
 	t.live = slices.DeleteFunc(t.live, func(other *attachment) bool { return other == at })
-	before, _ := t.priorOn(a.Boot, at.slot.Target)
-	t.remember(Attachment{
-		Boot: a.Boot, Generation: at.slot.Generation, Target: at.slot.Target, Folded: true,
-		Counted: last.Plus(before), Passed: at.passed,
-	})
+	before, _ := t.priorOn(a.Boot, last.Target)
+	t.remember(last.after(before))
 	a.closed = slices.DeleteFunc(a.closed, func(other *attachment) bool { return other == at })
 	if err := a.Datapath.Release(at.slot); err != nil {
 		return fmt.Errorf("give up slot of %s: %w", at.host, err)

@@ -14,6 +14,7 @@ type restored struct {
 	container string
 	name      string // of the interface
 	folded    bool
+	earlier   Traffic
 }
 
 // settleAfter is how long after its end an attachment's counts are taken as final: a
@@ -80,10 +81,13 @@ func (a *Accounts) recallTally(c *account, t *tally, kept *Tally, there map[uint
 
 // expect notes an attachment whose slot is still there, unless it is being counted.
 func (a *Accounts) expect(c *account, t *tally, name string, at Attachment) {
+	if at.Folded {
+		t.remember(at) // the slot is only to be released
+	}
 	if slices.ContainsFunc(t.live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
 		return
 	}
-	a.restored[at.Generation] = restored{container: c.ID, name: name, folded: at.Folded}
+	a.restored[at.Generation] = restored{container: c.ID, name: name, folded: at.Folded, earlier: at.Earlier}
 }
 
 // lost takes over what was written of an attachment whose slot is gone: the host was
@@ -92,7 +96,7 @@ func (t *tally) lost(at Attachment, boot string) {
 	if !at.Folded {
 		t.final = t.final.Plus(at.Counted)
 		before, _ := t.priorOn(boot, at.Target)
-		at.Counted = at.Counted.Plus(before)
+		at = at.after(before)
 		at.Folded = true
 	}
 	if at.Boot == boot {
@@ -169,7 +173,7 @@ func (a *Accounts) recordTally(t *tally, of Tally) Tally {
 		if now.Folded {
 			kept.Final = kept.Final.Plus(now.Counted)
 			before, _ := t.priorOn(a.Boot, now.Target)
-			now.Counted = now.Counted.Plus(before) // as [Accounts.fold] will have it
+			now = now.after(before) // as [Accounts.fold] will have it
 		}
 		kept.Attachments = append(kept.Attachments, now)
 	}
@@ -183,6 +187,7 @@ func (a *Accounts) attachment(at *attachment) Attachment {
 		Target:     at.slot.Target,
 		Counted:    a.mustRead(at),
 		Passed:     at.passed,
+		Earlier:    at.earlier,
 		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }

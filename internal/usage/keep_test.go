@@ -53,9 +53,15 @@ type machine struct {
 	boot   int
 	a      *Accounts
 
-	veths map[int]string    // host interfaces with filters, and whose each is
+	veths map[int]veth      // host interfaces with filters
 	next  int               // ifindex
 	want  map[string]uint64 // packets by container
+}
+
+// veth is whose an interface is, and the slot that its filters count on.
+type veth struct {
+	owner string
+	slot  uint16
 }
 
 func (m *machine) start() {
@@ -68,7 +74,7 @@ func (m *machine) start() {
 	})
 	m.a.Restore(m.disk.read(m.t))
 	for _, l := range m.a.Leftovers() {
-		if _, on := m.veths[l.Ifindex]; on {
+		if _, on := m.veths[l.Ifindex]; on && !l.Older {
 			m.a.Adopt(l, "", "clsact")
 			continue
 		}
@@ -76,8 +82,8 @@ func (m *machine) start() {
 			m.t.Fatal(err)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Values(m.veths)) {
-		m.a.Start(Container{ID: id})
+	for v := range maps.Values(m.veths) {
+		m.a.Start(Container{ID: v.owner})
 	}
 	m.recall()
 }
@@ -98,11 +104,10 @@ func (m *machine) recall() {
 func (m *machine) step() {
 	m.clock.now = m.clock.now.Add(time.Duration(m.random.IntN(1500)) * time.Millisecond)
 	id := fmt.Sprint("c", m.random.IntN(3))
-	switch m.random.IntN(12) {
+	switch m.random.IntN(13) {
 	case 0, 1:
 		m.next++
-		open(m.t, m.a, m.next, fmt.Sprint("veth", m.next))
-		m.veths[m.next] = id
+		m.veths[m.next] = veth{id, open(m.t, m.a, m.next, fmt.Sprint("veth", m.next))}
 		m.a.Start(Container{ID: id})
 		m.recall()
 		assign(m.t, m.a, m.next, id, "eth0")
@@ -125,16 +130,36 @@ func (m *machine) step() {
 		if m.random.IntN(4) == 0 {
 			m.reboot()
 		}
+	case 12:
+		for _, ifindex := range slices.Sorted(maps.Keys(m.veths)) {
+			m.a.Start(Container{ID: id})
+			m.recall()
+			m.veths[ifindex] = veth{id, succeed(m.t, m.a, OnHost(ifindex), id, "eth0")}
+			break
+		}
 	}
+}
+
+// succeed gives an interface another owner, and returns its slot.
+func succeed(t *testing.T, a *Accounts, target Target, id, name string) uint16 {
+	t.Helper()
+	slot, err := a.Succeed(target, func(uint16) error { return nil })
+	if err == nil {
+		err = a.Assign(target, id, name)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slot
 }
 
 // count lets packets pass. Some pass while nettally is down: the kernel counts them.
 func (m *machine) count() {
 	for _, s := range m.kernel.Slots() {
-		if id, on := m.veths[s.Ifindex]; on {
+		if v, on := m.veths[s.Ifindex]; on && v.slot == s.Index {
 			n := uint64(m.random.IntN(100))
 			m.kernel.counts[s.Index] += n
-			m.want[id] += n
+			m.want[v.owner] += n
 		}
 	}
 }
@@ -159,7 +184,7 @@ func (m *machine) reboot() {
 	pending := m.a.Pending(false)
 	m.disk.write(m.t, pending)
 	m.kernel = newSlots()
-	m.veths = map[int]string{}
+	m.veths = map[int]veth{}
 	m.next = 0
 	m.boot++
 	m.start()
@@ -191,7 +216,7 @@ func TestNothingIsLost(t *testing.T) {
 			m := &machine{
 				t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
 				clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
-				veths: map[int]string{}, want: map[string]uint64{},
+				veths: map[int]veth{}, want: map[string]uint64{},
 			}
 			m.start()
 			for step := range 300 {
@@ -380,6 +405,60 @@ func TestSeed(t *testing.T) {
 	seeded := a.Snapshot().Containers[0].Receive.Seeded
 	if diff := cmp.Diff(Volume{Bytes: 1300, Packets: 13}, seeded); diff != "" {
 		t.Errorf("seeded (-want +got):\n%s", diff)
+	}
+}
+
+// What was counted on an interface for the container that had it first is not seeded to
+// the one that has it now, though we come to it again, and in another process.
+func TestSeedForSuccessor(t *testing.T) {
+	_, slots, clock := newAccounts(t)
+	onDisk := disk{}
+	a := kept(t, slots, clock)
+	for _, id := range []string{"first", "second"} {
+		a.Start(Container{ID: id})
+		a.Recall(id, nil)
+	}
+	slots.counts[open(t, a, 7, "veth7")] = 10
+	assign(t, a, 7, "first", "eth0")
+	slots.counts[succeed(t, a, OnHost(7), "second", "eth0")] = 5
+	next := func(on bool) {
+		t.Helper()
+		onDisk.write(t, a.Pending(true))
+		a = kept(t, slots, clock)
+		a.Restore(onDisk.read(t))
+		for _, l := range a.Leftovers() {
+			if l.Older || !on {
+				if _, err := a.Retire(l); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			a.Adopt(l, "veth7", "clsact")
+		}
+	}
+	next(true)
+	for _, step := range []struct{ before, had uint64 }{{10, 5}, {15, 7}} {
+		if rx, _ := a.Beside(OnHost(7)); rx.Packets != step.before {
+			t.Errorf("%d packets before, want %d", rx.Packets, step.before)
+		}
+		closeInterface(t, a, 7)
+		clock.now = clock.now.Add(settleAfter)
+		if step.had == 7 { // once folded, once about to be
+			a.Written(a.Pending(true))
+		}
+		next(false)
+		kernel := 10 + step.had
+		if known, _ := a.Earlier(OnHost(7)); known.ID != "second" || known.Counted.Receive.Interface.Packets != kernel {
+			t.Errorf("earlier %+v, want %d packets, last second's", known, kernel)
+		}
+		slots.counts[open(t, a, 7, "veth7")] = 2
+		if err := a.Seed(OnHost(7), Volume{Packets: kernel}, Volume{}); err != nil {
+			t.Fatal(err)
+		}
+		assign(t, a, 7, "second", "eth0")
+		if first, second := received(t, a, "first"), received(t, a, "second"); first != 10 || second != step.had+2 {
+			t.Errorf("%d and %d packets, want 10 and %d", first, second, step.had+2)
+		}
 	}
 }
 

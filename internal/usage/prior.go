@@ -14,26 +14,45 @@ func (t *tally) remember(at Attachment) {
 	t.priors = t.priors[max(0, len(t.priors)-maxPriors):]
 }
 
-// priorOn returns what final holds of a target.
-func (t *tally) priorOn(boot string, target Target) (_ Traffic, ok bool) {
+// priorOn returns the last attachment of a target that final holds. Its Counted is of all
+// that the target had.
+func (t *tally) priorOn(boot string, target Target) (_ Attachment, ok bool) {
 	for _, p := range t.priors {
 		if p.Boot == boot && p.Target == target {
-			return p.Counted, true
+			return p, true
 		}
 	}
-	return Traffic{}, false
+	return Attachment{}, false
 }
 
-// before returns what a tally holds of a target that was counted earlier: the kernel's own
-// counters of it begin there, too.
-func (a *Accounts) before(t *tally, target Target) (sum Traffic, ok bool) {
-	sum, ok = t.priorOn(a.Boot, target)
+// last returns the last attachment of a target that was counted earlier, folded or about to
+// be. Its Counted is of all that the target had: the kernel's own counters of it begin there.
+func (a *Accounts) last(t *tally, target Target) (last Attachment, ok bool) {
+	last, ok = t.priorOn(a.Boot, target)
 	for _, at := range t.live {
 		if at.slot.Target == target && !at.closedAt.IsZero() {
-			sum, ok = sum.Plus(a.mustRead(at)), true
+			last, ok = a.attachment(at).after(last), true
 		}
 	}
-	return sum, ok
+	return last, ok
+}
+
+// after adds what was counted of the target before.
+func (at Attachment) after(last Attachment) Attachment {
+	if at.Earlier == (Traffic{}) {
+		at.Earlier = last.Counted
+	}
+	at.Counted, at.Earlier = at.Counted.Plus(at.Earlier), Traffic{}
+	return at
+}
+
+// before returns what was counted of an attachment's target before it, for whomever.
+func (a *Accounts) before(at *attachment) Traffic {
+	if at.earlier != (Traffic{}) || at.tally == nil {
+		return at.earlier
+	}
+	last, _ := a.last(at.tally, at.slot.Target)
+	return last.Counted
 }
 
 // Opens are connections, by who asked for them. Their numbers are told as SYN.
@@ -50,7 +69,7 @@ func (a *Accounts) Pass(target Target, passed Opens) {
 
 // Earlier is what was counted of a target on earlier slots since the host booted.
 type Earlier struct {
-	ID      string // of the container that it was counted for
+	ID      string // of the container that it was last counted for
 	Name    string // what that calls the interface
 	Counted Traffic
 	Passed  Opens
@@ -60,27 +79,14 @@ type Earlier struct {
 func (a *Accounts) Earlier(target Target) (_ Earlier, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	var found Earlier
+	var newest uint64
 	for id, c := range a.containers {
 		for name, t := range c.tallies {
-			if counted, ok := a.before(t, target); ok {
-				return Earlier{ID: id, Name: name, Counted: counted, Passed: a.passed(t, target)}, true
+			if last, ok := a.last(t, target); ok && last.Generation >= newest {
+				newest, found = last.Generation, Earlier{ID: id, Name: name, Counted: last.Counted, Passed: last.Passed}
 			}
 		}
 	}
-	return Earlier{}, false
-}
-
-// passed returns what was passed over of a target that was counted earlier.
-func (a *Accounts) passed(t *tally, target Target) Opens {
-	for _, at := range slices.Backward(t.live) {
-		if at.slot.Target == target {
-			return at.passed
-		}
-	}
-	for _, p := range t.priors {
-		if p.Boot == a.Boot && p.Target == target {
-			return p.Passed
-		}
-	}
-	return Opens{}
+	return found, found.ID != ""
 }

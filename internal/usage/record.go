@@ -38,6 +38,8 @@ type Attachment struct {
 	Target
 	Counted Traffic `json:"counted"`
 	Passed  Opens   `json:"passed,omitzero"` // see [Accounts.Pass]
+	// Earlier is what was counted of the target before, if that was for other containers.
+	Earlier Traffic `json:"earlier,omitzero"`
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
 }
