@@ -318,6 +318,40 @@ func TestProcShared(t *testing.T) {
 	l := &procLife{t: t, d: d, c: owner, peer: nettest.Agent(t, host)}
 	l.exchange(30)
 	l.check("counted for the owner")
+	d.kill()
+	d.start()
+	l.check("counted for the owner by the next process")
+	l.succeed(guest)
+}
+
+// succeed ends the container, and leaves another one in its namespace: what passes from then
+// on is that one's, also for the next process.
+func (l *procLife) succeed(guest *testnet.Container) {
+	l.t.Helper()
+	last, owner := l.kernel(), l.c
+	guest.Interfaces, owner.Interfaces = owner.Interfaces, nil // which live on, with the namespace
+	if err := owner.Close(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.d.counted(guest.ID, 1)
+	had := interfaceCounters(nettest.Must(l.d.container(owner.ID))(l.t))
+	if late := had.ReceivePackets - last.ReceivePackets; late > 10 { // some for neighbours
+		l.t.Errorf("the owner received %d packets after its last", late)
+	}
+	l.c, l.connected, l.accepted = guest, 0, 0
+	l.before = testnet.Counters{
+		ReceiveBytes: -had.ReceiveBytes, ReceivePackets: -had.ReceivePackets,
+		TransmitBytes: -had.TransmitBytes, TransmitPackets: -had.TransmitPackets,
+	}
+	l.exchange(20)
+	l.check("counted for who is left")
+	l.d.stop()
+	l.exchange(10)
+	l.d.start()
+	l.check("counted for who is left by the next process")
+	if again := interfaceCounters(nettest.Must(l.d.container(owner.ID))(l.t)); again != had {
+		l.t.Errorf("the owner has %+v now, and had %+v", again, had)
+	}
 }
 
 // Docker's containers are counted without any capability, to their end: the cgroup of each

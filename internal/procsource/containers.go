@@ -4,6 +4,7 @@ package procsource
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 
 	// No runtime takes that long.
 	startedAfter = time.Minute
+
+	// Those of a pod that ends end within this time; who is there then goes on.
+	succeedAfter = 2 * time.Second
 
 	firstDelay = 5 * time.Millisecond
 )
@@ -44,6 +48,7 @@ type sandbox struct {
 	nsid    int    // what the host calls it, -1 if nothing yet
 	pid     int    // of a process that was in it
 	owner   *container
+	left    time.Time // the one before it ended, zero if nothing is counted for that any more
 	members map[string]*container
 
 	fresh       bool // it began while we ran
@@ -178,7 +183,9 @@ func (c *Controller) join(known *container, number uint64, pid int) {
 		c.settle(known, usage.SharedNetwork)
 		return
 	}
-	c.poll(box)
+	if !c.began.IsZero() { // else the one that owned it when we were here before may be yet to come
+		c.poll(box)
+	}
 }
 
 // own makes a member the owner of a sandbox: so it was before nettally was started again,
@@ -191,7 +198,7 @@ func (c *Controller) own(box *sandbox, member *container) {
 }
 
 // leave takes a container out of its sandbox. If it was the owner, the oldest of the
-// others gets the interfaces that are still to come. The last one takes the sandbox along.
+// others is from now on. The last one takes the sandbox along.
 func (c *Controller) leave(known *container) {
 	box := known.sandbox
 	if box == nil {
@@ -213,10 +220,51 @@ func (c *Controller) leave(known *container) {
 			box.owner = member
 		}
 	}
+	box.left = time.Now()
+	box.owner.look.From(succeedAfter)
+	box.owner.look.Again()
+}
+
+// succeed has what is counted for a container that has ended counted for the owner.
+func (c *Controller) succeed(box *sandbox) {
+	if box.left.IsZero() || time.Since(box.left) < succeedAfter {
+		return
+	}
+	box.left = time.Time{}
+	for _, i := range box.interfaces {
+		if i.counted {
+			i.slot = c.succeedOn(box, i.target, i.slot, i.name)
+		}
+	}
+	if o := box.connections; o != nil {
+		o.slot = c.succeedOn(box, o.target, o.slot, o.name)
+	}
+}
+
+func (c *Controller) succeedOn(box *sandbox, target usage.Target, slot uint16, name string) uint16 {
+	if owner := c.Accounts.Owner(target); owner == "" || c.containers[owner] != nil {
+		return slot
+	}
+	next, err := c.Accounts.Succeed(target, func(uint16) error { return nil })
+	if next != 0 {
+		slot = next
+		err = errors.Join(err, c.Accounts.Assign(target, box.owner.ID, name))
+	}
+	if err != nil {
+		c.Log.Warn("count for another container; trying again", "container_id", box.owner.ID, "interface", name, "err", err)
+		box.left = time.Now()
+		return slot
+	}
+	c.Log.Info("the container that had an interface has ended: counting for another", "container_id", box.owner.ID, "interface", name)
+	return slot
 }
 
 // conclude says what became of the owner of a sandbox whose files were read.
 func (c *Controller) conclude(box *sandbox) {
+	if !box.left.IsZero() {
+		box.owner.look.Again()
+		return
+	}
 	counted, failed, waiting := 0, 0, 0
 	for _, i := range box.interfaces {
 		switch {

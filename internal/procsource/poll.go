@@ -15,6 +15,7 @@ import (
 
 // iface is an interface of a sandbox.
 type iface struct {
+	name    string
 	host    int // index of its end in the host, 0 if it has none there
 	since   time.Time
 	fresh   bool // it is new, so all that the kernel has counted on it is to be counted
@@ -33,6 +34,7 @@ type iface struct {
 // opened is the connections of a sandbox, which have a slot of their own: they belong to
 // no interface, and are told with the first one.
 type opened struct {
+	name   string // of that
 	target usage.Target
 	slot   uint16
 	told   connections
@@ -60,6 +62,7 @@ func (c *Controller) poll(box *sandbox) {
 	default:
 		box.failure = ""
 		c.take(box, now)
+		c.succeed(box)
 		c.conclude(box)
 	}
 }
@@ -173,7 +176,7 @@ func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host strin
 		i.failed = true
 		return
 	}
-	i.failed, i.counted, i.slot = false, true, slot
+	i.failed, i.counted, i.slot, i.name = false, true, slot, r.name
 	i.told, i.ipv6 = duplex{}, duplex{}
 	id, name := box.owner.ID, r.name
 	var known usage.Earlier
@@ -196,6 +199,8 @@ func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host strin
 	}
 	if member := box.members[id]; member != nil {
 		c.own(box, member)
+	} else {
+		box.left = time.Now()
 	}
 	i.fresh, i.skipped = true, false
 	if box.connections == nil {
@@ -222,7 +227,7 @@ func ipv6Numbers(t usage.Traffic) duplex {
 
 // openConnections begins to count the connections of a sandbox.
 func (c *Controller) openConnections(box *sandbox, id, name string) {
-	o := &opened{target: usage.Target{NetNS: box.netns}, unknown: !box.fresh}
+	o := &opened{name: name, target: usage.Target{NetNS: box.netns}, unknown: !box.fresh}
 	var passed usage.Opens
 	if known, ok := c.earlier(box, o.target); ok && !box.fresh {
 		passed = known.Passed
