@@ -93,8 +93,9 @@ func (p *peer) start() {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t, "the Alertmanager answers", func() bool {
-		answer, err := http.Get("http://" + p.address + "/-/ready")
+	// It answers before it heeds signals, but reloads only once it does.
+	eventually(p.t, "the Alertmanager is up", func() bool {
+		answer, err := http.Post("http://"+p.address+"/-/reload", "", nil)
 		if err != nil {
 			return false
 		}
