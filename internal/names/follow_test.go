@@ -177,6 +177,29 @@ func TestLastNameStays(t *testing.T) {
 	}
 }
 
+// A container that the runtime lists a moment later than its cgroup is there is asked for
+// again soon, not only at the next refresh.
+func TestListedLate(t *testing.T) {
+	path := socketPath(t)
+	d := startDaemon(t, path, summary(1, "web"))
+	r, _ := newResolver("unix://" + path)
+	r.refreshEvery = time.Hour
+	r.Want(id(1))
+	run(t, r)
+	eventually(t, "known", func() bool { return name(r, id(1)) == "web" })
+	r.Want(id(2))
+	eventually(t, "asked for", func() bool { n, _ := d.asked(id(2)); return n > 0 })
+	d.put(summary(2, "late"))
+	eventually(t, "known, too", func() bool { return name(r, id(2)) == "late" })
+	r.Want(id(3)) // another runtime's
+	eventually(t, "asked for again and again", func() bool { n, _ := d.asked(id(3)); return n == 1+len(missedAgain) })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if left := len(r.sources[0].missed); left != 0 {
+		t.Errorf("%d are to be asked for again", left)
+	}
+}
+
 func TestManyAreAskedForTogether(t *testing.T) {
 	const many = 1000
 	path := socketPath(t)

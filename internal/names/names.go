@@ -59,8 +59,13 @@ const (
 
 	// missesMax is how many answers without a container end the asking: it is
 	// removed, or another runtime's.
-	missesMax = 3
+	missesMax = 6
 )
+
+// missedAgain is how long after an answer without a container it is asked for again: a
+// runtime may list it late, as containerd does a pod's sandbox, some 100 ms after its
+// cgroup. After the last of these it is left to the refreshes.
+var missedAgain = []time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 1500 * time.Millisecond, 5 * time.Second}
 
 // Resolver keeps what runtimes tell about the containers its owner wants. It
 // holds nothing else, so its memory is bounded by what is wanted and not yet
@@ -71,7 +76,7 @@ type Resolver struct {
 
 	refreshEvery, answerWithin, retryFirst time.Duration
 
-	mu     sync.Mutex // guards what follows, and what each source has pending
+	mu     sync.Mutex // guards what follows, and what each source has pending or missed
 	wanted map[string]*entry
 }
 
@@ -156,6 +161,7 @@ func (r *Resolver) Forget(id string) {
 	delete(r.wanted, id)
 	for _, s := range r.sources {
 		delete(s.pending, id)
+		delete(s.missed, id)
 	}
 }
 

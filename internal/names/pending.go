@@ -2,6 +2,8 @@
 
 package names
 
+import "time"
+
 // What a source has to ask for, and what it was told. The resolver's mu guards
 // all of it.
 
@@ -31,6 +33,7 @@ func (s *source) open() bool {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
 	s.pending = nil
+	clear(s.missed)
 	for id, e := range s.r.wanted {
 		if !s.worth(e) {
 			continue
@@ -50,6 +53,35 @@ func (s *source) renamed(id string) {
 	if e, ok := s.r.wanted[id]; ok {
 		s.ask(id, e)
 	}
+}
+
+// askMissed has the containers asked for again for which it is time.
+func (s *source) askMissed() {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	now := time.Now()
+	for id, at := range s.missed {
+		if at.After(now) {
+			continue
+		}
+		delete(s.missed, id)
+		if e, ok := s.r.wanted[id]; ok {
+			s.ask(id, e)
+		}
+	}
+}
+
+// nextMissed returns how long it is until [source.askMissed] has something to do.
+func (s *source) nextMissed() time.Duration {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	next := time.Now().Add(s.r.refreshEvery) // everything is asked for by then
+	for _, at := range s.missed {
+		if at.Before(next) {
+			next = at
+		}
+	}
+	return time.Until(next)
 }
 
 // take removes at most so many ids from those to ask for.
@@ -79,6 +111,9 @@ func (s *source) store(ids []string, told map[string]Meta) {
 		a := &e.replies[s.rank]
 		meta, ok := told[id]
 		if !ok {
+			if a.misses < len(missedAgain) {
+				s.missed[id] = time.Now().Add(missedAgain[a.misses])
+			}
 			a.misses++
 			continue
 		}

@@ -113,8 +113,10 @@ type source struct {
 	state state         // belongs to run
 
 	// pending are the ids to ask for next, all of them wanted; nil while the
-	// socket is not in use. The resolver's mu guards it.
+	// socket is not in use. missed are those to ask for again, and when. The
+	// resolver's mu guards both.
 	pending map[string]struct{}
+	missed  map[string]time.Time
 }
 
 // addSources adds those of a kind by its setting.
@@ -133,6 +135,7 @@ func (r *Resolver) addSources(k kind, setting string) {
 			kind:    k.name,
 			rank:    len(r.sources),
 			paths:   paths,
+			missed:  make(map[string]time.Time),
 			isUsual: isUsual,
 			connect: k.connector(),
 			log:     r.options.Log.With("source", k.name),
@@ -222,11 +225,14 @@ func (s *source) find() (string, error) {
 	return "", fmt.Errorf("find %s at %s: %w", s.kind, s.paths[0], noSocket)
 }
 
-// follow asks for what is wanted or renamed until the next refresh is due.
+// follow asks for what is wanted, renamed or was missed until the next refresh is due.
 func (s *source) follow(ctx context.Context, c *connection, renames <-chan string) error {
 	refresh := time.NewTimer(s.r.refreshEvery)
 	defer refresh.Stop()
+	again := time.NewTimer(s.r.refreshEvery)
+	defer again.Stop()
 	for {
+		again.Reset(s.nextMissed())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -238,6 +244,8 @@ func (s *source) follow(ctx context.Context, c *connection, renames <-chan strin
 				continue
 			}
 			s.renamed(id)
+		case <-again.C:
+			s.askMissed()
 		case <-s.wake:
 			if err := s.askPending(ctx, c); err != nil {
 				return err
