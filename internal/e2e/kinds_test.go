@@ -47,6 +47,12 @@ func (k *kinds) is(id, what string, ok func(exporter.Container) bool) exporter.C
 // likeKernel expects each interface to have the kernel's own numbers.
 func (k *kinds) likeKernel(id string, kernel func() map[string]testnet.Counters) {
 	k.t.Helper()
+	k.likeKernelBy(asInterface, id, kernel)
+}
+
+// likeKernelBy says which of our numbers they are.
+func (k *kinds) likeKernelBy(ours func(exporter.Counts) exporter.Volume, id string, kernel func() map[string]testnet.Counters) {
+	k.t.Helper()
 	k.d.poll("like the kernel's counters", func() error {
 		c, err := k.d.container(id)
 		if err != nil {
@@ -55,7 +61,7 @@ func (k *kinds) likeKernel(id string, kernel func() map[string]testnet.Counters)
 		want, got := kernel(), map[string]testnet.Counters{}
 		delete(want, "lo")
 		for _, i := range c.Interfaces {
-			rx, tx := asInterface(i.Receive), asInterface(i.Transmit)
+			rx, tx := ours(i.Receive), ours(i.Transmit)
 			got[i.Name] = testnet.Counters{
 				ReceiveBytes: rx.Bytes, ReceivePackets: rx.Packets, TransmitBytes: tx.Bytes, TransmitPackets: tx.Packets,
 			}
@@ -173,7 +179,14 @@ func (k *kinds) onlyIPv6(docker *dockerhost.Docker) {
 func TestPodKinds(t *testing.T) {
 	need.Root(t)
 	t.Parallel()
-	node := crihost.Start(t, crihost.Options{})
+	for name, v2 := range layouts {
+		t.Run(name, func(t *testing.T) { testPods(t, v2) })
+	}
+}
+
+func testPods(t *testing.T, v2 bool) {
+	t.Helper()
+	node := crihost.Start(t, crihost.Options{CgroupV2Only: v2})
 	d := startDaemon(t, node, fmt.Sprintf("names: {docker: \"off\", podman: \"off\", cri: %q}\nwatch: {include: [%q, \"/default/*\"]}",
 		"unix://"+node.Socket, path.Dir(node.CgroupParent)+"/*"))
 	k := &kinds{t, d}
@@ -296,8 +309,37 @@ func TestPodmanKinds(t *testing.T) {
 			k.is(onHost, "counted by its cgroup", func(c exporter.Container) bool {
 				return c.Accounted && c.NetworkMode == "host" && c.IP != nil
 			})
+			k.slirp(podman)
 		})
 	}
+}
+
+// slirp has a container whose packets a program on the host carries, as for rootless users:
+// what leads out is a tap device of its own. It has no segmentation offload.
+func (k *kinds) slirp(podman *podmanhost.Podman) {
+	k.t.Helper()
+	id := podman.Run("--name", "slirp", "--network", "slirp4netns:allow_host_loopback=true", podmanhost.Image)
+	k.is(id, "counted inside", func(c exporter.Container) bool {
+		return c.Accounted && len(c.Interfaces) == 1 && c.Interfaces[0].Name == "tap0" && c.Interfaces[0].At == "container" && c.IP == nil
+	})
+	host, agent := nettest.Agent(k.t, podman.Namespace), podman.Agent(id)
+	// What slirp4netns takes for the host's loopback.
+	loopback, inside := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("10.0.2.2")
+	udp := nettest.Must(host.Listen("udp", loopback))(k.t)
+	tcp := nettest.Must(host.Listen("tcp", loopback))(k.t)
+	const few = 50 // slirp4netns reads one by one
+	if err := agent.SendUDP(netip.AddrPortFrom(inside, udp.Addr.Port()), few, 100); err != nil {
+		k.t.Fatal(err)
+	}
+	if err := agent.SendTCP(netip.AddrPortFrom(inside, tcp.Addr.Port()), kindUpload, testnet.Write); err != nil {
+		k.t.Fatal(err)
+	}
+	nettest.Must(udp.Received(few))(k.t)
+	k.likeKernelBy(wire, id, func() map[string]testnet.Counters { return podman.NetDev(id) })
+	k.is(id, "counted exactly", func(c exporter.Container) bool {
+		want := exporter.Volume{Packets: few, Bytes: few * (14 + 20 + 8 + 100)}
+		return c.Transmit.Protocols.UDP == want && c.Transmit.TCPSYN == 1 && c.Transmit.Protocols.TCP.Bytes > kindUpload
+	})
 }
 
 // A container of a Docker in a container: the innermost id is its own, the one around it is
@@ -305,7 +347,14 @@ func TestPodmanKinds(t *testing.T) {
 func TestNestedDocker(t *testing.T) {
 	need.Root(t)
 	t.Parallel()
-	docker := dockerhost.Start(t, dockerhost.Options{})
+	for name, v2 := range layouts {
+		t.Run(name, func(t *testing.T) { testNested(t, v2) })
+	}
+}
+
+func testNested(t *testing.T, v2 bool) {
+	t.Helper()
+	docker := dockerhost.Start(t, dockerhost.Options{CgroupV2Only: v2})
 	// The first container inside another one is found by a look at everything.
 	k := &kinds{t, startDaemon(t, docker, strings.Replace(onlyDocker(docker), "watch: {", "watch: {reconcile: 2s, ", 1))}
 	nested := docker.StartNested()

@@ -3,6 +3,7 @@
 package crihost
 
 import (
+	_ "embed"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -30,8 +31,8 @@ func plugins(options Options) []string {
 	return names
 }
 
-// containerdConfig has the socket, the image, CNI's plugins and its directory of
-// configuration put in. What is not said there is where it always is, below
+// containerdConfig has the socket, the image, the runtime, CNI's plugins and its
+// directory of configuration put in. What is not said there is where it always is, below
 // /run and /var/lib.
 //
 // The plugin "opt" would make a directory /opt/containerd. A sandbox has a
@@ -47,19 +48,37 @@ address = %q
 sandbox_image = %q
 restrict_oom_score_adj = true
 disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = %q
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = %q
 conf_dir = %q
 `
 
+//go:embed runc.sh
+var withoutLimits []byte
+
+// runc returns the path of a runc that takes no limits, for which
+// [Options.CgroupV2Only] may lack the controllers: there is always one of CPU.
+func (h *Host) runc() string { return filepath.Join(h.enclosure.Dir, "runc") }
+
 // configure writes what containerd and the CNI plugins read.
 func (h *Host) configure() {
 	h.tb.Helper()
+	runtime := "runc"
+	if h.options.CgroupV2Only {
+		runtime = h.runc()
+		if err := os.WriteFile(runtime, withoutLimits, 0o755); err != nil {
+			h.tb.Fatal(err)
+		}
+	}
 	if err := os.Mkdir(h.CNIConfigDir(), 0o755); err != nil {
 		h.tb.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"config.toml": fmt.Sprintf(containerdConfig, h.Socket, Image, pluginDir, h.CNIConfigDir()),
+		"config.toml": fmt.Sprintf(containerdConfig, h.Socket, Image, runtime, pluginDir, h.CNIConfigDir()),
 		filepath.Join("net.d", "10-nettally-test.conflist"): string(nettest.Must(h.network())(h.tb)),
 	} {
 		if err := os.WriteFile(filepath.Join(h.enclosure.Dir, name), []byte(content), 0o600); err != nil {

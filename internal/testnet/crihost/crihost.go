@@ -28,6 +28,7 @@ package crihost
 
 import (
 	_ "embed"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -43,8 +44,12 @@ import (
 
 const patience = enclosure.Patience
 
-// Options say how pods are connected.
+// Options say how pods are run and connected.
 type Options struct {
+	// CgroupV2Only mounts the v2 hierarchy alone at /sys/fs/cgroup, as a newer
+	// host does, whatever the machine has. Controllers that the machine has bound
+	// to v1 are missing, so containers have no limits.
+	CgroupV2Only bool
 	// Bandwidth puts CNI's bandwidth plugin behind the bridge plugin, so that
 	// pods can have a rate; see [PodOptions].
 	Bandwidth bool
@@ -95,7 +100,7 @@ func Start(tb testing.TB, options Options) *Host {
 	h.CgroupParent = h.cgroup(Burstable)
 	h.addBridge()
 	h.configure()
-	e.Start(script)
+	e.Start(script, fmt.Sprint(options.CgroupV2Only))
 	tb.Cleanup(h.stop)
 	h.connect()
 	e.Await(h.ready)

@@ -81,6 +81,9 @@ func (h *Host) RunPlain(name string, network PlainNetwork) (*Plain, error) {
 	if network != PlainNone {
 		args = append(args, string(network))
 	}
+	if h.options.CgroupV2Only {
+		args = append(args, "--runc-binary", h.runc())
+	}
 	run := h.ctr(append(args, Image, id)...)
 	if network == PlainCNI {
 		run = h.Command("unshare", append([]string{

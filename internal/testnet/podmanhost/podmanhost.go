@@ -69,11 +69,11 @@ type Podman struct {
 var script string
 
 // Start makes a place for podman. Requires root, cgroups, podman with conmon,
-// netavark and iptables, and runc: crun refuses machines that have both versions
+// netavark, slirp4netns and iptables, and runc: crun refuses machines that have both versions
 // of cgroups.
 func Start(tb testing.TB, options Options) *Podman {
 	tb.Helper()
-	need.Commands(tb, "podman", "conmon", "runc", "iptables", netavark)
+	need.Commands(tb, "podman", "conmon", "runc", "iptables", "slirp4netns", netavark)
 	e := enclosure.New(tb, "podman")
 	p := &Podman{CgroupParent: e.Cgroup, tb: tb, enclosure: e}
 	p.Engine = e.Engine(p.Client)
