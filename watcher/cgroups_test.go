@@ -175,6 +175,56 @@ func TestNested(t *testing.T) {
 	}
 }
 
+// TestNestedSoon finds a container in a container without a walk, and from then on all
+// others in there at once, wherever they are, but nothing in its services.
+func TestNestedSoon(t *testing.T) {
+	inEachHierarchy(t, func(t *testing.T, root string) {
+		outer := root + "/docker/" + idA
+		makeDirs(t, outer)
+		r := watch(t, root)
+		atFirst := inotifyWatches(t)
+		makeDirs(t, outer+"/system.slice/containerd.service", outer+"/kubelet/kubepods/burstable")
+		time.Sleep(r.rescanEvery) // it may look before there is something
+		if n := inotifyWatches(t) - atFirst; n != 0 {
+			t.Errorf("%d watches in a container that holds none", n)
+		}
+		makeDirs(t, outer+"/docker/"+idB)
+		if c := next[ContainerStarted](t, r); c.ID != idB || c.ParentID != idA {
+			t.Errorf("started %+v", c)
+		}
+		r.settle(t)
+		// Itself, system.slice, kubelet, kubepods, burstable and docker.
+		wantWatches(t, atFirst+6)
+		for i := range 2 {
+			pod := fmt.Sprintf("%s/kubelet/kubepods/burstable/pod%08x-0000-0000-0000-000000000000", outer, i)
+			makeDirs(t, pod+"/"+hexID(i))
+			if c := next[ContainerStarted](t, r); c.ID != hexID(i) || c.ParentID != idA {
+				t.Errorf("started %+v", c)
+			}
+		}
+		removeCgroup(t, outer)
+		for range 4 {
+			next[ContainerStopped](t, r)
+		}
+		wantWatches(t, atFirst)
+	})
+}
+
+// TestUserManager finds the containers that a user runs without root at once.
+func TestUserManager(t *testing.T) {
+	inEachHierarchy(t, func(t *testing.T, root string) {
+		manager := root + "/user.slice/user-1000.slice/user@1000.service"
+		makeDirs(t, manager+"/user.slice", manager+"/app.slice/shell.scope")
+		r := watch(t, root)
+		makeDirs(t, manager+"/user.slice/libpod-"+idA+".scope/container")
+		if c := next[ContainerStarted](t, r); c.ID != idA {
+			t.Errorf("started %+v", c)
+		}
+		// Root, user.slice, user-1000.slice, the manager, user.slice and app.slice.
+		wantWatches(t, 6)
+	})
+}
+
 // TestNestedEnd removes containers from inside out, as the kernel demands, and
 // leaves no watch.
 func TestNestedEnd(t *testing.T) {

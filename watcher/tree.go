@@ -3,9 +3,11 @@
 package watcher
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -25,18 +27,21 @@ import (
 // Watched is
 //   - every directory that can hold containers, which is each one outside of
 //     containers and of systemd's leaf units (.service, .scope, .mount, .swap,
-//     .socket);
+//     .socket), but inside of a user's service manager (user@UID.service);
+//   - in a container that holds others every directory that can, likewise;
 //   - every directory that does hold a container, wherever it is.
 //
-// A container's own directory is not, so 1,000 containers of Docker cost one
-// watch, and Kubernetes one for each pod. The price: the first container inside
-// another container or inside a service is found by the next walk.
+// The directory of any other container is not, so 1,000 containers of Docker cost
+// one watch, and Kubernetes one for each pod. The price: the first container inside
+// another one is found by the next peek, and the first inside a service by the next
+// walk.
 type tree struct {
 	root       string
 	patterns   []*regexp.Regexp
 	notify     *fsnotify.Watcher // nil: nothing is watched
 	watched    map[string]uint64 // path within the hierarchy → inode
-	containers map[string]found  // the same
+	containers map[string]*found // the same
+	hosts      map[string]bool   // the same, of containers that hold others
 	changes    []Event           // not yet delivered
 	unwatched  error             // why a directory is not watched, of the last walk
 }
@@ -44,14 +49,22 @@ type tree struct {
 type found struct {
 	Container
 	inode uint64
+
+	links uint64 // of the directory, at the last peek
+	peeks int    // since it has as many
 }
+
+// newPeeks is how many peeks go into a container whose directory has as many links as at
+// the last one: what was made in it may not have been there for the first.
+const newPeeks = 2
 
 func newTree(root string, patterns []*regexp.Regexp) *tree {
 	return &tree{
 		root:       root,
 		patterns:   patterns,
 		watched:    map[string]uint64{},
-		containers: map[string]found{},
+		containers: map[string]*found{},
+		hosts:      map[string]bool{},
 	}
 }
 
@@ -78,6 +91,31 @@ func (t *tree) walk() error {
 		}
 	}
 	return nil
+}
+
+// peek looks for the first container inside each container. A directory has a link more
+// for each one in it, so one look is enough at those where nothing has changed.
+func (t *tree) peek() error {
+	var failed error
+	for dir, f := range maps.Clone(t.containers) {
+		if t.hosts[dir] {
+			continue // it is watched
+		}
+		st, err := t.stat(dir)
+		if err != nil || st.Ino != f.inode {
+			continue // an event will tell, or the next walk
+		}
+		if f.links != st.Nlink {
+			f.links, f.peeks = st.Nlink, 0
+		}
+		if f.peeks++; f.links == 2 || f.peeks > newPeeks {
+			continue
+		}
+		v := visit{tree: t, deep: true}
+		v.directory(dir, true)
+		failed = cmp.Or(failed, v.err)
+	}
+	return failed
 }
 
 // examine looks at one directory that an event was about.
@@ -118,18 +156,28 @@ func (t *tree) inode(dir string) uint64 {
 	if inode, ok := t.watched[dir]; ok {
 		return inode
 	}
-	return t.containers[dir].inode
+	if f := t.containers[dir]; f != nil {
+		return f.inode
+	}
+	return 0
 }
 
-// leaf says whether a directory is, or is inside of, a container or a leaf unit.
+// leaf says whether a directory is, or is inside of, a container that holds no others, or
+// a leaf unit, of the host or of one that does.
 func (t *tree) leaf(dir string) bool {
-	if _, ok := Identify(dir, t.patterns); ok {
-		return true
+	if c, ok := Identify(dir, t.patterns); ok {
+		if !t.hosts[c.Cgroup] {
+			return true
+		}
+		dir = strings.TrimPrefix(dir, c.Cgroup)
 	}
 	return slices.ContainsFunc(strings.Split(dir, "/"), isLeafUnit)
 }
 
 func isLeafUnit(name string) bool {
+	if strings.HasPrefix(name, "user@") {
+		return false // a service manager, with units of its own
+	}
 	switch path.Ext(name) {
 	case ".service", ".scope", ".mount", ".swap", ".socket":
 		return true
@@ -159,8 +207,11 @@ func (t *tree) meet(c Container, st unix.Stat_t) {
 		return
 	}
 	c.CreatedAt = createdAt(st)
-	t.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
+	t.containers[c.Cgroup] = &found{Container: c, inode: st.Ino}
 	t.changes = append(t.changes, ContainerStarted{c})
+	if around, ok := Identify(path.Dir(c.Cgroup), t.patterns); ok {
+		t.hosts[around.Cgroup] = true
+	}
 }
 
 // createdAt is the earliest time of a directory. There is no birth time on
@@ -220,6 +271,7 @@ func (t *tree) forget(dir string) {
 	for _, d := range gone {
 		t.changes = append(t.changes, ContainerStopped{ID: t.containers[d].ID, Cgroup: d})
 		delete(t.containers, d)
+		delete(t.hosts, d)
 	}
 }
 
@@ -250,7 +302,12 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	if container {
 		v.meet(c, st)
 	}
-	leaf = leaf || container || isLeafUnit(path.Base(dir))
+	switch {
+	case container:
+		leaf = !v.hosts[dir]
+	default:
+		leaf = leaf || isLeafUnit(path.Base(dir))
+	}
 	fresh := !leaf && v.watch(dir, st.Ino)
 	// A directory with two links has no directories in it; a new watch may have
 	// come after one was made.
@@ -259,6 +316,10 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	}
 	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
 		v.children(dir, leaf)
+	}
+	if container && leaf && v.hosts[dir] {
+		v.watch(dir, st.Ino)
+		v.children(dir, false)
 	}
 	return container
 }

@@ -137,7 +137,8 @@ type Watcher struct {
 	degraded map[string]error
 }
 
-// rescanEvery is how often the hierarchy is walked while inotify is missing.
+// rescanEvery is how often containers are looked for in containers, and everywhere while
+// inotify is missing.
 const rescanEvery = 2 * time.Second
 
 // New finds the cgroup hierarchy and checks that it is the host's: the error may
@@ -334,13 +335,19 @@ func (w *Watcher) notifications() (<-chan fsnotify.Event, <-chan error) {
 	return w.tree.notify.Events, w.tree.notify.Errors
 }
 
-// rescan stands in for inotify.
+// rescan stands in for inotify, and looks where nothing is watched.
 func (w *Watcher) rescan() {
 	w.mu.Lock()
-	missing := w.degraded["inotify"] != nil
-	w.mu.Unlock()
-	if missing {
-		w.rewalk()
+	defer w.mu.Unlock()
+	look := w.tree.peek
+	if w.degraded["inotify"] != nil {
+		look = w.walk
+	}
+	if err := look(); err != nil {
+		w.log.Warn("walk cgroups", "err", err)
+	}
+	if w.tree.unwatched != nil {
+		w.degrade("inotify", w.tree.unwatched)
 	}
 }
 

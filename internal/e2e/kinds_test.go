@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -355,8 +354,7 @@ func TestNestedDocker(t *testing.T) {
 func testNested(t *testing.T, v2 bool) {
 	t.Helper()
 	docker := dockerhost.Start(t, dockerhost.Options{CgroupV2Only: v2})
-	// The first container inside another one is found by a look at everything.
-	k := &kinds{t, startDaemon(t, docker, strings.Replace(onlyDocker(docker), "watch: {", "watch: {reconcile: 2s, ", 1))}
+	k := &kinds{t, startDaemon(t, docker, onlyDocker(docker))}
 	nested := docker.StartNested()
 	k.d.counted(nested.Outer, 1)
 	inner := nested.Run(dockerhost.Image)
@@ -368,6 +366,12 @@ func testNested(t *testing.T, v2 bool) {
 	k.is(inner, "counted by its cgroup", func(c exporter.Container) bool {
 		return c.IP.Transmit.Protocols.UDP == exporter.Volume{Packets: kindDatagrams, Bytes: kindDatagrams * (20 + 8 + 100)} && c.IP.Transmit.TCPSYN == 1
 	})
+	next := nested.Run(dockerhost.Image)
+	k.is(next, "found, too", func(c exporter.Container) bool { return c.ParentID == nested.Outer && c.IP != nil })
+	if err := nested.Agent(next).SendUDP(netip.AddrPortFrom(docker.IPv4(peer, "eth0"), 9), 77, 100); err != nil {
+		k.t.Fatal(err)
+	}
+	k.is(next, "counted by its cgroup", func(c exporter.Container) bool { return c.IP.Transmit.Protocols.UDP.Packets == 77 })
 	k.is(nested.Outer, "counted on its interface", func(c exporter.Container) bool {
 		return c.Transmit.Protocols.UDP.Packets >= kindDatagrams && c.Transmit.Protocols.TCP.Bytes > kindUpload
 	})
