@@ -76,6 +76,9 @@ func Identify(p string, patterns []*regexp.Regexp) (Container, bool) {
 	var c Container
 	for dir := path.Clean(p); dir != "/" && dir != "."; dir = path.Dir(dir) {
 		id, runtime, ok := identifyDir(dir, patterns)
+		if ok && runtime == "" && holdsPodmans(dir, c.Cgroup) {
+			continue
+		}
 		if ok && c.ID != "" {
 			c.ParentID = id
 			return c, true
@@ -88,6 +91,12 @@ func Identify(p string, patterns []*regexp.Regexp) (Container, bool) {
 		}
 	}
 	return c, c.ID != ""
+}
+
+// holdsPodmans says whether a directory whose name is a bare id is a podman pod, since a
+// container is right below. A container of podman has another name.
+func holdsPodmans(dir, container string) bool {
+	return isHex64(path.Base(dir)) && path.Dir(container) == dir && strings.HasPrefix(path.Base(container), "libpod-")
 }
 
 // identifyDir says whether a directory is a container's own.

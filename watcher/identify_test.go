@@ -66,6 +66,8 @@ func TestIdentify(t *testing.T) {
 			Container{ID: idA, Runtime: "podman", Cgroup: "/machine.slice/libpod-" + idA + ".scope"}},
 		{"podman cgroupfs", "/libpod_parent/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
 		{"podman pod cgroupfs", "/libpod_parent/" + idB + "/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman pod below another parent", "/customers/" + idB + "/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},
+		{"podman in Docker", "/docker/" + idB + "/libpod_parent/libpod-" + idA, Container{ID: idA, ParentID: idB, Runtime: "podman"}},
 		{"podman pod systemd", "/machine.slice/machine-libpod_pod_" + idB + ".slice/libpod-" + idA + ".scope",
 			Container{ID: idA, Runtime: "podman"}},
 		{"podman bare", "/libpod-" + idA, Container{ID: idA, Runtime: "podman"}},

@@ -24,47 +24,56 @@ import (
 // directories that are watched. Whatever an event or a walk says is checked
 // against the directory itself, so both may come late, twice or not at all.
 //
-// Watched is
-//   - every directory that can hold containers, which is each one outside of
-//     containers and of systemd's leaf units (.service, .scope, .mount, .swap,
-//     .socket), but inside of a user's service manager (user@UID.service);
-//   - in a container that holds others every directory that can, likewise;
-//   - every directory that does hold a container, wherever it is.
+// Containers, and systemd's leaf units (.service, .scope, .mount, .swap, .socket,
+// but not a user's service manager, user@UID.service), are closed: hardly any
+// holds a container. Watched is
+//   - every directory that is not in a closed one;
+//   - every directory that holds a container, wherever it is.
 //
-// The directory of any other container is not, so 1,000 containers of Docker cost
-// one watch, and Kubernetes one for each pod. The price: the first container inside
-// another one is found by the next peek, and the first inside a service by the next
-// walk.
+// So 1,000 containers of Docker cost one watch, and Kubernetes one for each pod.
+// The first container inside a closed directory is found by the next peek. From then
+// on that directory is open, and what is in it is watched like the rest.
 type tree struct {
 	root       string
 	patterns   []*regexp.Regexp
 	notify     *fsnotify.Watcher // nil: nothing is watched
 	watched    map[string]uint64 // path within the hierarchy → inode
-	containers map[string]*found // the same
-	hosts      map[string]bool   // the same, of containers that hold others
-	changes    []Event           // not yet delivered
-	unwatched  error             // why a directory is not watched, of the last walk
+	containers map[string]found  // the same
+	closed     map[string]*peeked
+	opened     map[string]bool // a service stays open for when it is started again
+	changes    []Event         // not yet delivered
+	unwatched  error           // why a directory is not watched, of the last walk
 }
 
 type found struct {
 	Container
 	inode uint64
-
-	links uint64 // of the directory, at the last peek
-	peeks int    // since it has as many
 }
 
-// newPeeks is how many peeks go into a container whose directory has as many links as at
-// the last one: what was made in it may not have been there for the first.
-const newPeeks = 2
+// peeked is a closed directory.
+type peeked struct {
+	inode uint64
+	links uint64 // at the last peek
+	since int    // peeks, as many links ago
+}
+
+const (
+	// newPeeks is how many peeks go into a directory that has as many links as at the last
+	// one: what was made in it may not have been there for the first.
+	newPeeks = 2
+
+	// maxOpened bounds what services that are gone leave behind.
+	maxOpened = 10_000
+)
 
 func newTree(root string, patterns []*regexp.Regexp) *tree {
 	return &tree{
 		root:       root,
 		patterns:   patterns,
 		watched:    map[string]uint64{},
-		containers: map[string]*found{},
-		hosts:      map[string]bool{},
+		containers: map[string]found{},
+		closed:     map[string]*peeked{},
+		opened:     map[string]bool{},
 	}
 }
 
@@ -90,29 +99,31 @@ func (t *tree) walk() error {
 			t.forget(dir)
 		}
 	}
+	for dir := range t.closed {
+		if !v.seen[dir] {
+			t.forget(dir)
+		}
+	}
 	return nil
 }
 
-// peek looks for the first container inside each container. A directory has a link more
-// for each one in it, so one look is enough at those where nothing has changed.
+// peek looks for the first container inside each closed directory. A directory has a link
+// more for each one in it, so one look is enough at those where nothing has changed.
 func (t *tree) peek() error {
 	var failed error
-	for dir, f := range maps.Clone(t.containers) {
-		if t.hosts[dir] {
-			continue // it is watched
-		}
+	for dir, p := range maps.Clone(t.closed) {
 		st, err := t.stat(dir)
-		if err != nil || st.Ino != f.inode {
+		if err != nil || st.Ino != p.inode {
 			continue // an event will tell, or the next walk
 		}
-		if f.links != st.Nlink {
-			f.links, f.peeks = st.Nlink, 0
+		if p.links != st.Nlink {
+			p.links, p.since = st.Nlink, 0
 		}
-		if f.peeks++; f.links == 2 || f.peeks > newPeeks {
+		if p.since++; p.links == 2 || p.since > newPeeks {
 			continue
 		}
 		v := visit{tree: t, deep: true}
-		v.directory(dir, true)
+		v.directory(dir, t.leaf(path.Dir(dir)))
 		failed = cmp.Or(failed, v.err)
 	}
 	return failed
@@ -156,22 +167,27 @@ func (t *tree) inode(dir string) uint64 {
 	if inode, ok := t.watched[dir]; ok {
 		return inode
 	}
-	if f := t.containers[dir]; f != nil {
-		return f.inode
+	if p := t.closed[dir]; p != nil {
+		return p.inode
 	}
-	return 0
+	return t.containers[dir].inode
 }
 
-// leaf says whether a directory is, or is inside of, a container that holds no others, or
-// a leaf unit, of the host or of one that does.
+// leaf says whether a directory is, or is inside of, a closed one.
 func (t *tree) leaf(dir string) bool {
+	around := "/"
 	if c, ok := Identify(dir, t.patterns); ok {
-		if !t.hosts[c.Cgroup] {
+		if !t.opened[c.Cgroup] {
 			return true
 		}
-		dir = strings.TrimPrefix(dir, c.Cgroup)
+		around = c.Cgroup
 	}
-	return slices.ContainsFunc(strings.Split(dir, "/"), isLeafUnit)
+	for ; len(dir) > len(around); dir = path.Dir(dir) {
+		if isLeafUnit(path.Base(dir)) && !t.opened[dir] {
+			return true
+		}
+	}
+	return false
 }
 
 func isLeafUnit(name string) bool {
@@ -207,10 +223,27 @@ func (t *tree) meet(c Container, st unix.Stat_t) {
 		return
 	}
 	c.CreatedAt = createdAt(st)
-	t.containers[c.Cgroup] = &found{Container: c, inode: st.Ino}
+	t.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
 	t.changes = append(t.changes, ContainerStarted{c})
-	if around, ok := Identify(path.Dir(c.Cgroup), t.patterns); ok {
-		t.hosts[around.Cgroup] = true
+	for dir := path.Dir(c.Cgroup); dir != "/"; dir = path.Dir(dir) {
+		if _, container := t.containers[dir]; container || isLeafUnit(path.Base(dir)) {
+			t.open(dir)
+		}
+	}
+}
+
+// open has a directory watched like those that were never closed, once it is visited.
+func (t *tree) open(dir string) {
+	delete(t.closed, dir)
+	if len(t.opened) < maxOpened {
+		t.opened[dir] = true
+	}
+}
+
+// close has a directory peeked into.
+func (t *tree) close(dir string, inode uint64) {
+	if p := t.closed[dir]; p == nil || p.inode != inode {
+		t.closed[dir] = &peeked{inode: inode}
 	}
 }
 
@@ -261,6 +294,16 @@ func (t *tree) forget(dir string) {
 			_ = t.notify.Remove(t.path(d)) // fails where the kernel was first
 		}
 	}
+	for d, p := range t.closed {
+		if lost(d, p.inode) {
+			delete(t.closed, d)
+		}
+	}
+	for d := range t.opened {
+		if (d == dir || strings.HasPrefix(d, below)) && path.Ext(d) != ".service" {
+			delete(t.opened, d)
+		}
+	}
 	var gone []string
 	for d, f := range t.containers {
 		if lost(d, f.inode) {
@@ -271,20 +314,19 @@ func (t *tree) forget(dir string) {
 	for _, d := range gone {
 		t.changes = append(t.changes, ContainerStopped{ID: t.containers[d].ID, Cgroup: d})
 		delete(t.containers, d)
-		delete(t.hosts, d)
 	}
 }
 
 // visit is one pass over a part of the hierarchy.
 type visit struct {
 	*tree
-	deep bool            // look into containers and units, too
+	deep bool            // look into closed directories, too
 	seen map[string]bool // if not nil, the directories that exist
 	err  error           // the first
 }
 
 // directory visits a directory and what is below it; leaf says that it is inside
-// a container or unit. It reports whether the directory is a container's.
+// a closed one. It reports whether the directory is a container's.
 func (v *visit) directory(dir string, leaf bool) bool {
 	st, err := v.stat(dir)
 	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -302,11 +344,16 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	if container {
 		v.meet(c, st)
 	}
+	inside := leaf
 	switch {
 	case container:
-		leaf = !v.hosts[dir]
-	default:
-		leaf = leaf || isLeafUnit(path.Base(dir))
+		leaf = !v.opened[dir]
+	case !inside:
+		leaf = isLeafUnit(path.Base(dir)) && !v.opened[dir]
+	}
+	closed := leaf && (container || !inside)
+	if closed {
+		v.close(dir, st.Ino)
 	}
 	fresh := !leaf && v.watch(dir, st.Ino)
 	// A directory with two links has no directories in it; a new watch may have
@@ -317,7 +364,7 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
 		v.children(dir, leaf)
 	}
-	if container && leaf && v.hosts[dir] {
+	if closed && v.opened[dir] {
 		v.watch(dir, st.Ino)
 		v.children(dir, false)
 	}

@@ -75,7 +75,8 @@ func Start(tb testing.TB, options Options) *Podman {
 	tb.Helper()
 	need.Commands(tb, "podman", "conmon", "runc", "iptables", "slirp4netns", netavark)
 	e := enclosure.New(tb, "podman")
-	p := &Podman{CgroupParent: e.Cgroup, tb: tb, enclosure: e}
+	// Named as podman's own: it tells that a bare id below is a pod.
+	p := &Podman{CgroupParent: e.Cgroup + "/libpod_parent", tb: tb, enclosure: e}
 	p.Engine = e.Engine(p.Client)
 	p.configure()
 	e.Start(script, fmt.Sprint(options.CgroupV2Only))
