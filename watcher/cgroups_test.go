@@ -452,3 +452,28 @@ func BenchmarkContainers(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPeek is what 1,000 containers cost every other second.
+func BenchmarkPeek(b *testing.B) {
+	need.Root(b)
+	for name, hierarchy := range hierarchies(b) {
+		b.Run(name, func(b *testing.B) {
+			root := newCgroup(b, hierarchy)
+			for i := range 1000 {
+				makeDirs(b, root+"/docker/"+hexID(i))
+			}
+			t := newTree(root, nil)
+			if err := t.walk(); err != nil {
+				b.Fatal(err)
+			}
+			if len(t.closed) != 1000 {
+				b.Fatalf("peeks into %d directories", len(t.closed))
+			}
+			for b.Loop() {
+				if err := t.peek(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
