@@ -62,7 +62,7 @@ func TestChurn(t *testing.T) {
 	const fleeting, real = 1000, 100
 	attached := d.attached()
 	churn(fleeting, real)
-	if n := d.attached() - attached; n < fleeting/2 {
+	if n := d.attached() - attached; n < fleeting/4 { // half of them wait until somebody comes
 		t.Errorf("%d veths of %d were there long enough to be counted: is this a test of anything?", n, fleeting+real)
 	}
 	d.poll("as before", func() error { return d.resources(docker.Namespace).exceeds(before) })
