@@ -37,6 +37,7 @@ type peer struct {
 	proxy    *httptest.Server
 	began    time.Time   // of alerts
 	fails    atomic.Bool // the proxy answers 500
+	hung     bool        // what it was sent meanwhile it has taken in any order
 	log      lines
 	cmd      *exec.Cmd
 }
@@ -198,8 +199,14 @@ func (p *peer) hasten(b *bench) { b.queues["m"].style.again = time.Second }
 
 func (p *peer) wantNotified(want ...string) {
 	p.t.Helper()
-	eventually(p.t, fmt.Sprintf("the receiver has %d notifications", len(want)), func() bool { return len(p.notified()) >= len(want) })
-	if diff := cmp.Diff(want, p.notified()); diff != "" {
+	got := func() []string {
+		if p.hung {
+			return slices.Compact(p.notified()) // an old beginning after the end is told, and ended, again
+		}
+		return p.notified()
+	}
+	eventually(p.t, fmt.Sprintf("the receiver has %d notifications", len(want)), func() bool { return len(got()) >= len(want) })
+	if diff := cmp.Diff(want, got()); diff != "" {
 		p.t.Errorf("notified (-want +got):\n%s", diff)
 	}
 }
@@ -248,7 +255,7 @@ func TestRealAlertmanagerOutages(t *testing.T) {
 		begin, over func(*peer)
 	}{
 		{"down", (*peer).stop, (*peer).start},
-		{"hangs", func(p *peer) { p.signal(unix.SIGSTOP) }, func(p *peer) { p.signal(unix.SIGCONT) }},
+		{"hangs", func(p *peer) { p.signal(unix.SIGSTOP) }, func(p *peer) { p.hung = true; p.signal(unix.SIGCONT) }},
 		{"answers 500", func(p *peer) { p.fails.Store(true) }, func(p *peer) { p.fails.Store(false) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
