@@ -259,8 +259,10 @@ func (c *Controller) succeed(v *veth) {
 		return err
 	})
 	if err != nil {
-		c.Log.Warn("count interface for another container; trying again", "interface", v.Name, "err", err)
-		return
+		c.Log.Warn("count interface for another container", "interface", v.Name, "err", err)
+	}
+	if slot == 0 {
+		return // it is tried again
 	}
 	v.slot, v.check = slot, c.begin(c.witnessed(v))
 	c.Log.Info("the container that had an interface has ended: counting for another", "interface", v.Name)

@@ -94,10 +94,11 @@ func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) {
 		return err
 	})
 	if err != nil {
-		c.Log.Warn("count interface for another container; trying again", "interface", in.name, "target", in.Target, "err", err)
-		return
+		c.Log.Warn("count interface for another container", "interface", in.name, "target", in.Target, "err", err)
 	}
-	in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in))
+	if slot != 0 { // else it is tried again
+		in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in))
+	}
 }
 
 // uplinks returns the interfaces that are to be counted inside, and how many it can't be

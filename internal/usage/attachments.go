@@ -74,7 +74,8 @@ func (a *Accounts) Open(target Target, host, hook string) (slot uint16, on strin
 
 // Succeed begins to count a target on another slot, for another owner: what its owner has
 // ended with stays that one's. swap, which must not call the accounts, has the programs
-// count on the slot, and is not needed for tcx.
+// count on the slot, and is not needed for tcx. A slot other than 0 is the one that counts
+// now, also with an error.
 func (a *Accounts) Succeed(target Target, swap func(slot uint16) error) (slot uint16, err error) {
 	old, slot, err := a.takeOver(target, swap)
 	if err != nil || old == nil {
