@@ -210,22 +210,41 @@ func TestNestedSoon(t *testing.T) {
 	})
 }
 
-// TestServiceAgain finds the container of a service, as Quadlet's, and at once when the
-// service is started again.
+// TestServiceSoon finds the container of a service, as Quadlet's, without a walk.
+func TestServiceSoon(t *testing.T) {
+	inEachHierarchy(t, func(t *testing.T, root string) {
+		service := root + "/system.slice/web.service"
+		makeDirs(t, service)
+		r := watch(t, root)
+		atFirst := inotifyWatches(t)
+		time.Sleep(r.rescanEvery) // it has looked when there was nothing
+		makeDirs(t, service+"/libpod-payload-"+idA)
+		if c := next[ContainerStarted](t, r); c.ID != idA {
+			t.Errorf("started %+v", c)
+		}
+		wantWatches(t, atFirst+1)
+	})
+}
+
+// TestServiceAgain finds the container of a service that is started again by its events
+// alone.
 func TestServiceAgain(t *testing.T) {
 	inEachHierarchy(t, func(t *testing.T, root string) {
 		service := root + "/system.slice/web.service"
 		makeDirs(t, root+"/system.slice")
-		r := watch(t, root)
+		w := newWatcher(t, Options{CgroupRoot: root, NetNS: newNamespace(t).FD()})
+		w.rescanEvery = time.Hour
+		r := start(t, w)
+		r.settle(t)
 		atFirst := inotifyWatches(t)
-		makeDirs(t, service)
-		time.Sleep(r.rescanEvery)
-		if n := inotifyWatches(t) - atFirst; n != 0 {
-			t.Errorf("%d watches for a service without a container", n)
-		}
 		for i := range 3 {
 			container := service + "/libpod-payload-" + hexID(i)
 			makeDirs(t, container)
+			if i == 0 {
+				if _, err := r.Containers(); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if c := next[ContainerStarted](t, r); c.ID != hexID(i) {
 				t.Errorf("started %+v", c)
 			}
@@ -433,28 +452,39 @@ func TestRunTwice(t *testing.T) {
 
 // BenchmarkContainers walks 1,000 containers.
 func BenchmarkContainers(b *testing.B) {
-	need.Root(b)
-	for name, hierarchy := range hierarchies(b) {
-		b.Run(name, func(b *testing.B) {
-			root := newCgroup(b, hierarchy)
-			for i := range 1000 {
-				makeDirs(b, root+"/docker/"+hexID(i))
-			}
-			w, err := New(Options{CgroupRoot: root})
-			if err != nil {
+	beside1000(b, func(b *testing.B, root string) {
+		w, err := New(Options{CgroupRoot: root})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if _, err := w.Containers(); err != nil {
 				b.Fatal(err)
 			}
-			for b.Loop() {
-				if _, err := w.Containers(); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
+		}
+	})
 }
 
 // BenchmarkPeek is what 1,000 containers cost every other second.
 func BenchmarkPeek(b *testing.B) {
+	beside1000(b, func(b *testing.B, root string) {
+		t := newTree(root, nil)
+		if err := t.walk(); err != nil {
+			b.Fatal(err)
+		}
+		if len(t.closed) != 1000 {
+			b.Fatalf("peeks into %d directories", len(t.closed))
+		}
+		for b.Loop() {
+			if err := t.peek(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// beside1000 runs a benchmark where there are 1,000 containers of Docker.
+func beside1000(b *testing.B, run func(b *testing.B, root string)) {
 	need.Root(b)
 	for name, hierarchy := range hierarchies(b) {
 		b.Run(name, func(b *testing.B) {
@@ -462,18 +492,7 @@ func BenchmarkPeek(b *testing.B) {
 			for i := range 1000 {
 				makeDirs(b, root+"/docker/"+hexID(i))
 			}
-			t := newTree(root, nil)
-			if err := t.walk(); err != nil {
-				b.Fatal(err)
-			}
-			if len(t.closed) != 1000 {
-				b.Fatalf("peeks into %d directories", len(t.closed))
-			}
-			for b.Loop() {
-				if err := t.peek(); err != nil {
-					b.Fatal(err)
-				}
-			}
+			run(b, root)
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path"
@@ -31,8 +32,9 @@ import (
 //   - every directory that holds a container, wherever it is.
 //
 // So 1,000 containers of Docker cost one watch, and Kubernetes one for each pod.
-// The first container inside a closed directory is found by the next peek. From then
-// on that directory is open, and what is in it is watched like the rest.
+// The first container inside a closed directory is found by the next peek, if a
+// directory right below it is new, and else by the next walk. From then on it is
+// open, and what is in it is watched like the rest.
 type tree struct {
 	root       string
 	patterns   []*regexp.Regexp
@@ -89,29 +91,21 @@ func (t *tree) walk() error {
 	if v.err != nil {
 		return v.err
 	}
-	for dir := range t.watched {
-		if !v.seen[dir] {
-			t.forget(dir)
-		}
-	}
-	for dir := range t.containers {
-		if !v.seen[dir] {
-			t.forget(dir)
-		}
-	}
-	for dir := range t.closed {
-		if !v.seen[dir] {
-			t.forget(dir)
+	for _, known := range []iter.Seq[string]{maps.Keys(t.watched), maps.Keys(t.containers), maps.Keys(t.closed)} {
+		for dir := range known {
+			if !v.seen[dir] {
+				t.forget(dir)
+			}
 		}
 	}
 	return nil
 }
 
 // peek looks for the first container inside each closed directory. A directory has a link
-// more for each one in it, so one look is enough at those where nothing has changed.
+// more for each one right in it, so one look is enough where none has come.
 func (t *tree) peek() error {
 	var failed error
-	for dir, p := range maps.Clone(t.closed) {
+	for dir, p := range t.closed {
 		st, err := t.stat(dir)
 		if err != nil || st.Ino != p.inode {
 			continue // an event will tell, or the next walk

@@ -137,8 +137,8 @@ type Watcher struct {
 	degraded map[string]error
 }
 
-// rescanEvery is how often containers are looked for in containers, and everywhere while
-// inotify is missing.
+// rescanEvery is how often containers are looked for in closed directories, and everywhere
+// while inotify is missing.
 const rescanEvery = 2 * time.Second
 
 // New finds the cgroup hierarchy and checks that it is the host's: the error may
