@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roster
+
+import (
+	"context"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// Key identifies a container.
+type Key struct {
+	Scope string // "" for the containers of root's runtimes; there are no others yet
+	ID    string
+}
+
+// Member is a container, as a backend sees it.
+type Member struct {
+	Key
+	Found  watcher.Container
+	Reason usage.Reason // why it is not counted, or that it is
+	Shared bool         // it is, or was, in a network namespace with others
+	Ended  bool         // its cgroup is gone: nothing more will become known of it
+}
+
+// Space is a network namespace with containers in it.
+type Space struct {
+	// ID is the backend's number for the namespace. No two namespaces have the same at a
+	// time; another one may have it once this one has ended.
+	ID    uint64
+	NSID  int  // the number that the host's namespace has for it, -1 if none
+	Nests bool // a container in it has other containers inside
+}
+
+// Location says where the processes of a container are. F is the backend's own: what it
+// saw there, and gets back with [Backend.Count].
+type Location[F any] struct {
+	Space
+	InHost bool // they are in the host's network namespace, and Space is empty
+	// CountedFor are the owners of what is counted there already, by slots that an earlier
+	// process took or by the ledger.
+	CountedFor []Key
+	Found      F
+}
+
+// Outcome says what became of the interfaces in a namespace.
+type Outcome struct {
+	Counted int // for the owner
+	Failed  int // to be counted, and not
+	Waiting int // for their final name, for a hook, or for their end in the host
+	Others  int // counted for another container
+}
+
+// Hint asks for another look: at the container of a key, or, if that is empty, at those
+// that may own what has come into a namespace.
+type Hint struct {
+	Key  Key
+	NSID int
+}
+
+// Backend counts network namespaces and cgroups. The roster calls all methods but Run
+// from its own goroutine.
+type Backend[F any] interface {
+	// Adopt goes on with what an earlier process counted. It comes first.
+	Adopt(context.Context)
+	// Run does the backend's own work until the context ends. It hands to do whatever needs
+	// the state that the other methods use; the roster calls that, and follows the hints.
+	Run(ctx context.Context, do chan<- func() []Hint)
+
+	// Locate finds the network namespace of a container. The error may be
+	// [watcher.ErrNoProcess].
+	Locate(Member) (Location[F], error)
+	// Count counts the interfaces of a namespace for the container that owns them. It may
+	// be called again at any time, and then mends and adds.
+	Count(owner Member, in Location[F]) Outcome
+	// Succeed counts for another owner what is counted for containers that have ended.
+	// What these were counted before stays theirs.
+	Succeed(to Member, in Location[F]) error
+	// Update tells of a container that is new, has changed or has ended.
+	Update(Member)
+	// Last counts what is left of a container that has ended, in the namespace it was in
+	// (zero if that was never known).
+	Last(Member, Space) Outcome
+	// Release gives up what Locate and Count may hold of a container that is starting.
+	Release(Key)
+	// Left tells that no container is in a namespace any more.
+	Left(Space)
+
+	// Link takes in an event of [watcher] that is about a link or a namespace.
+	Link(watcher.Event) []Hint
+	// Relist brings links up to date. The containers are brought up to date after it, and
+	// then Reconcile repairs whatever no event told of.
+	Relist() []Hint
+	Reconcile() []Hint
+}

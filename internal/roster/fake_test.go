@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// inHost is the number of the host's own namespace in a world.
+const inHost = 1
+
+// world is a host without a kernel: the truth that a roster has to find out. It is the
+// roster's backend, too, and outlives it, as slots in the kernel do.
+type world struct {
+	containers []watcher.Container  // as they are listed
+	in         map[string]uint64    // the namespace of a container's processes; none: no process
+	interfaces map[uint64][]*device // by namespace
+	nsids      map[uint64]int
+
+	listFails, succeedFails error
+
+	hint bool // Reconcile hints at the owners of interfaces that are not counted for them
+
+	// What the backend was told.
+	updated  map[Key]Member
+	released map[Key]int
+	left     []uint64
+	robbed   []string       // whose interfaces were given away while they ran
+	owners   map[uint64]Key // the last ones that Count was told
+	accounts *book
+	names    map[string]int // how often wanted, less how often forgotten
+	calls    []string       // Adopt, Relist, Reconcile, Succeed, Last
+	do       chan<- func() []Hint
+}
+
+// device is an interface.
+type device struct {
+	owner   Key // it is counted for, "" for nobody
+	fails   bool
+	waits   bool
+	changed int // owners, after the first
+}
+
+// book is accounts that remember.
+type book struct {
+	state   map[string]usage.State
+	reasons map[string]usage.Reason
+	shares  map[string]string
+	expires []string
+}
+
+func (b *book) Start(c usage.Container)           { b.state[c.ID] = usage.Running }
+func (b *book) Stop(id string)                    { b.state[id] = usage.Stopped }
+func (b *book) Explain(id string, r usage.Reason) { b.reasons[id] = r }
+func (b *book) Share(id, owner string)            { b.shares[id] = owner }
+
+func (b *book) Running() (ids []string) {
+	for id, s := range b.state {
+		if s == usage.Running {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (b *book) Expire() (ids []string) {
+	ids, b.expires = b.expires, nil
+	return ids
+}
+
+func (w *world) Want(id string)   { w.names[id]++ }
+func (w *world) Forget(id string) { w.names[id]-- }
+
+func newWorld() *world {
+	return &world{
+		in: map[string]uint64{}, interfaces: map[uint64][]*device{}, nsids: map[uint64]int{},
+		owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
+		accounts: &book{state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}},
+	}
+}
+
+// put adds a container whose processes are in a namespace, 0 for none yet.
+func (w *world) put(id string, namespace uint64) watcher.Container {
+	c := watcher.Container{ID: id, Cgroup: "/docker/" + id, CreatedAt: time.Now()}
+	w.containers = append(w.containers, c)
+	w.place(id, namespace)
+	return c
+}
+
+func (w *world) place(id string, namespace uint64) {
+	delete(w.in, id)
+	if namespace != 0 {
+		w.in[id] = namespace
+	}
+}
+
+// take removes a container.
+func (w *world) take(id string) watcher.Container {
+	i := slices.IndexFunc(w.containers, func(c watcher.Container) bool { return c.ID == id })
+	c := w.containers[i]
+	w.containers = slices.Delete(w.containers, i, i+1)
+	delete(w.in, id)
+	return c
+}
+
+// device adds an interface to a namespace.
+func (w *world) device(namespace uint64) *device {
+	d := &device{}
+	w.interfaces[namespace] = append(w.interfaces[namespace], d)
+	return d
+}
+
+func (w *world) Adopt(context.Context) { w.calls = append(w.calls, "adopt") }
+
+func (w *world) Run(ctx context.Context, do chan<- func() []Hint) {
+	w.do = do
+	<-ctx.Done()
+}
+
+func (w *world) Locate(m Member) (Location[string], error) {
+	namespace, ok := w.in[m.ID]
+	if !ok {
+		return Location[string]{}, watcher.ErrNoProcess
+	}
+	if namespace == inHost {
+		return Location[string]{InHost: true}, nil
+	}
+	at := Location[string]{Space: Space{ID: namespace, NSID: -1}, Found: fmt.Sprint("found ", namespace)}
+	if nsid, ok := w.nsids[namespace]; ok {
+		at.NSID = nsid
+	}
+	for _, d := range w.interfaces[namespace] {
+		if d.owner != (Key{}) {
+			at.CountedFor = append(at.CountedFor, d.owner)
+		}
+	}
+	return at, nil
+}
+
+func (w *world) Count(owner Member, in Location[string]) (o Outcome) {
+	if in.Found != fmt.Sprint("found ", in.ID) {
+		panic("Count got back another finding than Locate gave")
+	}
+	w.owners[in.ID] = owner.Key
+	for _, d := range w.interfaces[in.ID] {
+		switch {
+		case d.fails:
+			o.Failed++
+		case d.waits && !owner.Ended:
+			o.Waiting++
+		default:
+			if d.owner == (Key{}) {
+				d.owner = owner.Key
+			}
+			if d.owner == owner.Key {
+				o.Counted++
+			} else {
+				o.Others++
+			}
+		}
+	}
+	return o
+}
+
+func (w *world) Succeed(to Member, in Location[string]) error {
+	w.calls = append(w.calls, "succeed "+to.ID)
+	if w.succeedFails != nil {
+		return w.succeedFails
+	}
+	for _, d := range w.interfaces[in.ID] {
+		if d.owner == (Key{}) || d.owner == to.Key {
+			continue
+		}
+		if w.accounts.state[d.owner.ID] == usage.Running {
+			continue // it runs, and is elsewhere
+		}
+		d.owner = to.Key
+		d.changed++
+	}
+	return nil
+}
+
+func (w *world) there(id string) bool {
+	return slices.ContainsFunc(w.containers, func(c watcher.Container) bool { return c.ID == id })
+}
+
+func (w *world) Update(m Member) {
+	w.updated[m.Key] = m
+	if m.Ended {
+		delete(w.updated, m.Key)
+	}
+}
+
+func (w *world) Last(m Member, in Space) (o Outcome) {
+	w.calls = append(w.calls, "last "+m.ID)
+	for _, d := range w.interfaces[in.ID] {
+		if d.owner == m.Key {
+			o.Counted++
+		}
+	}
+	return o
+}
+
+func (w *world) Release(k Key) { w.released[k]++ }
+func (w *world) Left(s Space)  { w.left = append(w.left, s.ID) }
+func (w *world) Link(e watcher.Event) []Hint {
+	if moved, ok := e.(watcher.LinkMoved); ok {
+		return []Hint{{NSID: moved.NetNSID}}
+	}
+	return nil
+}
+
+func (w *world) Relist() []Hint {
+	w.calls = append(w.calls, "relist")
+	return nil
+}
+
+func (w *world) Reconcile() []Hint {
+	w.calls = append(w.calls, "reconcile")
+	var hints []Hint
+	for id, owner := range w.owners {
+		uncounted := func(d *device) bool { return d.owner != owner }
+		if w.hint && slices.ContainsFunc(w.interfaces[id], uncounted) {
+			hints = append(hints, Hint{Key: owner})
+		}
+	}
+	return hints
+}
+
+func (w *world) list() ([]watcher.Container, error) { return slices.Clone(w.containers), w.listFails }
+
+// running is a roster that runs in a bubble of synctest until the test ends.
+type running struct {
+	*Roster[string]
+	t      *testing.T
+	world  *world
+	events chan watcher.Event
+	stop   func()
+	filter func(watcher.Container) bool
+}
+
+const every = 30 * time.Second
+
+func run(t *testing.T, w *world) *running {
+	t.Helper()
+	r := &running{t: t, world: w, events: make(chan watcher.Event)}
+	r.Roster = New(Options[string]{
+		Containers: w.list, Backend: w, Accounts: w.accounts, Names: w,
+		Settings: func() Settings {
+			return Settings{
+				Container: func(c watcher.Container) bool { return r.filter == nil || r.filter(c) },
+				Reconcile: every,
+			}
+		},
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx, r.events) }()
+	r.stop = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	synctest.Wait()
+	return r
+}
+
+// send delivers events in order and waits until they are dealt with.
+func (r *running) send(events ...watcher.Event) {
+	for _, e := range events {
+		r.events <- e
+	}
+	synctest.Wait()
+}
+
+// pass lets time go by.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func startedEvent(c watcher.Container) watcher.Event { return watcher.ContainerStarted{Container: c} }
+
+func stoppedEvent(c watcher.Container) watcher.Event {
+	return watcher.ContainerStopped{ID: c.ID, Cgroup: c.Cgroup}
+}
+
+// want compares the reasons of all running containers.
+func (r *running) want(reasons map[string]usage.Reason) {
+	r.t.Helper()
+	got := map[string]usage.Reason{}
+	for _, m := range r.members {
+		got[m.ID] = m.Reason
+		if told := r.world.accounts.reasons[m.ID]; m.Reason != usage.Starting && told != m.Reason {
+			r.t.Errorf("%s is %q, and the accounts were told %q", m.ID, m.Reason, told)
+		}
+	}
+	if !maps.Equal(got, reasons) {
+		r.t.Errorf("reasons %q, want %q", got, reasons)
+	}
+}
+
+// owned expects an interface to be counted for a container.
+func (r *running) owned(d *device, id string) {
+	r.t.Helper()
+	if d.owner.ID != id {
+		r.t.Errorf("counted for %q, want %q", d.owner.ID, id)
+	}
+}
+
+var errInjected = errors.New("injected")

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roster
+
+import (
+	"errors"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+const (
+	// While runc starts a container, its process sits in the host's network namespace for
+	// some 10 ms. A process that is there after this time stays there.
+	hostNetworkAfter = 2 * time.Second
+	// Docker moves the interface into the namespace some 120 ms after it made that.
+	noInterfaceAfter = 10 * time.Second
+	// No runtime takes longer to start a container.
+	startedAfter = time.Minute
+	// firstDelay is the first time that a container is looked at again; retry doubles it.
+	firstDelay = 2 * time.Millisecond
+)
+
+// started takes in a container that may be new.
+func (r *Roster[F]) started(found watcher.Container) {
+	key := Key{ID: found.ID}
+	if r.members[key] != nil || !r.Settings().Container(found) {
+		return
+	}
+	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}}
+	m.look.From(firstDelay)
+	r.members[key] = m
+	r.inside[m.parent()]++
+	r.Accounts.Start(usage.Container{
+		ID:        found.ID,
+		ParentID:  found.ParentID,
+		Runtime:   found.Runtime,
+		Pod:       found.PodUID,
+		Cgroup:    found.Cgroup,
+		StartedAt: found.CreatedAt,
+	})
+	r.Names.Want(found.ID)
+	r.Log.Debug("container started", "container_id", found.ID, "cgroup", found.Cgroup)
+	r.Backend.Update(m.Member)
+	r.resolve(m)
+}
+
+// stopped ends a member whose cgroup is gone. Its interfaces may go before or after that.
+func (r *Roster[F]) stopped(m *member) {
+	m.Ended = true
+	if m.look.Planned() {
+		r.resolve(m) // the backend may hold its namespace
+	}
+	last := r.Backend.Last(m.Member, m.at())
+	if m.Reason == usage.Starting {
+		m.Reason = usage.Ended
+		if last.Counted > 0 {
+			m.Reason = usage.Accounted
+		}
+	}
+	r.settle(m, m.Reason)
+	delete(r.members, m.Key)
+	if r.inside[m.parent()]--; r.inside[m.parent()] == 0 {
+		delete(r.inside, m.parent())
+	}
+	r.leave(m)
+	r.Accounts.Stop(m.ID)
+	r.Log.Debug("container stopped", "container_id", m.ID)
+}
+
+// parent is the container around a member; no container has the key of those without.
+func (m *member) parent() Key { return Key{m.Scope, m.Found.ParentID} }
+
+// at returns the namespace that a member is in, the zero value if none is known.
+func (m *member) at() Space {
+	if m.space == nil {
+		return Space{NSID: -1}
+	}
+	return m.space.Space
+}
+
+// resolve finds out where a member is and counts it, or plans another look.
+func (r *Roster[F]) resolve(m *member) {
+	at, err := r.Backend.Locate(m.Member)
+	switch {
+	case errors.Is(err, watcher.ErrNoProcess):
+		r.later(m)
+	case err != nil:
+		r.Log.Debug("could not locate container", "container_id", m.ID, "err", err)
+		r.later(m)
+	case !at.InHost:
+		r.join(m, at)
+	case m.age() < hostNetworkAfter:
+		r.later(m)
+	default:
+		r.leave(m)
+		r.settle(m, usage.HostNetwork)
+	}
+}
+
+// age is how long ago the container's cgroup was made.
+func (m *member) age() time.Duration { return time.Since(m.Found.CreatedAt) }
+
+// settle says what became of a member. Only events and the reconcile look at it again.
+func (r *Roster[F]) settle(m *member, reason usage.Reason) {
+	m.Reason = reason
+	m.look.Stop()
+	owner := ""
+	if box := m.space; box != nil && box.owner != m {
+		owner = box.owner.ID
+	}
+	r.Accounts.Share(m.ID, owner)
+	r.Backend.Release(m.Key)
+	r.Backend.Update(m.Member)
+	r.Accounts.Explain(m.ID, reason)
+}
+
+// later plans another look at a member that is starting. If its namespace or interfaces
+// never appear, later events or the reconcile handle it.
+func (r *Roster[F]) later(m *member) {
+	m.look.Stop()
+	switch {
+	case m.Ended: // the backend may still need what it holds
+	case m.age() < startedAfter:
+		m.look.Again()
+	default:
+		r.Backend.Release(m.Key)
+	}
+}
+
+func (r *Roster[F]) lookAgain() {
+	now := time.Now()
+	for _, m := range r.members {
+		if m.look.Due(now) {
+			r.resolve(m)
+		}
+	}
+}
+
+// follow looks at the members that hints are about.
+func (r *Roster[F]) follow(hints []Hint) {
+	for _, h := range hints {
+		for _, m := range r.members {
+			if h.means(m) {
+				m.look.From(firstDelay)
+				r.resolve(m)
+			}
+		}
+	}
+}
+
+// means reports whether a member may own what a hint is about.
+func (h Hint) means(m *member) bool {
+	if h.Key != (Key{}) {
+		return h.Key == m.Key
+	}
+	if box := m.space; box != nil {
+		return box.owner == m && (box.NSID == h.NSID || box.NSID < 0)
+	}
+	return m.Reason == usage.Starting || m.Reason == usage.NoHostVeth
+}

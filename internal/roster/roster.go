@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package roster keeps the roster of the host: the containers, the network namespaces
+// they are in, and which container owns the interfaces of each.
+//
+// One goroutine owns that state. How a namespace is counted is a [Backend]'s business.
+// Events are the fast way; a reconcile that looks at everything repairs whatever they
+// missed, so the order in which they come does not matter.
+package roster
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nettally/nettally/internal/retry"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// listAgainAfter is the pause while the containers could not be listed once.
+const listAgainAfter = time.Second
+
+// accounts are the accounts of the containers: *usage.Accounts.
+type accounts interface {
+	Start(usage.Container)
+	Explain(id string, reason usage.Reason)
+	Share(id, owner string)
+	Stop(id string)
+	Running() []string
+	Expire() []string
+}
+
+// names finds names for containers: *names.Resolver.
+type names interface {
+	Want(id string)
+	Forget(id string)
+}
+
+// Settings are the part of the configuration that may change while the roster runs.
+type Settings struct {
+	Container func(watcher.Container) bool // whether to know a container
+	Reconcile time.Duration                // between two looks at everything
+}
+
+// Options are what a roster works with. All are needed.
+type Options[F any] struct {
+	// Containers lists the containers that are there: (*watcher.Watcher).Containers.
+	Containers func() ([]watcher.Container, error)
+	Backend    Backend[F]
+	Accounts   accounts
+	Names      names
+	// Settings is called at every use; the value is not kept.
+	Settings func() Settings
+	Log      *slog.Logger
+}
+
+// Roster knows which containers are there. Run it once.
+type Roster[F any] struct {
+	Options[F]
+	members map[Key]*member
+	spaces  map[uint64]*space // by Space.ID
+	inside  map[Key]int       // how many members are right inside of a container
+	// first holds where the namespaces are until all containers have been listed once: the
+	// owner that one had before this process began may be the last in the list. Nil then.
+	first map[uint64]Location[F]
+
+	reload    chan struct{}
+	ready     chan struct{}
+	overflows *prometheus.CounterVec
+}
+
+// member is a container that is there.
+type member struct {
+	Member
+	space *space // nil until it is known to be in one of its own
+	look  retry.Plan
+}
+
+// space is a network namespace with the members in it.
+type space struct {
+	Space
+	members map[Key]*member
+	owner   *member
+	left    time.Time // the owner before this one; zero if there was none
+}
+
+// New returns a roster that knows nobody. It starts nothing.
+func New[F any](o Options[F]) *Roster[F] {
+	r := &Roster[F]{
+		Options: o,
+		members: map[Key]*member{},
+		spaces:  map[uint64]*space{},
+		inside:  map[Key]int{},
+		first:   map[uint64]Location[F]{},
+		reload:  make(chan struct{}, 1),
+		ready:   make(chan struct{}),
+		overflows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nettally_watch_overflows_total",
+			Help: "Times that the kernel dropped events, each followed by a look at everything.",
+		}, []string{"source"}),
+	}
+	for _, source := range []string{"inotify", "netlink"} {
+		r.overflows.WithLabelValues(source)
+	}
+	return r
+}
+
+// Metrics returns the roster's own metrics.
+func (r *Roster[F]) Metrics() []prometheus.Collector { return []prometheus.Collector{r.overflows} }
+
+// Ready is closed once all containers have been listed and looked at.
+func (r *Roster[F]) Ready() <-chan struct{} { return r.ready }
+
+// Reload makes the roster look at everything soon, by the settings in force.
+func (r *Roster[F]) Reload() {
+	select {
+	case r.reload <- struct{}{}:
+	default:
+	}
+}
+
+// Run acts on events until the context ends or the events do. When it returns, the
+// backend's Run has returned. What the backend put into the kernel stays.
+func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var backend sync.WaitGroup
+	defer backend.Wait()
+	defer cancel()
+	do := make(chan func() []Hint)
+	backend.Go(func() { r.Backend.Run(ctx, do) })
+
+	r.Backend.Adopt(ctx)
+	r.reconcile()
+	reconcile := time.NewTimer(r.pause())
+	defer reconcile.Stop()
+	for {
+		again, stop := retry.Timer(r.members, func(m *member) *retry.Plan { return &m.look })
+		select {
+		case <-ctx.Done():
+			stop()
+			return nil
+		case e, ok := <-events:
+			if !ok {
+				stop()
+				return nil
+			}
+			r.handle(e)
+		case work := <-do:
+			r.follow(work())
+		case <-again:
+			r.lookAgain()
+		case <-r.reload:
+			reconcile.Reset(0)
+		case <-reconcile.C:
+			r.reconcile()
+			reconcile.Reset(r.pause())
+		}
+		stop()
+	}
+}
+
+// pause is the time until the next reconcile. Without a first list nothing is counted.
+func (r *Roster[F]) pause() time.Duration {
+	if r.first != nil {
+		return listAgainAfter
+	}
+	return r.Settings().Reconcile
+}
+
+func (r *Roster[F]) handle(e watcher.Event) {
+	switch e := e.(type) {
+	case watcher.ContainerStarted:
+		r.started(e.Container)
+	case watcher.ContainerStopped:
+		// Two cgroups may have the same id, which is a name then.
+		if m := r.members[Key{ID: e.ID}]; m != nil && m.Found.Cgroup == e.Cgroup {
+			r.stopped(m)
+		}
+	case watcher.Overflowed:
+		r.overflows.WithLabelValues(e.Source).Inc()
+		r.Log.Warn("events were lost; looking at everything", "source", e.Source)
+		r.reconcile()
+	default:
+		r.follow(r.Backend.Link(e))
+	}
+}
+
+// reconcile looks at everything and repairs whatever no event told of.
+func (r *Roster[F]) reconcile() {
+	r.follow(r.Backend.Relist())
+	r.relist()
+	for _, m := range r.members {
+		if m.Reason != usage.Accounted {
+			r.resolve(m)
+		}
+	}
+	r.follow(r.Backend.Reconcile())
+	for _, id := range r.Accounts.Expire() {
+		r.Names.Forget(id)
+	}
+}
+
+// relist brings the members up to date with the host. After an error nothing that is
+// missing in the list is taken for gone.
+func (r *Roster[F]) relist() {
+	found, err := r.Containers()
+	if err != nil {
+		r.Log.Warn("could not list containers", "err", err)
+		return
+	}
+	there := make(map[string]bool, len(found)) // by cgroup, since two may have the same id
+	for _, c := range found {
+		there[c.Cgroup] = true
+	}
+	for _, m := range r.members {
+		if !there[m.Found.Cgroup] || !r.Settings().Container(m.Found) {
+			r.stopped(m)
+		}
+	}
+	for _, c := range found {
+		r.started(c)
+	}
+	r.complete()
+}
+
+// complete ends the first listing: owners are known now.
+func (r *Roster[F]) complete() {
+	if r.first == nil {
+		return
+	}
+	first := r.first
+	r.first = nil
+	for id, at := range first {
+		if box := r.spaces[id]; box != nil {
+			r.count(box, at)
+		}
+	}
+	for _, id := range r.Accounts.Running() {
+		if r.members[Key{ID: id}] == nil {
+			r.Accounts.Stop(id)
+		}
+	}
+	close(r.ready)
+}
