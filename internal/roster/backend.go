@@ -79,10 +79,11 @@ type Backend[F any] interface {
 	Succeed(to Member, in Location[F]) error
 	// Update tells of a container that is new, has changed or has ended.
 	Update(Member)
-	// Last counts what is left of a container that has ended, in the namespace it was in
-	// (zero if that was never known).
+	// Last counts for a container that has ended whatever is not counted for it yet, in the
+	// namespace it was in; that has the ID 0 if it was never known.
 	Last(Member, Space) Outcome
-	// Release gives up what Locate and Count may hold of a container that is starting.
+	// Release gives up what Locate and Count may hold of a container that is starting. It
+	// comes after Last.
 	Release(Key)
 	// Left tells that no container is in a namespace any more.
 	Left(Space)

@@ -30,6 +30,7 @@ type world struct {
 	nsids      map[uint64]int
 
 	listFails, succeedFails error
+	relistHints             []Hint
 
 	hint bool // Reconcile hints at the owners of interfaces that are not counted for them
 
@@ -127,6 +128,8 @@ func (w *world) Adopt(context.Context) { w.calls = append(w.calls, "adopt") }
 func (w *world) Run(ctx context.Context, do chan<- func() []Hint) {
 	w.do = do
 	<-ctx.Done()
+	time.Sleep(time.Second)
+	w.calls = append(w.calls, "run ended")
 }
 
 func (w *world) Locate(m Member) (Location[string], error) {
@@ -206,6 +209,9 @@ func (w *world) Update(m Member) {
 func (w *world) Last(m Member, in Space) (o Outcome) {
 	w.calls = append(w.calls, "last "+m.ID)
 	for _, d := range w.interfaces[in.ID] {
+		if d.owner == (Key{}) {
+			d.owner = m.Key
+		}
 		if d.owner == m.Key {
 			o.Counted++
 		}
@@ -213,8 +219,12 @@ func (w *world) Last(m Member, in Space) (o Outcome) {
 	return o
 }
 
-func (w *world) Release(k Key) { w.released[k]++ }
-func (w *world) Left(s Space)  { w.left = append(w.left, s.ID) }
+func (w *world) Release(k Key) {
+	w.calls = append(w.calls, "release "+k.ID)
+	w.released[k]++
+}
+
+func (w *world) Left(s Space) { w.left = append(w.left, s.ID) }
 func (w *world) Link(e watcher.Event) []Hint {
 	if moved, ok := e.(watcher.LinkMoved); ok {
 		return []Hint{{NSID: moved.NetNSID}}
@@ -224,7 +234,7 @@ func (w *world) Link(e watcher.Event) []Hint {
 
 func (w *world) Relist() []Hint {
 	w.calls = append(w.calls, "relist")
-	return nil
+	return w.relistHints
 }
 
 func (w *world) Reconcile() []Hint {

@@ -49,9 +49,6 @@ func (r *Roster[F]) started(found watcher.Container) {
 // stopped ends a member whose cgroup is gone. Its interfaces may go before or after that.
 func (r *Roster[F]) stopped(m *member) {
 	m.Ended = true
-	if m.look.Planned() {
-		r.resolve(m) // the backend may hold its namespace
-	}
 	last := r.Backend.Last(m.Member, m.at())
 	if m.Reason == usage.Starting {
 		m.Reason = usage.Ended
@@ -119,14 +116,12 @@ func (r *Roster[F]) settle(m *member, reason usage.Reason) {
 // later plans another look at a member that is starting. If its namespace or interfaces
 // never appear, later events or the reconcile handle it.
 func (r *Roster[F]) later(m *member) {
-	m.look.Stop()
-	switch {
-	case m.Ended: // the backend may still need what it holds
-	case m.age() < startedAfter:
+	if m.age() < startedAfter {
 		m.look.Again()
-	default:
-		r.Backend.Release(m.Key)
+		return
 	}
+	m.look.Stop()
+	r.Backend.Release(m.Key)
 }
 
 func (r *Roster[F]) lookAgain() {
@@ -158,5 +153,5 @@ func (h Hint) means(m *member) bool {
 	if box := m.space; box != nil {
 		return box.owner == m && (box.NSID == h.NSID || box.NSID < 0)
 	}
-	return m.Reason == usage.Starting || m.Reason == usage.NoHostVeth
+	return m.Reason == usage.Starting
 }

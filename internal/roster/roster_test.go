@@ -151,6 +151,25 @@ func TestStop(t *testing.T) {
 			t.Errorf("it is %q", got)
 		}
 	})
+	inBubble(t, "after its last process, before its interface had its final name", func(t *testing.T) {
+		w := newWorld()
+		r := run(t, w)
+		defer r.stop()
+		d := w.device(7)
+		d.waits = true
+		c := w.put("a", 7)
+		r.send(startedEvent(c))
+		w.take("a")
+		w.calls = nil
+		r.send(stoppedEvent(c))
+		r.owned(d, "a")
+		if got := w.accounts.reasons["a"]; got != usage.Accounted {
+			t.Errorf("it is %q", got)
+		}
+		if want := []string{"last a", "release a"}; !slices.Equal(w.calls, want) {
+			t.Errorf("calls: %q, want %q", w.calls, want)
+		}
+	})
 	inBubble(t, "before it had a process", func(t *testing.T) {
 		w := newWorld()
 		r := run(t, w)
@@ -175,6 +194,7 @@ func TestStop(t *testing.T) {
 		other.Cgroup = "/elsewhere/web"
 		w.containers = append(w.containers, other)
 		r.send(startedEvent(c), startedEvent(other), stoppedEvent(other))
+		r.want(map[string]usage.Reason{"web": usage.Accounted})
 		pass(2 * every)
 		r.want(map[string]usage.Reason{"web": usage.Accounted})
 		r.owned(d, "web")
@@ -263,6 +283,25 @@ func TestShared(t *testing.T) {
 		r.owned(d, "a")
 		if d.changed != 0 {
 			t.Error("its interface was given away while it runs")
+		}
+		r.want(map[string]usage.Reason{"a": usage.NoHostVeth, "b": usage.SharedNetwork})
+		w.place("a", 7)
+		pass(every)
+		r.want(map[string]usage.Reason{"a": usage.Accounted, "b": usage.SharedNetwork})
+		if !slices.Equal(w.left, []uint64{8}) || len(r.spaces) != 1 {
+			t.Errorf("left are the namespaces %d, and %d are known", w.left, len(r.spaces))
+		}
+	})
+	inBubble(t, "from its own namespace to the host's", func(t *testing.T) {
+		w := newWorld()
+		r := run(t, w)
+		defer r.stop()
+		r.send(startedEvent(w.put("a", 7)))
+		w.place("a", inHost)
+		pass(every)
+		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
+		if !slices.Equal(w.left, []uint64{7}) || len(r.spaces) != 0 {
+			t.Errorf("left are the namespaces %d, and %d are known", w.left, len(r.spaces))
 		}
 	})
 }
@@ -365,9 +404,20 @@ func TestReconcile(t *testing.T) {
 		w := newWorld()
 		r := run(t, w)
 		r.stop()
-		if !slices.Equal(w.calls, []string{"adopt", "relist", "reconcile"}) {
+		if !slices.Equal(w.calls, []string{"adopt", "relist", "reconcile", "run ended"}) {
 			t.Errorf("calls: %q", w.calls)
 		}
+	})
+	inBubble(t, "hints of the links", func(t *testing.T) {
+		w := newWorld()
+		r := run(t, w)
+		defer r.stop()
+		w.device(7)
+		r.send(startedEvent(w.put("a", 7)))
+		w.place("a", inHost)
+		w.relistHints = []Hint{{Key: Key{ID: "a"}}}
+		pass(every)
+		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 	})
 }
 

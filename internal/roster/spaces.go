@@ -69,9 +69,7 @@ func (r *Roster[F]) choose(box *space, countedFor []Key) {
 	}
 	for _, key := range countedFor {
 		if m := box.members[key]; m != nil {
-			before := box.owner
 			box.owner = m
-			r.settle(before, usage.SharedNetwork)
 			return
 		}
 	}
@@ -93,17 +91,11 @@ func (r *Roster[F]) count(box *space, at Location[F]) {
 	if waits {
 		m.look.Again()
 	}
-	for _, other := range box.members {
-		if other != m && other.Reason != usage.SharedNetwork {
-			r.settle(other, usage.SharedNetwork)
-		}
-	}
 }
 
-// orphaned reports whether an owner has ended. Before all containers have been listed
-// nobody is known to have.
+// orphaned reports whether an owner has ended. All containers have been listed by then.
 func (r *Roster[F]) orphaned(owners []Key) bool {
-	return r.first == nil && slices.ContainsFunc(owners, func(k Key) bool { return r.members[k] == nil })
+	return slices.ContainsFunc(owners, func(k Key) bool { return r.members[k] == nil })
 }
 
 // conclude says what became of an owner.
@@ -121,7 +113,7 @@ func (r *Roster[F]) conclude(m *member, o Outcome) {
 	default:
 		r.settle(m, usage.NoHostVeth)
 	}
-	if o.Waiting > 0 && !m.Ended {
+	if o.Waiting > 0 {
 		m.look.Again()
 	}
 }
