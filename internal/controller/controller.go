@@ -24,6 +24,7 @@ import (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
+	Hidden(cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
@@ -92,6 +93,7 @@ type Controller struct {
 
 	veths      map[int]*veth
 	containers map[string]*container
+	hidden     map[string]bool     // of an earlier process, in a directory that can't be read
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
 	insides    map[usage.Target]*inside
 	busy       map[int]bool // interfaces of containers at work, while we start
@@ -167,6 +169,7 @@ func New(o Options) *Controller {
 		Options:    o,
 		veths:      map[int]*veth{},
 		containers: map[string]*container{},
+		hidden:     map[string]bool{},
 		sandboxes:  map[uint64]*sandbox{},
 		insides:    map[usage.Target]*inside{},
 		jobs:       newJobs(),
@@ -209,7 +212,6 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 		c.removeStrays()
 	}
 	c.busy, c.complete = nil, true
-	c.stopUnseen()
 	close(c.ready)
 	return c.loop(ctx, events)
 }
@@ -340,12 +342,19 @@ func (c *Controller) reconcileContainers() {
 			c.containerStopped(id)
 		}
 	}
+	c.stopUnseen()
 }
 
-// stopUnseen ends the containers of an earlier process that are not there any more.
+// stopUnseen ends the containers of an earlier process that are not there any more. Those
+// in a directory that can't be read may be: it is for the kernel to say that they have gone.
 func (c *Controller) stopUnseen() {
-	for _, id := range c.Accounts.Running() {
-		if c.containers[id] == nil {
+	clear(c.hidden)
+	for id, cgroup := range c.Accounts.Running() {
+		switch {
+		case c.containers[id] != nil:
+		case c.Host.Hidden(cgroup):
+			c.hidden[id] = true
+		default:
 			c.Accounts.Stop(id)
 		}
 	}

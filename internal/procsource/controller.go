@@ -36,6 +36,7 @@ const (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
+	Hidden(cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
 	NamespaceNumber(pid int) (int, error)
@@ -167,7 +168,6 @@ func (c *Controller) Snapshot() usage.Snapshot {
 func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
 	defer close(c.ended)
 	c.reconcile()
-	c.stopUnseen()
 	c.began = time.Now()
 	close(c.adopted)
 	close(c.ready)
@@ -287,12 +287,14 @@ func (c *Controller) reconcileContainers() {
 			c.resolve(known)
 		}
 	}
+	c.stopUnseen()
 }
 
-// stopUnseen ends the containers of an earlier process that are not there any more.
+// stopUnseen ends the containers of an earlier process that are not there any more. Those
+// in a directory that can't be read may be: it is for the kernel to say that they have gone.
 func (c *Controller) stopUnseen() {
-	for _, id := range c.Accounts.Running() {
-		if c.containers[id] == nil {
+	for id, cgroup := range c.Accounts.Running() {
+		if c.containers[id] == nil && !c.Host.Hidden(cgroup) {
 			c.Accounts.Stop(id)
 		}
 	}
