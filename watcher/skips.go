@@ -32,6 +32,9 @@ type Skipped struct {
 	Err    error  // why: [ErrTooDeep], or an errno
 }
 
+// String names the directory and the cause, in one line.
+func (s Skipped) String() string { return fmt.Sprintf("cgroup %q: %v", abridged(s.Cgroup), s.Err) }
+
 const (
 	// Users make directories, and may make a thousand that can't be read. So many are named
 	// in the log and by Skipped, and the others are counted.

@@ -229,8 +229,13 @@ func unreadable(t *testing.T, root, mode string) {
 	if c := next[ContainerStopped](t, r); c.ID != hexID(1) {
 		t.Errorf("stopped %+v", c)
 	}
-	if r.Hidden("/user/later/own/"+hexID(2)) != (mode != "701") || r.Hidden("/docker/"+hexID(3)) {
-		t.Error("what is hidden, and what has gone?")
+	for id, missed := range map[string]bool{hexID(2): true, hexID(1): mode == "700" || mode == "704"} {
+		if got := r.Missed(id, "/user/later/own/"+id); got != missed {
+			t.Errorf("container %s missed: %v", id, got)
+		}
+	}
+	if r.Missed(hexID(3), "/docker/"+hexID(3)) || r.Missed(hexID(3), "/user/later/own/"+hexID(2)) || r.Missed("", "") {
+		t.Error("a container is missed that has gone, or is another one")
 	}
 
 	as(t, "chmod", "755", private, later)

@@ -291,12 +291,14 @@ func (w *Watcher) Containers() ([]Container, error) {
 	return w.tree.list(), err
 }
 
-// Hidden reports whether the kernel refuses to say if a cgroup, by its path within the
-// hierarchy, is there: a directory above it may not be searched.
-func (w *Watcher) Hidden(cgroup string) bool {
+// Missed reports whether a container that [Watcher.Containers] did not list may exist all the
+// same, in a directory that can't be read: the kernel does not say that its cgroup has gone.
+func (w *Watcher) Missed(id, cgroup string) bool {
+	if c, ok := Identify(cgroup, w.patterns); !ok || c.ID != id || c.Cgroup != cgroup {
+		return false
+	}
 	var st unix.Stat_t
-	err := unix.Stat(filepath.Join(w.layout.Root, cgroup), &st)
-	return err != nil && !vanished(err)
+	return !vanished(unix.Stat(filepath.Join(w.layout.Root, cgroup), &st))
 }
 
 // walk brings the tree up to date, with inotify if it can be had. The caller

@@ -205,7 +205,7 @@ func unhidden(config *configs.Config) (string, error) {
 	}
 	named, count := w.Skipped()
 	for _, s := range named[:min(len(named), maxListed)] {
-		wrong = append(wrong, fmt.Sprintf("containers below cgroup %q are not seen: %v: %s", s.Cgroup, s.Err, uncover(s.Err)))
+		wrong = append(wrong, fmt.Sprintf("containers may be missed below %v: %s", s, uncover(s.Err)))
 	}
 	if count > maxListed {
 		wrong = append(wrong, fmt.Sprintf("and below %d others", count-maxListed))

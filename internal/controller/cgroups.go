@@ -146,8 +146,8 @@ func (c *Controller) adoptCgroup(left usage.Leftover) error {
 }
 
 // reconcileCgroups puts back what somebody took off, and takes off what is on cgroups of
-// which no container is known any more.
-func (c *Controller) reconcileCgroups() {
+// which no container is known any more; listed says that all are known that could be.
+func (c *Controller) reconcileCgroups(listed bool) {
 	if c.Cgroups == nil {
 		return
 	}
@@ -156,6 +156,9 @@ func (c *Controller) reconcileCgroups() {
 		c.checkCgroup(known)
 		c.placeCgroup(known)
 		counted[known.cgroup] = true
+	}
+	if !listed {
+		return
 	}
 	ids, err := c.Cgroups.IDs()
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
-	Hidden(cgroup string) bool
+	Missed(id, cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
@@ -283,13 +283,13 @@ func (c *Controller) handle(e watcher.Event) {
 func (c *Controller) reconcile() bool {
 	c.bandwidth = usesBandwidth(c.CNIConfig)
 	complete := c.reconcileVeths()
-	c.reconcileContainers()
+	listed := c.reconcileContainers()
 	for _, known := range c.containers {
 		if known.reason != usage.Accounted {
 			c.resolve(known)
 		}
 	}
-	c.reconcileCgroups()
+	c.reconcileCgroups(listed)
 	c.reconcileInside()
 	c.lookAtEnds()
 	for _, id := range c.Accounts.Expire() {
@@ -326,11 +326,12 @@ func (c *Controller) reconcileVeths() (complete bool) {
 	return true
 }
 
-func (c *Controller) reconcileContainers() {
+// reconcileContainers reports whether the containers could be listed.
+func (c *Controller) reconcileContainers() (listed bool) {
 	found, err := c.Host.Containers()
 	if err != nil {
-		c.Log.Warn("list containers", "err", err)
-		return
+		c.Log.Warn("could not list containers", "err", err)
+		return false
 	}
 	there := make(map[string]bool, len(found))
 	for _, known := range found {
@@ -343,6 +344,7 @@ func (c *Controller) reconcileContainers() {
 		}
 	}
 	c.stopUnseen()
+	return true
 }
 
 // stopUnseen ends the containers of an earlier process that are not there any more. Those
@@ -352,10 +354,15 @@ func (c *Controller) stopUnseen() {
 	for id, cgroup := range c.Accounts.Running() {
 		switch {
 		case c.containers[id] != nil:
-		case c.Host.Hidden(cgroup):
+		case c.outOfSight(id, cgroup):
 			c.hidden[id] = true
 		default:
 			c.Accounts.Stop(id)
 		}
 	}
+}
+
+// outOfSight reports whether a container that was not listed may be there and is to be known.
+func (c *Controller) outOfSight(id, cgroup string) bool {
+	return c.Host.Missed(id, cgroup) && c.Settings().Container(watcher.Container{ID: id, Cgroup: cgroup})
 }

@@ -36,7 +36,7 @@ const (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
-	Hidden(cgroup string) bool
+	Missed(id, cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
 	NamespaceNumber(pid int) (int, error)
@@ -294,10 +294,15 @@ func (c *Controller) reconcileContainers() {
 // in a directory that can't be read may be: it is for the kernel to say that they have gone.
 func (c *Controller) stopUnseen() {
 	for id, cgroup := range c.Accounts.Running() {
-		if c.containers[id] == nil && !c.Host.Hidden(cgroup) {
+		if c.containers[id] == nil && !c.outOfSight(id, cgroup) {
 			c.Accounts.Stop(id)
 		}
 	}
+}
+
+// outOfSight reports whether a container that was not listed may be there and is to be known.
+func (c *Controller) outOfSight(id, cgroup string) bool {
+	return c.Host.Missed(id, cgroup) && c.Settings().Container(watcher.Container{ID: id, Cgroup: cgroup})
 }
 
 // pollAll reads the files of every namespace.
