@@ -109,7 +109,11 @@ func newSiege(t *testing.T, bounding string) *siege {
 // container makes a container, in a cgroup of the attacker's if that is not "".
 func (s *siege) container(below string) *testnet.Container {
 	s.t.Helper()
-	o := testnet.ContainerOptions{LikeDocker: true}
+	return s.containerWith(testnet.ContainerOptions{LikeDocker: true}, below)
+}
+
+func (s *siege) containerWith(o testnet.ContainerOptions, below string) *testnet.Container {
+	s.t.Helper()
 	if below != "" {
 		o.ID = fmt.Sprintf("%064x", lives.Add(1))
 		o.Cgroup = s.cgroup + "/" + below + "/" + o.ID
@@ -268,15 +272,20 @@ func (s *siege) told(prefix string) {
 func (s *siege) survives(mode string) {
 	s.t.Helper()
 	s.attacker.run("mkdir", append([]string{"-p"}, s.in("closing/other")...)...)
-	known := s.container("closing")
+	known, onHost := s.container("closing"), s.containerWith(testnet.ContainerOptions{Join: s.host}, "closing")
 	s.d.counted(known.ID, 1)
+	s.sends(onHost, 200)
 	s.attacker.run("chmod", append([]string{mode}, s.in("closing")...)...)
 	s.exact(known)
 	s.d.stop()
 	s.d.start()
 	s.exact(known)
 	s.d.counted(known.ID, 1)
+	s.sends(onHost, 400)
 	s.exact(s.victim)
+	if err := onHost.Close(); err != nil {
+		s.t.Error(err)
+	}
 	if err := known.Close(); err != nil {
 		s.t.Error(err)
 	}
@@ -285,6 +294,31 @@ func (s *siege) survives(mode string) {
 	}
 	s.attacker.run("find", append(s.in("closing"), "-depth", "-type", "d", "-delete")...)
 	s.stopped(known.ID)
+}
+
+// sends has a container on the host's network send 200 datagrams to the victim, and expects
+// its cgroup to have sent so many in all.
+func (s *siege) sends(c *testnet.Container, total uint64) {
+	s.t.Helper()
+	sink := nettest.Must(s.victim.Listen("udp", s.victim.Interfaces[0].IPv4))(s.t)
+	s.d.poll("counted by its cgroup", func() error {
+		found, err := s.d.container(c.ID)
+		if err == nil && (found.IP == nil || found.NetworkMode != "host" && found.Reason != "host_network") {
+			err = fmt.Errorf("container is %s, by its cgroup %v", found.Reason, found.IP)
+		}
+		return err
+	})
+	if err := c.SendUDP(sink.Addr, 200, 100); err != nil {
+		s.t.Fatal(err)
+	}
+	nettest.Must(sink.Received(200))(s.t)
+	s.d.poll("exact by its cgroup", func() error {
+		found, err := s.d.container(c.ID)
+		if err == nil && found.IP.Transmit.Packets != total {
+			err = fmt.Errorf("%d packets of %d", found.IP.Transmit.Packets, total)
+		}
+		return err
+	})
 }
 
 // heals opens what was closed and removes the rest: all is seen again.
