@@ -255,12 +255,18 @@ func createdAt(st unix.Stat_t) time.Time {
 	return first
 }
 
-// forget drops a directory that is gone, or has another one in its place, and with it all
-// that is known below. Kernels before 2026 keep the watch of a removed cgroup, without an
-// event, until it is removed by hand.
+// forget drops a directory that is gone, or has another one in its place, and what was known
+// below: all but what the kernel says is there, since that is known of the other one. Kernels
+// before 2026 keep the watch of a removed cgroup, without an event, until it is removed by hand.
 func (t *tree) forget(dir string) {
 	below := strings.TrimSuffix(dir, "/") + "/"
-	t.drop(func(d string, _ uint64) bool { return d == dir || strings.HasPrefix(d, below) })
+	t.drop(func(d string, inode uint64) bool {
+		if d != dir && !strings.HasPrefix(d, below) {
+			return false
+		}
+		st, err := t.stat(d)
+		return err != nil || st.Ino != inode
+	})
 }
 
 // prune drops what a walk has not seen and is gone. What it could not see may still be
