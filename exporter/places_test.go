@@ -5,7 +5,6 @@ package exporter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,7 +127,7 @@ func TestPlacesContext(t *testing.T) {
 func TestPlacesIdentifyLate(t *testing.T) {
 	q := newQueue(t)
 	for range 2 {
-		p := &place{peer: func() peer { panic(fmt.Sprint("identified")) }}
+		p := &place{peer: func() peer { panic("identified") }}
 		if err := q.take(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
