@@ -229,7 +229,7 @@ func (c *cable) read(t *testing.T) (rx, tx Counters) {
 // moment after they were sent.
 func eventually(t *testing.T, problem func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		p := problem()
 		if p == "" {
 			return

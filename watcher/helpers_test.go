@@ -19,7 +19,7 @@ import (
 )
 
 // patience is how long a test waits for what has to come.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // hierarchies returns a v1 hierarchy, if there is one, and the cgroup2 one, by
 // name.

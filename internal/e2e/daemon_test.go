@@ -95,6 +95,8 @@ type daemon struct {
 	cmd    *exec.Cmd
 	log    *lockedBuffer // of all its runs
 	ended  chan error
+
+	starting time.Duration // the last start took, until it had looked at everything
 }
 
 // startDaemon runs nettally until the test ends, with more lines of configuration. Its
@@ -142,23 +144,31 @@ func startListening(t testing.TB, at place, listen, more string) *daemon {
 // start starts the daemon, again maybe, and waits until it has looked at everything.
 func (d *daemon) start() {
 	d.t.Helper()
+	began := time.Now()
 	d.launch()
 	d.ready()
+	d.starting = time.Since(began)
 }
 
 // ready waits until the daemon has looked at everything.
 func (d *daemon) ready() {
 	d.t.Helper()
 	d.poll("ready", func() error {
-		select {
-		case err := <-d.ended:
-			d.ended <- err
-			d.t.Fatalf("nettally ended: %v\n%s", err, d.log)
-		default:
-		}
+		d.alive()
 		_, err := d.get("/readyz")
 		return err
 	})
+}
+
+// alive fails the test if the daemon has ended by itself.
+func (d *daemon) alive() {
+	d.t.Helper()
+	select {
+	case err := <-d.ended:
+		d.ended <- err
+		d.t.Fatalf("nettally ended by itself: %v\n%s", err, d.log)
+	default:
+	}
 }
 
 // launch starts the daemon and waits for nothing.

@@ -39,14 +39,14 @@ func TestStreamOverRestarts(t *testing.T) {
 			scraper := startScraper(d)
 			endStream := p.stream(t)
 
-			d.killOften(kills/2, 600*time.Millisecond)
+			d.killOften(kills/2, scraper)
 			d.binary = nextBinary // the next start upgrades
 			if hook == "tcx" {
 				d.ready()
 				d.kill()
 				d.start()
 			} // else it is killed in the middle of it
-			d.killOften(kills-kills/2, 600*time.Millisecond)
+			d.killOften(kills-kills/2, scraper)
 			d.ready()
 			d.stop()
 			p.refusesToGoBack(t)
@@ -60,25 +60,24 @@ func TestStreamOverRestarts(t *testing.T) {
 				}
 			}
 			d.agree(t, func() (string, error) { return d.get("/metrics") })
-			scraper.stop(kills / 2) // some starts are killed before they can answer
+			scraper.stop(kills / 2)
 		})
 	}
 }
 
-// killOften kills the daemon so many times, at random moments within a time after each
-// start, and leaves it starting.
-func (d *daemon) killOften(times int, within time.Duration) {
+// killOften kills the daemon so many times and leaves it starting. Every other kill comes
+// within the time that a start takes on this machine, the others after a scrape.
+func (d *daemon) killOften(times int, s *scraper) {
 	d.t.Helper()
 	seed := rand.Uint64()
 	d.t.Logf("kills at random moments: seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	for range times {
-		time.Sleep(time.Duration(random.Int64N(int64(within))))
-		select {
-		case err := <-d.ended:
-			d.t.Fatalf("nettally ended by itself: %v\n%s", err, d.log)
-		default:
+	for n := range times {
+		if n%2 == 1 {
+			s.another()
 		}
+		time.Sleep(time.Duration(random.Int64N(int64(d.starting))))
+		d.alive()
 		d.kill()
 		d.launch()
 	}
@@ -142,7 +141,7 @@ type scraper struct {
 	// gaps says that a series may be missing for a while.
 	gaps    bool
 	highest samples
-	scrapes int
+	scrapes atomic.Int64
 	end     chan struct{}
 	ended   chan struct{}
 }
@@ -171,10 +170,11 @@ func (s *scraper) run() {
 // lower.
 func (s *scraper) compare(text string) {
 	s.d.t.Helper()
-	s.scrapes++
+	scrape := s.scrapes.Load() + 1
+	defer s.scrapes.Store(scrape)
 	all, err := parse(text)
 	if err != nil {
-		s.d.t.Errorf("parse scrape %d: %v", s.scrapes, err)
+		s.d.t.Errorf("parse scrape %d: %v", scrape, err)
 		return
 	}
 	now := ofContainers(all)
@@ -193,8 +193,21 @@ func (s *scraper) compare(text string) {
 	maps.Copy(s.highest, now) // a mistake is told once
 	if len(wrong) > 0 {
 		slices.Sort(wrong)
-		s.d.t.Errorf("scrape %d: %d totals went wrong: %s", s.scrapes, len(wrong), strings.Join(wrong[:min(3, len(wrong))], ", "))
+		s.d.t.Errorf("scrape %d: %d totals went wrong: %s", scrape, len(wrong), strings.Join(wrong[:min(3, len(wrong))], ", "))
 	}
+}
+
+// another waits for one more scrape, of the daemon as it runs now.
+func (s *scraper) another() {
+	s.d.t.Helper()
+	before := s.scrapes.Load()
+	s.d.poll("scraped", func() error {
+		s.d.alive()
+		if s.scrapes.Load() == before {
+			return fmt.Errorf("still %d scrapes", before)
+		}
+		return nil
+	})
 }
 
 // stop ends the scraping, which must have worked so many times.
@@ -202,9 +215,10 @@ func (s *scraper) stop(atLeast int) {
 	s.d.t.Helper()
 	close(s.end)
 	<-s.ended
-	s.d.t.Logf("%d scrapes of %d totals", s.scrapes, len(s.highest))
-	if s.scrapes < atLeast || len(s.highest) == 0 {
-		s.d.t.Errorf("%d scrapes worked, with %d totals: is this a test of anything?", s.scrapes, len(s.highest))
+	scrapes := s.scrapes.Load()
+	s.d.t.Logf("%d scrapes of %d totals", scrapes, len(s.highest))
+	if scrapes < int64(atLeast) || len(s.highest) == 0 {
+		s.d.t.Errorf("%d scrapes worked, with %d totals: is this a test of anything?", scrapes, len(s.highest))
 	}
 }
 

@@ -84,14 +84,11 @@ func TestSlowSourceHoldsNobodyUp(t *testing.T) {
 				r.Want(id(n))
 				eventually(t, "known", func() bool { return name(r, id(n)) == "good" })
 			}
-			began := time.Now()
+			// A call that waited for the slow socket would not return within the test.
 			for n := range 10_000 {
 				r.Want(id(n))
 				r.Lookup(id(n))
 				r.Forget(id(n))
-			}
-			if took := time.Since(began); took > 5*time.Second {
-				t.Errorf("10,000 containers wanted, looked up and forgotten in %s", took)
 			}
 		})
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds everything that should happen at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // order is one line to an agent, reply the line it answers with.
 type order struct {

@@ -269,13 +269,9 @@ func TestRealAlertmanagerOutages(t *testing.T) {
 
 			time.Sleep(time.Second) // until it has noted itself that it has notified
 			test.begin(p)
-			began := time.Now()
 			for _, a := range []quota.Alert{firing("80", "m"), resolved("50", "m"), firing("100", "m"), resolved("80", "m")} {
 				p.send(b, a)
 				time.Sleep(200 * time.Millisecond)
-			}
-			if took := time.Since(began); took > 10*time.Second {
-				t.Errorf("sending took %s, want no more than the pauses", took)
 			}
 			time.Sleep(time.Second)
 			test.over(p)

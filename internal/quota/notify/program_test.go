@@ -109,13 +109,9 @@ func TestProgramFails(t *testing.T) {
 func TestProgramHangs(t *testing.T) {
 	path, folder := script(t, `cd "$(dirname "$0")"; sleep 1000 & echo $! >child; echo $$ >parent; wait`)
 	b := newBench(t, newMemory(), Config{Name: "run", Timeout: 3 * time.Second, Exec: &Exec{Command: []string{path}}})
-	began := time.Now()
 	err := b.Test(t.Context(), "run")
 	if err == nil || !strings.Contains(err.Error(), "it took too long and was killed") {
 		t.Errorf("error is %v, want that it was killed", err)
-	}
-	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("it took %s, want three seconds", took)
 	}
 	for _, name := range []string{"parent", "child"} {
 		pid, err := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, name))))
@@ -139,15 +135,14 @@ func runs(pid int) bool {
 func TestProgramLeavesSomethingRunning(t *testing.T) {
 	path, folder := script(t, `cd "$(dirname "$0")"; sleep 1000 & echo $! >child`)
 	b := newBench(t, newMemory(), Config{Name: "run", Exec: &Exec{Command: []string{path}}})
-	began := time.Now()
-	err := b.Test(t.Context(), "run")
+	err := b.Test(t.Context(), "run") // fails if it waits for the sleep
 	pid, convErr := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, "child"))))
 	if convErr != nil {
 		t.Fatal(convErr)
 	}
 	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
-	if err != nil || time.Since(began) > 5*time.Second {
-		t.Errorf("after %s: %v, want success in a second", time.Since(began), err)
+	if err != nil {
+		t.Errorf("error is %v, want success while the sleep goes on", err)
 	}
 	if !runs(pid) {
 		t.Error("it was killed, want it to go on")

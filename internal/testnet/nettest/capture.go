@@ -27,7 +27,7 @@ import (
 )
 
 // patience bounds everything that should happen at once.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // Capture is a tcpdump on an interface: a count of packets that nobody here
 // wrote. It sees socket buffers, so a super-packet of segmentation offload is

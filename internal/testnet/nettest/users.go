@@ -45,7 +45,7 @@ func NamespaceUsers(tb testing.TB, namespace string) []string {
 // reaped by whoever inherited them.
 func AwaitNobody(tb testing.TB, namespace string) {
 	tb.Helper()
-	const patience = 60 * time.Second
+	const patience = 2 * time.Minute
 	var left []string
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if left = NamespaceUsers(tb, namespace); len(left) == 0 {
