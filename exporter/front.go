@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // front is what stands between one listener's clients and the handler.
@@ -87,7 +90,7 @@ func (e *Exporter) server(f *front) *http.Server {
 		IdleTimeout:       e.times.idle,
 		MaxHeaderBytes:    maxHeader,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: e.times.slowAnswer},
-		ErrorLog:          errorLog(e.log),
+		ErrorLog:          log.New(&calm{to: errorLog(e.log), now: rate.Sometimes{First: 10, Interval: time.Second}}, "", 0),
 		BaseContext:       func(net.Listener) context.Context { return context.WithValue(context.Background(), frontKey{}, f) },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, limited(c))
@@ -103,6 +106,18 @@ func (e *Exporter) server(f *front) *http.Server {
 		// OPTIONS * is answered by the handler, as all that is not read.
 		DisableGeneralOptionsHandler: true,
 	}
+}
+
+// calm writes a line a second once it has written some: clients can make any number of them,
+// by handshakes that fail.
+type calm struct {
+	to  *log.Logger
+	now rate.Sometimes
+}
+
+func (c *calm) Write(line []byte) (int, error) {
+	c.now.Do(func() { c.to.Print(string(line)) })
+	return len(line), nil
 }
 
 // bodiless keeps a client from holding its connection by a body that it has announced and

@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -22,10 +23,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/time/rate"
 
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -472,6 +475,23 @@ func TestFrontMetrics(t *testing.T) {
 			t.Errorf("METRICS.md does not explain nettally_http_%s", name)
 		}
 	}
+}
+
+// Handshakes that fail fill no log.
+func TestCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		c := &calm{to: log.New(&text, "", 0), now: rate.Sometimes{First: 10, Interval: time.Second}}
+		for range 3 {
+			for range 1000 {
+				fmt.Fprintln(c, "handshake failed")
+			}
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(text.String(), "\n"); n != 12 {
+			t.Errorf("%d lines of 3000 in 3 s, want 12", n)
+		}
+	})
 }
 
 // tlsConfig writes a web configuration with a certificate of its own.
