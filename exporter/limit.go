@@ -66,6 +66,7 @@ type limitListener struct {
 
 	mu    sync.Mutex
 	conns map[*limitConn]struct{}
+	peers map[peer]int // how many connections those hold that are identified
 }
 
 // limitConn is a connection of a limitListener.
@@ -74,7 +75,9 @@ type limitConn struct {
 	listener *limitListener
 	peer     func() peer // asks once, and may be called concurrently
 
-	phase phase     // guarded by listener.mu, as since
+	// Guarded by listener.mu.
+	who   peer // "" until it is identified
+	phase phase
 	since time.Time // when the phase began
 }
 
@@ -89,7 +92,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	c.peer = sync.OnceValue(func() peer { return l.identify(conn) })
 	held := l.add(c)
 	if held > l.max/2 {
-		c.peer() // now: a peer that has gone can no longer be identified
+		l.learn(c) // now: a peer that has gone can no longer be identified
 	}
 	if held > l.max {
 		l.evict(c)
@@ -101,7 +104,7 @@ func (l *limitListener) add(c *limitConn) (held int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.conns == nil {
-		l.conns = map[*limitConn]struct{}{}
+		l.conns, l.peers = map[*limitConn]struct{}{}, map[peer]int{}
 	}
 	l.conns[c] = struct{}{}
 	return len(l.conns)
@@ -116,8 +119,8 @@ func (l *limitListener) held() int {
 
 // evict closes a connection other than the new one, if there is one.
 func (l *limitListener) evict(fresh *limitConn) {
-	for _, c := range l.others(fresh) {
-		c.peer() // outside of the lock, which requests need
+	for _, c := range l.strangers() {
+		l.learn(c)
 	}
 	if c, was := l.victim(fresh); c != nil {
 		l.evicted(was)
@@ -125,16 +128,27 @@ func (l *limitListener) evict(fresh *limitConn) {
 	}
 }
 
-func (l *limitListener) others(fresh *limitConn) []*limitConn {
+// strangers returns the connections that are not identified yet.
+func (l *limitListener) strangers() (all []*limitConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	others := make([]*limitConn, 0, len(l.conns))
 	for c := range l.conns {
-		if c != fresh {
-			others = append(others, c)
+		if c.who == "" {
+			all = append(all, c)
 		}
 	}
-	return others
+	return all
+}
+
+// learn identifies a connection, outside of the lock, which requests need.
+func (l *limitListener) learn(c *limitConn) {
+	who := c.peer()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.conns[c]; open && c.who == "" {
+		c.who = who
+		l.peers[who]++
+	}
 }
 
 // victim chooses the connection to close for a new one: one of the peer that holds the
@@ -144,13 +158,9 @@ func (l *limitListener) others(fresh *limitConn) []*limitConn {
 func (l *limitListener) victim(fresh *limitConn) (*limitConn, phase) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	held := map[peer]int{}
-	for c := range l.conns {
-		held[c.peer()]++
-	}
 	var worst *limitConn
 	for c := range l.conns {
-		if c != fresh && (worst == nil || l.compare(c, worst, held) < 0) {
+		if c != fresh && (worst == nil || l.compare(c, worst) < 0) {
 			worst = c
 		}
 	}
@@ -161,17 +171,17 @@ func (l *limitListener) victim(fresh *limitConn) (*limitConn, phase) {
 }
 
 // compare returns a negative number if a is to be closed before b.
-func (l *limitListener) compare(a, b *limitConn, held map[peer]int) int {
+func (l *limitListener) compare(a, b *limitConn) int {
 	return cmp.Or(
 		cmp.Compare(l.favour(a), l.favour(b)),
-		cmp.Compare(held[b.peer()], held[a.peer()]),
+		cmp.Compare(l.peers[b.who], l.peers[a.who]),
 		cmp.Compare(a.phase, b.phase),
 		a.since.Compare(b.since),
 	)
 }
 
 func (l *limitListener) favour(c *limitConn) int {
-	if l.favoured != "" && c.peer() == l.favoured {
+	if l.favoured != "" && c.who == l.favoured {
 		return 1
 	}
 	return 0
@@ -190,9 +200,22 @@ func (c *limitConn) enter(p phase) {
 // Close implements [net.Conn].
 func (c *limitConn) Close() error {
 	c.listener.mu.Lock()
-	delete(c.listener.conns, c)
+	c.listener.forget(c)
 	c.listener.mu.Unlock()
 	return c.Conn.Close()
+}
+
+func (l *limitListener) forget(c *limitConn) {
+	if _, open := l.conns[c]; !open {
+		return
+	}
+	delete(l.conns, c)
+	if c.who == "" {
+		return
+	}
+	if l.peers[c.who]--; l.peers[c.who] == 0 {
+		delete(l.peers, c.who)
+	}
 }
 
 // CloseWrite is what net/http ends a connection with on which more may come, so that the

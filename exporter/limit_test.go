@@ -145,6 +145,9 @@ func TestFloodOfOnePeer(t *testing.T) {
 	if f.held() != 20 {
 		t.Errorf("%d are held", f.held())
 	}
+	if diff := cmp.Diff(map[peer]int{"prometheus": 1, "grafana": 2, "attacker": 17}, f.peers); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }
 
 // Nobody is looked up before the listener is half full, and nobody twice.
