@@ -148,6 +148,7 @@ func (d *daemon) wire() (err error) {
 		},
 		Source: d.source(),
 		Build:  buildInfo(),
+		Hosts:  d.config.Load().Exporter.Hosts,
 		Ready:  d.ready,
 		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), d.watching(), []prometheus.Collector{d.reloadOK, d.bySource()}),
 		Log:    d.log,
