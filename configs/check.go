@@ -57,6 +57,7 @@ func (s *source) check(r raw) *Config {
 			Listen:    checked(s, "exporter.listen", r.Exporter.Listen, orEmpty(address)),
 			Socket:    checked(s, "exporter.socket", r.Exporter.Socket, orEmpty(socket)),
 			WebConfig: checked(s, "exporter.web_config", r.Exporter.WebConfig, orEmpty(absolute)),
+			Hosts:     checkedList(s, "exporter.hosts", r.Exporter.Hosts, once(hostName)),
 		},
 		Metrics: Metrics{
 			Families: checkedList(s, "metrics.families", r.Metrics.Families,
@@ -267,6 +268,12 @@ func address(text string) (string, error) {
 		return "", errUnfit
 	}
 	return fit(text, host == "" || isHost(host))
+}
+
+// hostName takes a name only: addresses are always served.
+func hostName(text string) (string, error) {
+	_, err := netip.ParseAddr(text)
+	return fit(text, err != nil && isHost(text))
 }
 
 func isHost(host string) bool {

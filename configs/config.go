@@ -105,9 +105,10 @@ type Accounting struct {
 
 // Exporter says where the numbers are served. What is "" is off.
 type Exporter struct {
-	Listen    string // host:port
-	Socket    string // absolute, clean, short enough for a unix socket
-	WebConfig string // absolute path of exporter-toolkit's file
+	Listen    string   // host:port
+	Socket    string   // absolute, clean, short enough for a unix socket
+	WebConfig string   // absolute path of exporter-toolkit's file
+	Hosts     []string // names of this host, beside localhost, each once
 }
 
 // Metrics says what is shown beyond the primary metrics.

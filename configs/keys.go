@@ -44,6 +44,7 @@ var keys = []key{
 	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},
 	{"exporter.socket", "/run/nettally/nettally.sock", wantPath + ` of at most 107 bytes, or "" for none`},
 	{"exporter.web_config", "", wantPath + `, or "" for none`},
+	{"exporter.hosts", []string{}, "a host name such as metrics.example.org, without a port, each only once"},
 	{"metrics.families", []string{}, "interface, protocol, family or tcp_flags, each only once"},
 	{"metrics.compat", "", `cadvisor, or "" for none`},
 	{"retention.metrics", "5m", wantDuration},

@@ -86,7 +86,7 @@ attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"],
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {source: proc, cgroup: all}
-exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml}
+exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
 retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
 `
@@ -109,6 +109,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
+	want.Exporter.Hosts = []string{"metrics.example.org", "Box"}
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
 	want.Retention.Metrics, want.Retention.API = "0s", "1h0m0.5s"
 	want.Retention.Hours, want.Retention.Days = "24h", "18372h"
@@ -316,6 +317,7 @@ var changed = map[string]string{
 	"exporter.listen":           `exporter: {listen: ""}`,
 	"exporter.socket":           `exporter: {socket: ""}`,
 	"exporter.web_config":       `exporter: {web_config: /x}`,
+	"exporter.hosts":            `exporter: {hosts: [a]}`,
 	"metrics.families":          `metrics: {families: [family]}`,
 	"metrics.compat":            `metrics: {compat: cadvisor}`,
 	"retention.metrics":         `retention: {metrics: 1s}`,
@@ -331,7 +333,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "names.podman", "names.cri", "accounting.source", "exporter.listen", "exporter.socket", "exporter.web_config",
+		"names.docker", "names.podman", "names.cri", "accounting.source", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -52,9 +52,10 @@ type raw struct {
 		Cgroup string `yaml:"cgroup"`
 	} `yaml:"accounting"`
 	Exporter struct {
-		Listen    string `yaml:"listen"`
-		Socket    string `yaml:"socket"`
-		WebConfig string `yaml:"web_config"`
+		Listen    string   `yaml:"listen"`
+		Socket    string   `yaml:"socket"`
+		WebConfig string   `yaml:"web_config"`
+		Hosts     []string `yaml:"hosts,flow"`
 	} `yaml:"exporter"`
 	Metrics struct {
 		Families []string `yaml:"families,flow"`
@@ -170,6 +171,7 @@ func (c *Config) raw() raw {
 	r.Exporter.Listen = c.Exporter.Listen
 	r.Exporter.Socket = c.Exporter.Socket
 	r.Exporter.WebConfig = c.Exporter.WebConfig
+	r.Exporter.Hosts = list(c.Exporter.Hosts)
 	r.Metrics.Families = list(c.Metrics.Families)
 	r.Metrics.Compat = c.Metrics.Compat
 	r.Retention.Metrics = duration(c.Retention.Metrics)

@@ -74,6 +74,7 @@ exporter:
   listen: 127.0.0.1:9819
   socket: /run/nettally/nettally.sock
   web_config: ""
+  hosts: []
 metrics:
   families: []
   compat: ""

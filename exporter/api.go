@@ -22,12 +22,12 @@ import (
 func (e *Exporter) routes(landing http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, h http.Handler) { mux.Handle(pattern, readOnly(h)) }
-	handle("/metrics", http.HandlerFunc(e.metrics))
-	handle("/api/v1/containers", http.HandlerFunc(e.containers))
-	handle("/api/v1/containers/{container}", http.HandlerFunc(e.container))
-	handle("/api/v1/history", http.HandlerFunc(e.history))
-	handle("/api/v1/quotas", http.HandlerFunc(e.listQuotas))
-	handle("/api/v1/alerts", http.HandlerFunc(e.listAlerts))
+	handle("/metrics", e.inPlace(e.metrics))
+	handle("/api/v1/containers", e.inPlace(e.containers))
+	handle("/api/v1/containers/{container}", e.inPlace(e.container))
+	handle("/api/v1/history", e.inPlace(e.history))
+	handle("/api/v1/quotas", e.inPlace(e.listQuotas))
+	handle("/api/v1/alerts", e.inPlace(e.listAlerts))
 	mux.Handle("/api/v1/quotas/{name}/set", changes(e.changeQuota(false)))
 	mux.Handle("/api/v1/quotas/{name}/reset", changes(e.changeQuota(true)))
 	mux.Handle("/api/v1/notifiers/{name}/test", changes(http.HandlerFunc(e.testNotifier)))
@@ -53,9 +53,6 @@ func readOnly(next http.Handler) http.Handler {
 	})
 }
 
-// overSocket marks the context of requests that came over the unix socket.
-type overSocket struct{}
-
 // changes refuses what is not POST, and what did not come over the unix socket: there
 // the file's mode says who may change something.
 func changes(next http.Handler) http.Handler {
@@ -64,9 +61,13 @@ func changes(next http.Handler) http.Handler {
 		case r.Method != http.MethodPost:
 			w.Header().Set("Allow", "POST")
 			writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use POST"})
-		case r.Context().Value(overSocket{}) == nil:
+		case !overSocket(r):
 			writeJSON(w, http.StatusForbidden, failure{"changes are taken on the unix socket only (exporter.socket)"})
 		default:
+			if err := readBody(w, r); err != nil {
+				writeJSON(w, http.StatusBadRequest, failure{err.Error()})
+				return
+			}
 			next.ServeHTTP(w, r)
 		}
 	})

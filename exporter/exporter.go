@@ -56,11 +56,11 @@ type BuildInfo struct {
 }
 
 // waitTimeout is how long a request waits for what can't be had yet. It leaves the
-// time to say so within answerTimeout.
+// time to say so within the time for an answer.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra and
-// Ready are needed.
+// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra,
+// Hosts and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
 	// goroutines at a time. It may wait until the usage is complete; when the
@@ -87,6 +87,8 @@ type Options struct {
 	Ready func() error
 	// Extra are metrics of other packages. They are shown as they are.
 	Extra []prometheus.Collector
+	// Hosts are the names, beside localhost, that requests over loopback may be for.
+	Hosts []string
 	// Log gets what a client is not told: a collector that failed, a TLS
 	// handshake that broke.
 	Log *slog.Logger
@@ -107,6 +109,9 @@ type Exporter struct {
 	registry  *prometheus.Registry // of the metrics that are of no snapshot
 	collector *collector
 	handler   http.Handler
+	hosts     []string
+	fronts    *frontCounts
+	times     times
 }
 
 // New makes an exporter. It starts no goroutine and opens nothing.
@@ -118,6 +123,7 @@ func New(opts Options) (*Exporter, error) {
 		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
+		hosts: opts.Hosts, fronts: newFrontCounts(), times: defaultTimes,
 	}
 	if err := e.register(opts.Extra); err != nil {
 		return nil, err
@@ -137,6 +143,7 @@ func (e *Exporter) register(extra []prometheus.Collector) error {
 	own := []prometheus.Collector{
 		reserved{e.collector},
 		buildInfo(e.build),
+		e.fronts,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	}

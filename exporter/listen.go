@@ -19,12 +19,18 @@ import (
 )
 
 const (
-	headerTimeout = 10 * time.Second // for a client to send its request
-	answerTimeout = time.Minute      // for a client to read the answer
-	idleTimeout   = 2 * time.Minute
-	drainTimeout  = 5 * time.Second // for requests under way at shutdown
-	dialTimeout   = time.Second     // to see whether a socket is live
+	drainTimeout = 5 * time.Second // for requests under way at shutdown
+	dialTimeout  = time.Second     // to see whether a socket is live
 )
+
+var defaultTimes = times{
+	header:     10 * time.Second, // for a client to send its request without the body
+	body:       15 * time.Second, // and with it
+	answer:     time.Minute,      // for a client to read the answer
+	idle:       2 * time.Minute,
+	placeWait:  placeWait,
+	slowAnswer: slowAnswer,
+}
 
 // Listeners are what [Exporter.Serve] serves on.
 type Listeners struct {
@@ -165,23 +171,29 @@ func listenError(address, key string, err error) error {
 // Serve answers on the listeners until the context ends, then lets requests
 // under way finish for a few seconds and returns nil. It closes the listeners,
 // also if it returns an error because one of them broke.
+//
+// The listeners have limits of their own for connections and for requests at a time.
+// Together their connections take at most a quarter of the descriptors that the process
+// may open (RLIMIT_NOFILE when Serve begins).
 func (e *Exporter) Serve(ctx context.Context, l *Listeners) error {
 	defer l.Close()
 	group, ctx := errgroup.WithContext(ctx)
+	mostTCP, mostUnix := connectionLimits(descriptorLimit())
 	if l.tcp != nil {
-		server, flags := e.server(), &web.FlagConfig{WebConfigFile: &l.webConfig}
+		peers := newLookup()
+		defer peers.close()
+		front := e.newFront(frontTCP, l.tcp, mostTCP, peers.peer)
+		server, flags := e.server(front), &web.FlagConfig{WebConfigFile: &l.webConfig}
 		group.Go(func() error {
-			return served(l.tcp, web.Serve(l.tcp, server, flags, e.log))
+			return served(front, web.Serve(front, server, flags, e.log))
 		})
 		group.Go(func() error { return drain(ctx, server) })
 	}
 	if l.unix != nil {
-		server := e.server()
-		server.BaseContext = func(net.Listener) context.Context {
-			return context.WithValue(context.Background(), overSocket{}, true)
-		}
+		front := e.newFront(frontUnix, l.unix, mostUnix, unixPeer)
+		server := e.server(front)
 		group.Go(func() error {
-			return served(l.unix, server.Serve(l.unix))
+			return served(front, server.Serve(front))
 		})
 		group.Go(func() error { return drain(ctx, server) })
 	}
@@ -190,16 +202,6 @@ func (e *Exporter) Serve(ctx context.Context, l *Listeners) error {
 		return nil
 	})
 	return group.Wait()
-}
-
-func (e *Exporter) server() *http.Server {
-	return &http.Server{
-		Handler:           e.handler,
-		ReadHeaderTimeout: headerTimeout,
-		WriteTimeout:      answerTimeout,
-		IdleTimeout:       idleTimeout,
-		ErrorLog:          errorLog(e.log),
-	}
 }
 
 func served(l net.Listener, err error) error {

@@ -164,14 +164,11 @@ func (e *Exporter) keysOf(name string) (keys int) {
 	return keys
 }
 
-// changeMax is far more than a change of a quota takes.
-const changeMax = 64 << 10
-
 // changeQuota sets what a quota's key has used, or with reset to nothing.
 func (e *Exporter) changeQuota(reset bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		change := QuotaChange{}
-		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, changeMax))
+		decoder := json.NewDecoder(r.Body)
 		decoder.DisallowUnknownFields()
 		err := decoder.Decode(&change)
 		switch {

@@ -189,7 +189,7 @@ func testChanges(t *testing.T, answered func(path, code, body string)) {
 		}
 		r := httptest.NewRequest(test.method, strings.Replace(test.path, "{name}", "a%20b", 1), strings.NewReader(test.body))
 		if !test.tcp {
-			r = r.WithContext(context.WithValue(r.Context(), overSocket{}, true))
+			r = r.WithContext(context.WithValue(r.Context(), frontKey{}, &front{name: frontUnix}))
 		}
 		w := httptest.NewRecorder()
 		newExporter(t, opts).Handler().ServeHTTP(w, r)
@@ -210,7 +210,7 @@ func TestSetNeedsKeyAmongSeveral(t *testing.T) {
 		q.set = ""
 		r := httptest.NewRequest("POST", "/api/v1/quotas/"+path, strings.NewReader(`{"used":0}`))
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), overSocket{}, true)))
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), frontKey{}, &front{name: frontUnix})))
 		if got := fmt.Sprint(w.Code, " ", q.set); got != want {
 			t.Errorf("%s: got %q, want %q: %s", path, got, want, w.Body)
 		}

@@ -3,6 +3,7 @@
 package watcher
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -44,6 +45,10 @@ type Interface struct {
 // namespace. What keeps one of the host's is among the first: a runtime's set-up,
 // nspawn's supervisor.
 const maxProcesses = 64
+
+// maxDirectories bounds how many directories of a container are searched for a process. Whoever
+// owns them may make any number.
+const maxDirectories = 1000
 
 // Inspect says which network namespace a container is in and what leads from
 // there to the host. The error may be [ErrNoProcess].
@@ -149,8 +154,8 @@ type namespace struct {
 // host's, or else the host's.
 func (w *Watcher) sandboxNamespace(c Container) (namespace, error) {
 	var host namespace
-	var failure error
-	for _, p := range w.processes(c) {
+	processes, failure := w.processes(c)
+	for _, p := range processes {
 		ns, err := w.processNamespace(p)
 		switch {
 		case err != nil:
@@ -192,7 +197,7 @@ func (w *Watcher) processNamespace(p process) (namespace, error) {
 	if err != nil {
 		return namespace{}, fmt.Errorf("open network namespace: %w", err)
 	}
-	if !slices.Contains(readProcesses(p.procs), p.pid) {
+	if pids, _ := readProcesses(p.procs); !slices.Contains(pids, p.pid) {
 		return namespace{}, file.Close()
 	}
 	id, err := namespaceOf(int(file.Fd()))
@@ -212,7 +217,8 @@ func (w *Watcher) Unified(c Container) (dir string, ok bool) {
 	if w.layout.Root == w.layout.Unified {
 		return c.Cgroup, true
 	}
-	for _, p := range w.processes(c) {
+	processes, _ := w.processes(c) // one will do
+	for _, p := range processes {
 		membership, err := os.ReadFile(filepath.Join(w.proc, strconv.Itoa(p.pid), "cgroup"))
 		if err != nil {
 			continue // it has ended
@@ -229,29 +235,37 @@ func (w *Watcher) Unified(c Container) (dir string, ok bool) {
 
 // processes returns the first processes of a container, oldest first. Where its
 // own cgroup has none, as under crun, nspawn or an init that sorts its children,
-// the nearest level below that has some counts.
-func (w *Watcher) processes(c Container) []process {
-	var found []process
-	level := []string{c.Cgroup}
-	for len(level) > 0 && len(found) == 0 {
+// the nearest level below that has some counts. The error says that there may be more, in a
+// directory that can't be read.
+func (w *Watcher) processes(c Container) (found []process, failure error) {
+	level, looked := []string{c.Cgroup}, 0
+	for len(level) > 0 && len(found) == 0 && looked < maxDirectories {
+		level = level[:min(len(level), maxDirectories-looked)]
+		looked += len(level)
 		var below []string
 		for _, dir := range level {
-			found = append(found, w.processesIn(dir)...)
-			below = append(below, w.below(dir, c)...)
+			in, err := w.processesIn(dir)
+			failure = cmp.Or(failure, err)
+			found = append(found, in...)
+		}
+		if len(found) == 0 {
+			for _, dir := range level {
+				below = append(below, w.below(dir, c)...)
+			}
 		}
 		level = below
 	}
 	slices.SortFunc(found, func(a, b process) int { return a.pid - b.pid })
-	return found[:min(len(found), maxProcesses)]
+	return found[:min(len(found), maxProcesses)], failure
 }
 
-func (w *Watcher) processesIn(dir string) []process {
+func (w *Watcher) processesIn(dir string) (found []process, err error) {
 	procs := filepath.Join(w.layout.Root, dir, "cgroup.procs")
-	var found []process
-	for _, pid := range readProcesses(procs) {
+	pids, err := readProcesses(procs)
+	for _, pid := range pids {
 		found = append(found, process{pid: pid, procs: procs})
 	}
-	return found
+	return found, err
 }
 
 // below lists the directories in dir that are no other container's.
@@ -268,13 +282,15 @@ func (w *Watcher) below(dir string, c Container) []string {
 }
 
 // readProcesses reads a cgroup.procs file, which names processes in no order and
-// perhaps twice. One that can't be read has none: the cgroup is gone, or its
-// threads are spread over several. Processes that this PID namespace does not
-// show are 0.
-func readProcesses(procs string) []int {
+// perhaps twice. It has none where the cgroup is gone, or its threads are spread over several;
+// an error says that it may not be read. Processes that this PID namespace does not show are 0.
+func readProcesses(procs string) ([]int, error) {
 	b, err := os.ReadFile(procs)
+	if ofDirectory(err) {
+		return nil, err
+	}
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	var pids []int
 	for field := range strings.FieldsSeq(string(b)) {
@@ -283,5 +299,5 @@ func readProcesses(procs string) []int {
 		}
 	}
 	slices.Sort(pids)
-	return slices.Compact(pids)
+	return slices.Compact(pids), nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,12 +108,13 @@ const childOf = "NETTALLY_TEST_CHILD"
 
 // inChild runs the calling test again in a process with namespaces of its own
 // and says whether it is that process which asks.
-func inChild(t *testing.T, attr *syscall.SysProcAttr) bool {
+func inChild(t *testing.T, attr *syscall.SysProcAttr, around ...string) bool {
 	t.Helper()
 	if os.Getenv(childOf) == t.Name() {
 		return true
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	command := append(slices.Clone(around), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), childOf+"="+t.Name())
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()

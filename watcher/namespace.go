@@ -127,18 +127,17 @@ func (w *Watcher) VisitNamespaces(inodes map[uint64]bool, visit func(*Namespace)
 	if err != nil {
 		return fmt.Errorf("find network namespaces: %w", err)
 	}
+	var errs []error
 	for inode, candidates := range paths {
 		for _, path := range candidates {
 			found, err := w.visitNamespace(inode, path, visit)
-			if err != nil {
-				return err
-			}
+			errs = append(errs, err)
 			if found {
 				break
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (w *Watcher) visitNamespace(inode uint64, path string, visit func(*Namespace) error) (found bool, err error) {

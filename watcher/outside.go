@@ -14,7 +14,8 @@ import (
 // It needs no capability.
 func (w *Watcher) Processes(c Container) []int {
 	var pids []int
-	for _, p := range w.processes(c) {
+	processes, _ := w.processes(c) // of those that can't be read nothing can be told
+	for _, p := range processes {
 		pids = append(pids, p.pid)
 	}
 	return pids

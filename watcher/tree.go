@@ -3,13 +3,10 @@
 package watcher
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"maps"
-	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -43,8 +40,9 @@ type tree struct {
 	containers map[string]found  // the same
 	closed     map[string]*peeked
 	opened     map[string]bool // a service stays open for when it is started again
-	changes    []Event         // not yet delivered
-	unwatched  error           // why a directory is not watched, of the last walk
+	skips      *skips
+	changes    []Event // not yet delivered
+	unwatched  error   // why directories are not watched, of the last walk
 }
 
 type found struct {
@@ -68,10 +66,11 @@ const (
 	maxOpened = 10_000
 )
 
-func newTree(root string, patterns []*regexp.Regexp) *tree {
+func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 	return &tree{
 		root:       root,
 		patterns:   patterns,
+		skips:      skips,
 		watched:    map[string]uint64{},
 		containers: map[string]found{},
 		closed:     map[string]*peeked{},
@@ -79,66 +78,60 @@ func newTree(root string, patterns []*regexp.Regexp) *tree {
 	}
 }
 
-// walk visits the whole hierarchy. After an error what is missing may still
-// exist, so nothing is forgotten.
+// walk visits the whole hierarchy. Directories that can't be looked at are noted, and what
+// is known below them stays known. Only an error on the hierarchy's root is returned.
 func (t *tree) walk() error {
 	if _, err := t.stat("/"); err != nil {
 		return err
 	}
 	t.unwatched = nil
-	v := visit{tree: t, deep: true, seen: map[string]bool{}}
+	v := visit{tree: t, deep: true, seen: map[string]bool{}, skipped: map[string]error{}}
 	v.directory("/", false)
-	if v.err != nil {
-		return v.err
+	t.skips.replace(v.skipped)
+	if err := v.skipped["/"]; err != nil && !errors.Is(err, ErrTooDeep) {
+		return fmt.Errorf("list cgroup /: %w", err)
 	}
-	for _, known := range []iter.Seq[string]{maps.Keys(t.watched), maps.Keys(t.containers), maps.Keys(t.closed)} {
-		for dir := range known {
-			if !v.seen[dir] {
-				t.forget(dir)
-			}
-		}
-	}
+	t.prune(v.seen)
 	return nil
 }
 
 // peek looks for the first container inside each closed directory. A directory has a link
 // more for each one right in it, so one look is enough where none has come.
-func (t *tree) peek() error {
-	var failed error
+func (t *tree) peek() {
 	for dir, p := range t.closed {
 		st, err := t.stat(dir)
 		if err != nil || st.Ino != p.inode {
 			continue // an event will tell, or the next walk
 		}
-		if p.links != st.Nlink {
-			p.links, p.since = st.Nlink, 0
+		if links := uint64(st.Nlink); p.links != links {
+			p.links, p.since = links, 0
 		}
 		if p.since++; p.links == 2 || p.since > newPeeks {
 			continue
 		}
-		v := visit{tree: t, deep: true}
-		v.directory(dir, t.leaf(path.Dir(dir)))
-		failed = cmp.Or(failed, v.err)
+		t.visit(dir, true)
 	}
-	return failed
 }
 
-// examine looks at one directory that an event was about.
-func (t *tree) examine(dir string) error {
+// examine looks at one directory that an event was about: removed says that the event was
+// its end, under this name.
+func (t *tree) examine(dir string, removed bool) {
 	st, err := t.stat(dir)
-	if vanished(err) {
+	switch {
+	case vanished(err), err != nil && removed:
 		t.forget(dir)
-		return nil
+	case err != nil:
+		t.skips.join(map[string]error{path.Dir(dir): cause(err)})
+	case t.inode(dir) != st.Ino:
+		t.visit(dir, false)
 	}
-	if err != nil {
-		return err
-	}
-	if t.inode(dir) == st.Ino {
-		return nil
-	}
-	v := visit{tree: t}
+}
+
+// visit looks at a directory and what is below it.
+func (t *tree) visit(dir string, deep bool) {
+	v := visit{tree: t, deep: deep, skipped: map[string]error{}}
 	v.directory(dir, t.leaf(path.Dir(dir)))
-	return v.err
+	t.skips.join(v.skipped)
 }
 
 // list returns the containers by age.
@@ -195,12 +188,21 @@ func isLeafUnit(name string) bool {
 	return false
 }
 
+// cause strips an error of what was done to which directory.
+func cause(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
 func (t *tree) path(dir string) string { return filepath.Join(t.root, dir) }
 
 func (t *tree) stat(dir string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(t.path(dir), &st); err != nil {
-		return st, fmt.Errorf("look at cgroup %s: %w", dir, err)
+		return st, fmt.Errorf("look at cgroup %q: %w", dir, err)
 	}
 	return st, nil
 }
@@ -253,51 +255,42 @@ func createdAt(st unix.Stat_t) time.Time {
 	return first
 }
 
-// watch starts to watch a directory. It says whether that is new, in which case
-// the directory has to be listed again. The inode was read before: should another
-// directory have taken the name since, its event will show the difference.
-func (t *tree) watch(dir string, inode uint64) bool {
-	if _, ok := t.watched[dir]; ok || t.notify == nil {
-		return false
-	}
-	if err := t.notify.Add(t.path(dir)); err != nil {
-		if !vanished(err) && t.unwatched == nil {
-			t.unwatched = fmt.Errorf("watch cgroup %s: %w", dir, err)
-		}
-		return false
-	}
-	t.watched[dir] = inode
-	return true
-}
-
-// forget drops what is no longer there of a directory and all below it. Kernels
-// before 2026 keep the watch of a removed cgroup, without an event, until it is
-// removed by hand.
+// forget drops a directory that is gone, or has another one in its place, and what was known
+// below: all but what the kernel says is there, since that is known of the other one. Kernels
+// before 2026 keep the watch of a removed cgroup, without an event, until it is removed by hand.
 func (t *tree) forget(dir string) {
 	below := strings.TrimSuffix(dir, "/") + "/"
-	lost := func(d string, inode uint64) bool {
+	t.drop(func(d string, inode uint64) bool {
 		if d != dir && !strings.HasPrefix(d, below) {
 			return false
 		}
 		st, err := t.stat(d)
-		return vanished(err) || (err == nil && st.Ino != inode)
-	}
+		return err != nil || st.Ino != inode
+	})
+}
+
+// prune drops what a walk has not seen and is gone. What it could not see may still be
+// there: the kernel is asked about each.
+func (t *tree) prune(seen map[string]bool) {
+	t.drop(func(d string, inode uint64) bool {
+		if seen[d] {
+			return false
+		}
+		st, err := t.stat(d)
+		return vanished(err) || (err == nil && inode != 0 && st.Ino != inode)
+	})
+}
+
+// drop forgets the directories that are lost, by path and inode; 0 stands for any.
+func (t *tree) drop(lost func(dir string, inode uint64) bool) {
 	for d, inode := range t.watched {
 		if lost(d, inode) {
 			delete(t.watched, d)
 			_ = t.notify.Remove(t.path(d)) // fails where the kernel was first
 		}
 	}
-	for d, p := range t.closed {
-		if lost(d, p.inode) {
-			delete(t.closed, d)
-		}
-	}
-	for d := range t.opened {
-		if (d == dir || strings.HasPrefix(d, below)) && path.Ext(d) != ".service" {
-			delete(t.opened, d)
-		}
-	}
+	maps.DeleteFunc(t.closed, func(d string, p *peeked) bool { return lost(d, p.inode) })
+	maps.DeleteFunc(t.opened, func(d string, _ bool) bool { return path.Ext(d) != ".service" && lost(d, 0) })
 	var gone []string
 	for d, f := range t.containers {
 		if lost(d, f.inode) {
@@ -308,78 +301,5 @@ func (t *tree) forget(dir string) {
 	for _, d := range gone {
 		t.changes = append(t.changes, ContainerStopped{ID: t.containers[d].ID, Cgroup: d})
 		delete(t.containers, d)
-	}
-}
-
-// visit is one pass over a part of the hierarchy.
-type visit struct {
-	*tree
-	deep bool            // look into closed directories, too
-	seen map[string]bool // if not nil, the directories that exist
-	err  error           // the first
-}
-
-// directory visits a directory and what is below it; leaf says that it is inside
-// a closed one. It reports whether the directory is a container's.
-func (v *visit) directory(dir string, leaf bool) bool {
-	st, err := v.stat(dir)
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		v.fail(err)
-		return false
-	}
-	if known := v.inode(dir); known != 0 && known != st.Ino {
-		v.forget(dir)
-	}
-	if v.seen != nil {
-		v.seen[dir] = true
-	}
-	c, ok := Identify(dir, v.patterns)
-	container := ok && c.Cgroup == dir
-	if container {
-		v.meet(c, st)
-	}
-	inside := leaf
-	switch {
-	case container:
-		leaf = !v.opened[dir]
-	case !inside:
-		leaf = isLeafUnit(path.Base(dir)) && !v.opened[dir]
-	}
-	closed := leaf && (container || !inside)
-	if closed {
-		v.close(dir, st.Ino)
-	}
-	fresh := !leaf && v.watch(dir, st.Ino)
-	// A directory with two links has no directories in it; a new watch may have
-	// come after one was made.
-	if (leaf && !v.deep) || (!fresh && st.Nlink == 2) {
-		return container
-	}
-	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
-		v.children(dir, leaf)
-	}
-	if closed && v.opened[dir] {
-		v.watch(dir, st.Ino)
-		v.children(dir, false)
-	}
-	return container
-}
-
-// children visits the directories in dir and says whether one is a container's.
-func (v *visit) children(dir string, leaf bool) bool {
-	entries, err := os.ReadDir(v.path(dir))
-	v.fail(err)
-	holds := false
-	for _, e := range entries {
-		if e.IsDir() && v.directory(path.Join(dir, e.Name()), leaf) {
-			holds = true
-		}
-	}
-	return holds
-}
-
-func (v *visit) fail(err error) {
-	if v.err == nil && err != nil && !vanished(err) {
-		v.err = err
 	}
 }

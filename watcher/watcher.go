@@ -129,6 +129,7 @@ type Watcher struct {
 	rescanEvery   time.Duration
 	receiveBuffer int
 
+	skips   *skips
 	stats   stats
 	statsIn stats // of other namespaces: who asks for many holds up nobody
 
@@ -159,6 +160,7 @@ func New(o Options) (*Watcher, error) {
 	if w.proc == "" {
 		w.proc = "/proc"
 	}
+	w.skips = newSkips(w.log)
 	var err error
 	if w.patterns, err = compilePatterns(o.Patterns); err != nil {
 		return nil, err
@@ -248,7 +250,7 @@ func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
 		w.mu.Unlock()
 		return errors.New("watch containers: already running")
 	}
-	w.tree = newTree(w.layout.Root, w.patterns)
+	w.tree = newTree(w.layout.Root, w.patterns, w.skips)
 	w.mu.Unlock()
 
 	tasks, ctx := errgroup.WithContext(ctx)
@@ -267,7 +269,9 @@ func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
 }
 
 // Containers walks the whole hierarchy now and returns the containers, sorted by
-// CreatedAt, then Cgroup. After an error the list may lack some.
+// CreatedAt, then Cgroup. An error says that the hierarchy can't be read, and the list may
+// lack any of them. A directory that can't be read, or is more than [MaxDepth] levels deep,
+// is no error: see [Watcher.Skipped]. What Run knew below it stays in the list.
 //
 // Beside Run it also watches what is not watched yet, and Run delivers what the
 // walk found changed.
@@ -275,7 +279,7 @@ func (w *Watcher) Containers() ([]Container, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.tree == nil {
-		once := newTree(w.layout.Root, w.patterns)
+		once := newTree(w.layout.Root, w.patterns, w.skips)
 		err := once.walk()
 		return once.list(), err
 	}
@@ -285,6 +289,16 @@ func (w *Watcher) Containers() ([]Container, error) {
 	default:
 	}
 	return w.tree.list(), err
+}
+
+// Missed reports whether a container that [Watcher.Containers] did not list may exist all the
+// same, in a directory that can't be read: the kernel does not say that its cgroup has gone.
+func (w *Watcher) Missed(id, cgroup string) bool {
+	if c, ok := Identify(cgroup, w.patterns); !ok || c.ID != id || c.Cgroup != cgroup {
+		return false
+	}
+	var st unix.Stat_t
+	return !vanished(unix.Stat(filepath.Join(w.layout.Root, cgroup), &st))
 }
 
 // walk brings the tree up to date, with inotify if it can be had. The caller
@@ -339,12 +353,10 @@ func (w *Watcher) notifications() (<-chan fsnotify.Event, <-chan error) {
 func (w *Watcher) rescan() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	look := w.tree.peek
-	if w.degraded["inotify"] != nil {
-		look = w.walk
-	}
-	if err := look(); err != nil {
-		w.log.Warn("walk cgroups", "err", err)
+	if w.degraded["inotify"] == nil {
+		w.tree.peek()
+	} else if err := w.walk(); err != nil {
+		w.log.Warn("could not walk cgroups", "err", err)
 	}
 	if w.tree.unwatched != nil {
 		w.degrade("inotify", w.tree.unwatched)
@@ -355,7 +367,7 @@ func (w *Watcher) rewalk() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.walk(); err != nil {
-		w.log.Warn("walk cgroups", "err", err)
+		w.log.Warn("could not walk cgroups", "err", err)
 	}
 }
 
@@ -370,9 +382,7 @@ func (w *Watcher) examine(e fsnotify.Event) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.tree.examine("/" + dir); err != nil {
-		w.log.Warn("look at cgroup", "err", err)
-	}
+	w.tree.examine("/"+dir, !e.Has(fsnotify.Create))
 	if w.tree.unwatched != nil {
 		w.degrade("inotify", w.tree.unwatched)
 	}

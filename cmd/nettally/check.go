@@ -24,6 +24,7 @@ import (
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
 )
 
 // check is something nettally needs of a host. It returns what it found, or an
@@ -42,6 +43,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 	}
 	all = append(all, []check{
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
+		{"cgroups.read", false, func() (string, error) { return unhidden(config) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
 	}...)
@@ -148,10 +150,9 @@ func kernel() (string, error) {
 // attach filters, to open pinned chunks and enter namespaces, and to see those of
 // other users' processes.
 func privileged() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("read capabilities: %w", err)
+	have, err := capabilities()
+	if err != nil {
+		return err
 	}
 	var missing []string
 	for _, needed := range []struct {
@@ -162,7 +163,7 @@ func privileged() error {
 		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},
 		{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
 	} {
-		if data[needed.number/32].Effective&(1<<(needed.number%32)) == 0 {
+		if !have(needed.number) {
 			missing = append(missing, needed.name)
 		}
 	}
@@ -170,6 +171,60 @@ func privileged() error {
 		return noProgram{fmt.Errorf("no %s: run nettally as root", strings.Join(missing, ", "))}
 	}
 	return nil
+}
+
+// capabilities reports which capabilities are effective, by number.
+func capabilities() (have func(number int) bool, err error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return nil, fmt.Errorf("read capabilities: %w", err)
+	}
+	return func(number int) bool { return data[number/32].Effective&(1<<(number%32)) != 0 }, nil
+}
+
+// unhidden looks for what hides containers: a directory that only its owner may read, or one
+// that is deeper than nettally looks.
+func unhidden(config *configs.Config) (string, error) {
+	const maxListed = 3
+	w, err := newWatcher(config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	if _, err := w.Containers(); err != nil {
+		return "", err
+	}
+	have, err := capabilities()
+	if err != nil {
+		return "", err
+	}
+	var wrong []string
+	if !have(unix.CAP_DAC_READ_SEARCH) && !have(unix.CAP_DAC_OVERRIDE) {
+		wrong = append(wrong, "no CAP_DAC_READ_SEARCH, so a user's `chmod 700` hides containers: run nettally as root, and add it to CapabilityBoundingSet of its unit")
+	}
+	named, count := w.Skipped()
+	for _, s := range named[:min(len(named), maxListed)] {
+		wrong = append(wrong, fmt.Sprintf("containers may be missed below %v: %s", s, uncover(s.Err)))
+	}
+	if count > maxListed {
+		wrong = append(wrong, fmt.Sprintf("and below %d others", count-maxListed))
+	}
+	if len(wrong) > 0 {
+		return "", errors.New(strings.Join(wrong, "; "))
+	}
+	return "every directory can be read", nil
+}
+
+// uncover says what to do about a directory that can't be looked at.
+func uncover(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "chmod it to 755"
+	case errors.Is(err, watcher.ErrTooDeep), errors.Is(err, unix.ENAMETOOLONG):
+		return "remove the directories below it, or make them fewer and their names shorter"
+	}
+	return "look at the kernel's log"
 }
 
 func cgroups(config *configs.Config) (string, error) {

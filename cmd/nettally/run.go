@@ -148,8 +148,9 @@ func (d *daemon) wire() (err error) {
 		},
 		Source: d.source(),
 		Build:  buildInfo(),
+		Hosts:  d.config.Load().Exporter.Hosts,
 		Ready:  d.ready,
-		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded(), d.bySource()}),
+		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), d.watching(), []prometheus.Collector{d.reloadOK, d.bySource()}),
 		Log:    d.log,
 	})
 	return err
@@ -272,9 +273,9 @@ func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, o))
 }
 
-// degraded shows that the kernel sends no events.
-func (d *daemon) degraded() prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+// watching shows what the watcher can't see, or sees late.
+func (d *daemon) watching() []prometheus.Collector {
+	degraded := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nettally_watch_degraded",
 		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late; the log says why.",
 	}, func() float64 {
@@ -283,6 +284,18 @@ func (d *daemon) degraded() prometheus.Collector {
 		}
 		return 0
 	})
+	skipped := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "nettally_watch_skipped_directories",
+		Help: "Cgroup directories below which containers may be missed: they can't be read, or are too deep. The log and `nettally check` name them.",
+	}, func() float64 {
+		_, count := d.watch.Skipped()
+		return float64(count)
+	})
+	failed := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "nettally_watch_errors_total",
+		Help: "Times that a cgroup directory could not be looked at.",
+	}, func() float64 { return float64(d.watch.Errors()) })
+	return []prometheus.Collector{degraded, skipped, failed}
 }
 
 func (d *daemon) settings() controller.Settings {

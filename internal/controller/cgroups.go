@@ -5,6 +5,7 @@ package controller
 import (
 	"errors"
 
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -80,8 +81,12 @@ func (c *Controller) countCgroup(known *container) {
 		return // its processes are in no cgroup of their own there
 	}
 	id, err := c.Cgroups.ID(dir)
+	if errors.Is(err, cgroupctl.ErrGone) {
+		return // or not made yet
+	}
 	if err != nil {
-		return // not made yet, or gone
+		c.cgroupFailed(known, err)
+		return
 	}
 	if _, _, err := c.Accounts.Open(ofCgroup(id), "", HookCgroup); err != nil {
 		c.cgroupFailed(known, err)
@@ -141,8 +146,8 @@ func (c *Controller) adoptCgroup(left usage.Leftover) error {
 }
 
 // reconcileCgroups puts back what somebody took off, and takes off what is on cgroups of
-// which no container is known any more.
-func (c *Controller) reconcileCgroups() {
+// which no container is known any more; listed says that all are known that could be.
+func (c *Controller) reconcileCgroups(listed bool) {
 	if c.Cgroups == nil {
 		return
 	}
@@ -152,12 +157,15 @@ func (c *Controller) reconcileCgroups() {
 		c.placeCgroup(known)
 		counted[known.cgroup] = true
 	}
+	if !listed {
+		return
+	}
 	ids, err := c.Cgroups.IDs()
 	if err != nil {
 		c.Log.Warn("list counted cgroups", "err", err)
 	}
 	for _, id := range ids {
-		if counted[id] {
+		if counted[id] || c.hidden[c.Accounts.Owner(ofCgroup(id))] {
 			continue
 		}
 		if err := errors.Join(c.Cgroups.Detach(id), c.Accounts.EndCgroup(ofCgroup(id))); err != nil {

@@ -249,7 +249,7 @@ func (c *Controller) assign(known *container, interfaces []watcher.Interface) (s
 // seen everything, nobody is known to have ended.
 func (c *Controller) orphaned(target usage.Target, known *container) bool {
 	owner := c.Accounts.Owner(target)
-	return c.complete && owner != "" && owner != known.ID && c.containers[owner] == nil
+	return c.complete && owner != "" && owner != known.ID && c.containers[owner] == nil && !c.hidden[owner]
 }
 
 // succeed has a host veth counted on another slot, for who comes after its owner.

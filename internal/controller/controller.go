@@ -24,6 +24,7 @@ import (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
+	Missed(id, cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
@@ -92,6 +93,7 @@ type Controller struct {
 
 	veths      map[int]*veth
 	containers map[string]*container
+	hidden     map[string]bool     // of an earlier process, in a directory that can't be read
 	sandboxes  map[uint64]*sandbox // by inode of the network namespace
 	insides    map[usage.Target]*inside
 	busy       map[int]bool // interfaces of containers at work, while we start
@@ -167,6 +169,7 @@ func New(o Options) *Controller {
 		Options:    o,
 		veths:      map[int]*veth{},
 		containers: map[string]*container{},
+		hidden:     map[string]bool{},
 		sandboxes:  map[uint64]*sandbox{},
 		insides:    map[usage.Target]*inside{},
 		jobs:       newJobs(),
@@ -209,7 +212,6 @@ func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error
 		c.removeStrays()
 	}
 	c.busy, c.complete = nil, true
-	c.stopUnseen()
 	close(c.ready)
 	return c.loop(ctx, events)
 }
@@ -281,13 +283,13 @@ func (c *Controller) handle(e watcher.Event) {
 func (c *Controller) reconcile() bool {
 	c.bandwidth = usesBandwidth(c.CNIConfig)
 	complete := c.reconcileVeths()
-	c.reconcileContainers()
+	listed := c.reconcileContainers()
 	for _, known := range c.containers {
 		if known.reason != usage.Accounted {
 			c.resolve(known)
 		}
 	}
-	c.reconcileCgroups()
+	c.reconcileCgroups(listed)
 	c.reconcileInside()
 	c.lookAtEnds()
 	for _, id := range c.Accounts.Expire() {
@@ -324,11 +326,12 @@ func (c *Controller) reconcileVeths() (complete bool) {
 	return true
 }
 
-func (c *Controller) reconcileContainers() {
+// reconcileContainers reports whether the containers could be listed.
+func (c *Controller) reconcileContainers() (listed bool) {
 	found, err := c.Host.Containers()
 	if err != nil {
-		c.Log.Warn("list containers", "err", err)
-		return
+		c.Log.Warn("could not list containers", "err", err)
+		return false
 	}
 	there := make(map[string]bool, len(found))
 	for _, known := range found {
@@ -340,13 +343,26 @@ func (c *Controller) reconcileContainers() {
 			c.containerStopped(id)
 		}
 	}
+	c.stopUnseen()
+	return true
 }
 
-// stopUnseen ends the containers of an earlier process that are not there any more.
+// stopUnseen ends the containers of an earlier process that are not there any more. Those
+// in a directory that can't be read may be: it is for the kernel to say that they have gone.
 func (c *Controller) stopUnseen() {
-	for _, id := range c.Accounts.Running() {
-		if c.containers[id] == nil {
+	clear(c.hidden)
+	for id, cgroup := range c.Accounts.Running() {
+		switch {
+		case c.containers[id] != nil:
+		case c.outOfSight(id, cgroup):
+			c.hidden[id] = true
+		default:
 			c.Accounts.Stop(id)
 		}
 	}
+}
+
+// outOfSight reports whether a container that was not listed may be there and is to be known.
+func (c *Controller) outOfSight(id, cgroup string) bool {
+	return c.Host.Missed(id, cgroup) && c.Settings().Container(watcher.Container{ID: id, Cgroup: cgroup})
 }

@@ -36,6 +36,7 @@ const (
 // host is what the controller sees of the host: *watcher.Watcher.
 type host interface {
 	Containers() ([]watcher.Container, error)
+	Missed(id, cgroup string) bool
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
 	NamespaceNumber(pid int) (int, error)
@@ -167,7 +168,6 @@ func (c *Controller) Snapshot() usage.Snapshot {
 func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
 	defer close(c.ended)
 	c.reconcile()
-	c.stopUnseen()
 	c.began = time.Now()
 	close(c.adopted)
 	close(c.ready)
@@ -287,15 +287,22 @@ func (c *Controller) reconcileContainers() {
 			c.resolve(known)
 		}
 	}
+	c.stopUnseen()
 }
 
-// stopUnseen ends the containers of an earlier process that are not there any more.
+// stopUnseen ends the containers of an earlier process that are not there any more. Those
+// in a directory that can't be read may be: it is for the kernel to say that they have gone.
 func (c *Controller) stopUnseen() {
-	for _, id := range c.Accounts.Running() {
-		if c.containers[id] == nil {
+	for id, cgroup := range c.Accounts.Running() {
+		if c.containers[id] == nil && !c.outOfSight(id, cgroup) {
 			c.Accounts.Stop(id)
 		}
 	}
+}
+
+// outOfSight reports whether a container that was not listed may be there and is to be known.
+func (c *Controller) outOfSight(id, cgroup string) bool {
+	return c.Host.Missed(id, cgroup) && c.Settings().Container(watcher.Container{ID: id, Cgroup: cgroup})
 }
 
 // pollAll reads the files of every namespace.

@@ -182,17 +182,17 @@ func (a *Accounts) Stop(id string) {
 	}
 }
 
-// Running returns the ids of containers that have not been stopped.
-func (a *Accounts) Running() []string {
+// Running returns the containers that have not been stopped: their cgroups by their ids.
+func (a *Accounts) Running() map[string]string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var ids []string
+	cgroups := map[string]string{}
 	for id, c := range a.containers {
 		if c.State == Running {
-			ids = append(ids, id)
+			cgroups[id] = c.Cgroup
 		}
 	}
-	return ids
+	return cgroups
 }
 
 // Explain says why a container is not accounted, or that it is.

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// visit is one pass over a part of the hierarchy. Users make directories: what goes wrong
+// with one of them costs what is below that one only.
+type visit struct {
+	*tree
+	deep    bool             // look into closed directories, too
+	seen    map[string]bool  // if not nil, the directories that exist
+	skipped map[string]error // directories of which some below could not be looked at
+}
+
+// directory visits a directory and what is below it; leaf says that it is inside
+// a closed one. It reports whether the directory is a container's.
+func (v *visit) directory(dir string, leaf bool) bool {
+	st, err := v.stat(dir)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		v.skip(path.Dir(dir), err) // it may not be searched, or its path is too long for more
+		return false
+	}
+	if known := v.inode(dir); known != 0 && known != st.Ino {
+		v.forget(dir)
+	}
+	if v.seen != nil {
+		v.seen[dir] = true
+	}
+	c, ok := Identify(dir, v.patterns)
+	container := ok && c.Cgroup == dir
+	if container {
+		v.meet(c, st)
+	}
+	inside := leaf
+	switch {
+	case container:
+		leaf = !v.opened[dir]
+	case !inside:
+		leaf = isLeafUnit(path.Base(dir)) && !v.opened[dir]
+	}
+	closed := leaf && (container || !inside)
+	if closed {
+		v.close(dir, st.Ino)
+	}
+	if depth(dir) >= MaxDepth {
+		if st.Nlink > 2 {
+			v.skip(dir, ErrTooDeep)
+		}
+		return container
+	}
+	fresh := !leaf && v.watch(dir, st.Ino)
+	// A directory with two links has no directories in it; a new watch may have
+	// come after one was made.
+	if (leaf && !v.deep) || (!fresh && st.Nlink == 2) {
+		return container
+	}
+	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
+		v.children(dir, leaf)
+	}
+	if closed && v.opened[dir] {
+		v.watch(dir, st.Ino)
+		v.children(dir, false)
+	}
+	return container
+}
+
+// children visits the directories in dir and says whether one is a container's.
+func (v *visit) children(dir string, leaf bool) bool {
+	entries, err := os.ReadDir(v.path(dir))
+	v.skip(dir, err)
+	holds := false
+	for _, e := range entries {
+		if e.IsDir() && v.directory(path.Join(dir, e.Name()), leaf) {
+			holds = true
+		}
+	}
+	return holds
+}
+
+// watch starts to watch a directory. It says whether that is new, in which case
+// the directory has to be listed again. The inode was read before: should another
+// directory have taken the name since, its event will show the difference.
+func (v *visit) watch(dir string, inode uint64) bool {
+	if _, ok := v.watched[dir]; ok || v.notify == nil {
+		return false
+	}
+	err := v.notify.Add(v.path(dir))
+	switch {
+	case err == nil:
+		v.watched[dir] = inode
+	case ofDirectory(err):
+		v.skip(dir, err)
+	case !vanished(err) && v.unwatched == nil:
+		v.unwatched = fmt.Errorf("watch cgroup %q: %w", dir, err)
+	}
+	return err == nil
+}
+
+// skip notes that not all below a directory could be looked at; nil and what is gone are
+// nothing to note.
+func (v *visit) skip(dir string, err error) {
+	if err != nil && !vanished(err) {
+		v.skipped[dir] = cause(err)
+	}
+}
+
+// depth is the level of a directory, 1 right below the root.
+func depth(dir string) int { return strings.Count(strings.TrimSuffix(dir, "/"), "/") }
