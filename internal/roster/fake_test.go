@@ -32,6 +32,8 @@ type world struct {
 	listFails, succeedFails error
 	relistHints             []Hint
 
+	missed map[string]bool // containers that are not listed, in directories that can't be read
+
 	hint bool // Reconcile hints at the owners of interfaces that are not counted for them
 
 	// What the backend was told.
@@ -67,13 +69,14 @@ func (b *book) Stop(id string)                    { b.state[id] = usage.Stopped 
 func (b *book) Explain(id string, r usage.Reason) { b.reasons[id] = r }
 func (b *book) Share(id, owner string)            { b.shares[id] = owner }
 
-func (b *book) Running() (ids []string) {
+func (b *book) Running() map[string]string {
+	cgroups := map[string]string{}
 	for id, s := range b.state {
 		if s == usage.Running {
-			ids = append(ids, id)
+			cgroups[id] = "/docker/" + id
 		}
 	}
-	return ids
+	return cgroups
 }
 
 func (b *book) Expire() (ids []string) {
@@ -87,7 +90,7 @@ func (w *world) Forget(id string) { w.names[id]-- }
 func newWorld() *world {
 	return &world{
 		in: map[string]uint64{}, interfaces: map[uint64][]*device{}, nsids: map[uint64]int{},
-		owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
+		missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
 		accounts: &book{state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}},
 	}
 }
@@ -267,7 +270,7 @@ func run(t *testing.T, w *world) *running {
 	t.Helper()
 	r := &running{t: t, world: w, events: make(chan watcher.Event)}
 	r.Roster = New(Options[string]{
-		Containers: w.list, Backend: w, Accounts: w.accounts, Names: w,
+		Containers: w.list, Missed: func(id, cgroup string) bool { return w.missed[id] && cgroup == "/docker/"+id }, Backend: w, Accounts: w.accounts, Names: w,
 		Settings: func() Settings {
 			return Settings{
 				Container: func(c watcher.Container) bool { return r.filter == nil || r.filter(c) },

@@ -30,7 +30,7 @@ type accounts interface {
 	Explain(id string, reason usage.Reason)
 	Share(id, owner string)
 	Stop(id string)
-	Running() []string
+	Running() map[string]string
 	Expire() []string
 }
 
@@ -50,9 +50,12 @@ type Settings struct {
 type Options[F any] struct {
 	// Containers lists the containers that are there: (*watcher.Watcher).Containers.
 	Containers func() ([]watcher.Container, error)
-	Backend    Backend[F]
-	Accounts   accounts
-	Names      names
+	// Missed reports whether a container that was not listed may be there all the same:
+	// (*watcher.Watcher).Missed.
+	Missed   func(id, cgroup string) bool
+	Backend  Backend[F]
+	Accounts accounts
+	Names    names
 	// Settings is called at every use; the value is not kept.
 	Settings func() Settings
 	Log      *slog.Logger
@@ -64,6 +67,7 @@ type Roster[F any] struct {
 	members map[Key]*member
 	spaces  map[uint64]*space // by Space.ID
 	inside  map[Key]int       // how many members are right inside of a container
+	hidden  map[Key]bool      // containers of an earlier process, in directories that can't be read
 	// first holds where the namespaces are until all containers have been listed once: the
 	// owner that one had before this process began may be the last in the list. Nil then.
 	first map[uint64]Location[F]
@@ -95,6 +99,7 @@ func New[F any](o Options[F]) *Roster[F] {
 		members: map[Key]*member{},
 		spaces:  map[uint64]*space{},
 		inside:  map[Key]int{},
+		hidden:  map[Key]bool{},
 		first:   map[uint64]Location[F]{},
 		reload:  make(chan struct{}, 1),
 		ready:   make(chan struct{}),
@@ -224,7 +229,25 @@ func (r *Roster[F]) relist() {
 	for _, c := range found {
 		r.started(c)
 	}
+	r.stopUnseen()
 	r.complete()
+}
+
+// stopUnseen ends the accounts of containers of an earlier process that are not there any
+// more. Those in a directory that can't be read may be: only the kernel's word that they
+// have gone ends them.
+func (r *Roster[F]) stopUnseen() {
+	clear(r.hidden)
+	for id, cgroup := range r.Accounts.Running() {
+		key := Key{ID: id}
+		switch {
+		case r.members[key] != nil:
+		case r.Missed(id, cgroup) && r.Settings().Container(watcher.Container{ID: id, Cgroup: cgroup}):
+			r.hidden[key] = true
+		default:
+			r.Accounts.Stop(id)
+		}
+	}
 }
 
 // complete ends the first listing: owners are known now.
@@ -237,11 +260,6 @@ func (r *Roster[F]) complete() {
 	for id, at := range first {
 		if box := r.spaces[id]; box != nil {
 			r.count(box, at)
-		}
-	}
-	for _, id := range r.Accounts.Running() {
-		if r.members[Key{ID: id}] == nil {
-			r.Accounts.Stop(id)
 		}
 	}
 	close(r.ready)

@@ -350,6 +350,26 @@ func TestRestart(t *testing.T) {
 		r.want(map[string]usage.Reason{"older": usage.SharedNetwork, "owner": usage.Accounted})
 		<-r.Ready()
 	})
+	inBubble(t, "the owner is in a directory that can't be read", func(t *testing.T) {
+		w := newWorld()
+		d := w.device(7)
+		d.owner = Key{ID: "hidden"}
+		w.accounts.state["hidden"], w.missed["hidden"] = usage.Running, true
+		w.put("a", 7)
+		r := run(t, w)
+		defer r.stop()
+		pass(2 * every)
+		r.owned(d, "hidden")
+		if got := w.accounts.state["hidden"]; got != usage.Running {
+			t.Errorf("it is %s", got)
+		}
+		delete(w.missed, "hidden") // the kernel says that its cgroup has gone
+		pass(2 * every)
+		r.owned(d, "a")
+		if got := w.accounts.state["hidden"]; got != usage.Stopped {
+			t.Errorf("it is %s", got)
+		}
+	})
 	inBubble(t, "the owner has ended meanwhile", func(t *testing.T) {
 		w := newWorld()
 		d := w.device(7)

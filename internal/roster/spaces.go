@@ -95,7 +95,7 @@ func (r *Roster[F]) count(box *space, at Location[F]) {
 
 // orphaned reports whether an owner has ended. All containers have been listed by then.
 func (r *Roster[F]) orphaned(owners []Key) bool {
-	return slices.ContainsFunc(owners, func(k Key) bool { return r.members[k] == nil })
+	return slices.ContainsFunc(owners, func(k Key) bool { return r.members[k] == nil && !r.hidden[k] })
 }
 
 // conclude says what became of an owner.
