@@ -30,6 +30,7 @@ import (
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/quota/notify"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
@@ -63,6 +64,7 @@ type daemon struct {
 	applying sync.Mutex // one reload at a time
 
 	watch    *watcher.Watcher
+	clock    *wallclock.Clock
 	names    *names.Resolver
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
@@ -149,8 +151,11 @@ func (d *daemon) wire() (err error) {
 		Source: d.source(),
 		Build:  buildInfo(),
 		Ready:  d.ready,
-		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), []prometheus.Collector{d.reloadOK, d.degraded(), d.bySource()}),
-		Log:    d.log,
+		Extra: slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(),
+			[]prometheus.Collector{d.reloadOK, d.degraded(), d.bySource(), d.clock}),
+		Now:      d.clock.Now,
+		Distrust: d.clock.Distrust,
+		Log:      d.log,
 	})
 	return err
 }
@@ -173,12 +178,18 @@ func (d *daemon) open(datapath usage.Datapath) error {
 	if err != nil {
 		return err
 	}
+	read, err := wallclock.Host()
+	if err != nil {
+		return err
+	}
+	d.clock = wallclock.New(read, d.log)
 	d.accounts = usage.New(usage.Options{
 		Datapath:  datapath,
 		Identify:  d.identify,
 		Retention: func() time.Duration { return d.config.Load().Retention.API },
 		Boot:      boot,
 		Kept:      true,
+		Clock:     d.clock,
 	})
 	d.ledger = ledger.New(ledger.Options{
 		Path: ledgerPath(d.config.Load()),
@@ -186,10 +197,11 @@ func (d *daemon) open(datapath usage.Datapath) error {
 			r := d.config.Load().Retention
 			return r.Hours, r.Days
 		},
-		Log: d.log,
+		Clock: d.clock,
+		Log:   d.log,
 	})
 	d.closers = append(d.closers, d.ledger)
-	records, err := d.ledger.Load(time.Now().Add(-d.config.Load().Retention.API))
+	records, err := d.ledger.Load(d.config.Load().Retention.API)
 	if err != nil {
 		d.log.Error("read what was counted before", "err", err)
 	}
@@ -197,6 +209,7 @@ func (d *daemon) open(datapath usage.Datapath) error {
 	d.notify = notify.New(notify.Options{
 		Notifiers:    func() []notify.Config { return notifiers(d.config.Load()) },
 		Store:        d.ledger.Documents("notify"),
+		TimeOfDay:    func() (time.Time, bool) { now := d.clock.Look(); return now.Now, now.State == wallclock.Agrees },
 		Log:          d.log,
 		GeneratorURL: generatorURL(d.config.Load()),
 		Version:      buildInfo().Version,
@@ -207,6 +220,7 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		Store:   d.ledger.Documents("quota"),
 		Notify:  d.notify.Send,
 		Started: d.notify.Reconcile,
+		Clock:   d.clock,
 		Log:     d.log,
 	})
 	return nil
