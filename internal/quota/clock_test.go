@@ -250,6 +250,49 @@ func wrongClock(t *testing.T, off []time.Duration, booted bool) {
 	}
 }
 
+// A period whose end comes while the clock is not trusted goes on until it is.
+func TestNoPeriodEndsUntrusted(t *testing.T) {
+	for _, off := range []time.Duration{-2 * year, 2 * year, -10 * time.Minute} {
+		b := newBench(t, monthly(every(Hourly)))
+		b.start("a1", "web")
+		b.pass(0)
+		b.transmit("a1", 600)
+		b.pass(time.Second)
+		b.host.off = off
+		b.pass(2 * time.Hour)
+		b.transmit("a1", 100)
+		b.pass(time.Second)
+		same(t, b.used(), map[string]uint64{"m/web": 700})
+		b.host.off = 0
+		b.transmit("a1", 30)
+		b.pass(time.Second)
+		same(t, b.used(), map[string]uint64{"m/web": 30})
+		same(t, b.took(), []string{"m web 50 firing", "m web 50 resolved"})
+	}
+}
+
+// What a clock that was ahead has dated into the future is forgotten in time.
+func TestGoneInTheFuture(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("life"), every(Lifetime)))
+	b.start("a1", "web")
+	b.pass(0)
+	b.host.off, b.host.synced = 2*year, true
+	b.pass(time.Second)
+	b.pass(wallclock.SyncedFor)
+	b.remove("a1")
+	b.rules = b.rules[:1]
+	b.pass(time.Second)
+	b.host.off = 0
+	b.pass(time.Second)
+	b.pass(wallclock.SyncedFor)
+	same(t, len(b.engine.containers), 1)
+	b.pass(forgetAfter + time.Minute)
+	same(t, len(b.engine.containers), 0)
+	same(t, len(b.engine.rules), 2)
+	b.pass(dormantFor)
+	same(t, len(b.engine.rules), 1)
+}
+
 // A virtual machine that was paused: time since boot stood still, and NTP steps its clock.
 func TestPausedMachine(t *testing.T) {
 	b := newBench(t, monthly(every(Hourly)))
