@@ -100,7 +100,7 @@ func (l *Ledger) History(ctx context.Context, q Query) ([]Row, error) {
 func (l *Ledger) checkQuery(q Query) (Query, error) {
 	q.Step, q.By = cmp.Or(q.Step, Day), cmp.Or(q.By, ByName)
 	if q.To.IsZero() {
-		q.To = l.Now().Add(1) // the present, too, when a step begins
+		q.To = l.Clock.Now().Add(1) // the present, too, when a step begins
 	}
 	label, isLabel := strings.CutPrefix(q.By, LabelPrefix)
 	_, globErr := path.Match(q.Name, "")

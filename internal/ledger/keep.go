@@ -97,7 +97,7 @@ func (k *keeper) report(err error) {
 		if err != nil {
 			s.Error = err.Error()
 		} else {
-			s.LastFlush = k.Now()
+			s.LastFlush = k.Clock.Now()
 		}
 	})
 	if err != nil {

@@ -189,21 +189,24 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 
 // writeRecords writes records down in one transaction.
 func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error {
-	now := l.Now()
 	marks := make(map[string]numbers, len(records))
 	err := inTx(ctx, l.file.write, func(tx *sql.Tx) error {
+		clock, err := l.look(ctx, tx)
+		if err != nil {
+			return err
+		}
 		w, err := newWriter(ctx, tx)
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		hour := hourOf(now, l.Location).Unix()
+		hour := hourOf(clock.Now, l.Location).Unix()
 		for _, r := range records {
 			if marks[r.ID], err = w.put(r, hour, l.marks[r.ID]); err != nil {
 				return err
 			}
 		}
-		return l.noteWrite(ctx, tx, now)
+		return noteWrite(ctx, tx, clock.Mark)
 	})
 	if err != nil {
 		return err
@@ -212,19 +215,6 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 		l.marks[id] = mark
 	}
 	return nil
-}
-
-// noteWrite notes when the ledger was last written, and finds the clock behind that.
-func (l *Ledger) noteWrite(ctx context.Context, tx *sql.Tx, now time.Time) error {
-	var last int64
-	err := tx.QueryRowContext(ctx, "SELECT value FROM meta WHERE key = 'last_write'").Scan(&last)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	mark := l.look(now, fromNanos(last))
-	_, err = tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('last_write', ?)
-		ON CONFLICT (key) DO UPDATE SET value = excluded.value`, nanos(mark))
-	return err
 }
 
 // writer holds the statements of one transaction.

@@ -59,7 +59,7 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 	n := now.UnixNano() / (int64(r.Period.Window) / buckets)
 	switch {
 	case r.bucket != 0 && n < r.bucket-buckets:
-		e.Log.Warn("the clock was set back by more than a window; what is in it goes along", "quota", r.Name)
+		e.Log.Warn("a window was filled with a clock that was ahead by more than its length; what is in it goes along", "quota", r.Name)
 		for _, st := range r.states {
 			e.moveWindow(st, n)
 		}

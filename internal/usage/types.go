@@ -191,9 +191,10 @@ type Container struct {
 
 	State       State
 	StartedAt   time.Time
-	StoppedAt   time.Time // zero while running
-	NetworkMode string    // "bridge", "host", "none", "container", … or ""
-	Reason      Reason    // Accounted, or why not
+	StoppedAt   time.Time     // zero while running
+	StoppedFor  time.Duration // when the snapshot was taken, whatever the clock did meanwhile
+	NetworkMode string        // "bridge", "host", "none", "container", … or ""
+	Reason      Reason        // Accounted, or why not
 	// Unrecalled says that the ledger was not asked yet what it counted before: a disk hangs.
 	Unrecalled bool
 	// OnHost says that it was found in the host's network namespace, whatever a runtime says.
