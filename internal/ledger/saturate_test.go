@@ -56,6 +56,14 @@ func TestSumsSaturate(t *testing.T) {
 		t.Errorf("%d hours are left", n)
 	}
 	check("in days", Query{Step: Month})
+	// Another container of the name, on another day: sum() would fail.
+	b.flush(record("a3", "web", math.MaxInt64))
+	b.pass(5 * day)
+	b.tidyAll()
+	check("in days of a month", Query{Step: Month})
+	if n := b.count("days"); n < 3 {
+		t.Errorf("%d days, want those of two names", n)
+	}
 	// What has no name at first is added to what has it.
 	unnamed := record("a1", "", math.MaxInt64)
 	b.flush(unnamed)
