@@ -65,7 +65,7 @@ func (e *Engine) count(k *container, total numbers, source string, age time.Dura
 	for _, st := range k.feeds {
 		if n := st.rule.span.of(growth); n > 0 {
 			st.add(n)
-			st.tick += n
+			st.tick = usage.Add(st.tick, n)
 			e.touch(st)
 			e.mark(st)
 		}
@@ -90,7 +90,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 		st := e.state(r, key)
 		if late {
 			st.add(r.Initial)
-			st.base += r.Initial
+			st.base = usage.Add(st.base, r.Initial)
 		}
 		e.rename(before, k, st)
 		st.members++
@@ -111,7 +111,7 @@ func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now
 	case met && !k.fresh && k.age(c, k.source) < forgetAfter:
 		// All of it is news: one that we have forgotten was counted before that.
 	case (r.isNew || met && k.fresh) && belongs(r, c, k.source, now):
-		st.base += n // the time it took is not known to the projection
+		st.base = usage.Add(st.base, n) // the time it took is not known to the projection
 	default:
 		return
 	}

@@ -432,7 +432,7 @@ func (e *Engine) begin() {
 		for _, st := range r.states {
 			if r.Initial > 0 {
 				st.add(r.Initial)
-				st.base += r.Initial
+				st.base = usage.Add(st.base, r.Initial)
 			}
 			e.touch(st)
 			e.mark(st)

@@ -34,6 +34,7 @@ type order struct {
 	Bytes   int64          `json:"bytes,omitempty"`
 	Method  Method         `json:"method,omitempty"`
 	Path    string         `json:"path,omitempty"`
+	Frame   *Frame         `json:"frame,omitempty"`
 }
 
 type reply struct {
@@ -100,6 +101,8 @@ func (s *server) do(o order) (reply, error) {
 		return reply{}, sendUDP(o)
 	case "sendtcp":
 		return reply{}, sendTCP(o)
+	case "sendframe":
+		return reply{}, sendFrame(o)
 	case "enter":
 		return reply{}, enter(o.Path)
 	}

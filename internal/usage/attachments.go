@@ -361,10 +361,10 @@ func less(v bpf.Volume, by Volume) bpf.Volume {
 // before we came, or while our filters were off. It is noted with the slot.
 func (a *Accounts) Seed(target Target, receive, transmit Volume) error {
 	return a.note(target, func(n *bpf.Note) {
-		n.SeededReceive.Bytes += receive.Bytes
-		n.SeededReceive.Packets += receive.Packets
-		n.SeededTransmit.Bytes += transmit.Bytes
-		n.SeededTransmit.Packets += transmit.Packets
+		n.SeededReceive.Bytes = Add(n.SeededReceive.Bytes, receive.Bytes)
+		n.SeededReceive.Packets = Add(n.SeededReceive.Packets, receive.Packets)
+		n.SeededTransmit.Bytes = Add(n.SeededTransmit.Bytes, transmit.Bytes)
+		n.SeededTransmit.Packets = Add(n.SeededTransmit.Packets, transmit.Packets)
 	})
 }
 
