@@ -110,8 +110,8 @@ func (t *tree) peek() error {
 		if err != nil || st.Ino != p.inode {
 			continue // an event will tell, or the next walk
 		}
-		if p.links != st.Nlink {
-			p.links, p.since = st.Nlink, 0
+		if links := uint64(st.Nlink); p.links != links {
+			p.links, p.since = links, 0
 		}
 		if p.since++; p.links == 2 || p.since > newPeeks {
 			continue

@@ -170,7 +170,7 @@ func TestKilledAnywhere(t *testing.T) {
 		w := newWorld(t, seed)
 		kills := 0
 		for range 400 {
-			w.now = w.now.Add(time.Duration(w.random.IntN(int(time.Minute))))
+			w.now = w.now.Add(time.Duration(w.random.Int64N(int64(time.Minute))))
 			switch n := w.random.IntN(100); {
 			case n < 25:
 				w.turn(fmt.Sprint("quota", w.random.IntN(5)))
