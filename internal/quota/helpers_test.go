@@ -88,13 +88,23 @@ func newBench(t testing.TB, rules ...Rule) *bench {
 // restart is what a process does that comes after another, killed or not.
 func (b *bench) restart() {
 	b.engine = New(Options{
-		Rules:  func() []Rule { return b.rules },
+		Rules: func() (rules []Rule) {
+			b.beside(func() { rules = b.rules })
+			return rules
+		},
 		Store:  b.store,
 		Notify: func(a Alert) { b.sent = append(b.sent, a) },
 		Log:    slog.New(slog.NewTextHandler(&b.log, nil)),
 	})
 	b.keeper = &keeper{Engine: b.engine, results: make(chan result, 1)}
 	b.keeper.load()
+}
+
+// beside does something with what Run uses, too.
+func (b *bench) beside(do func()) {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	do()
 }
 
 // start adds a container.
