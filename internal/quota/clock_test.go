@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 func TestClockSetBack(t *testing.T) {
@@ -142,7 +144,7 @@ func (l *ledgers) look(t *testing.T) {
 
 // Whatever happens, each byte is in one period: not in two, and not in none.
 func TestNoByteTwiceOrNever(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(need.Tries(150)) {
 		random := rand.New(rand.NewPCG(seed, 7))
 		in := zone(t, zones[random.IntN(len(zones))])
 		rules := []Rule{monthly(named("all"), per(PerAll)), monthly(named("name"))}
