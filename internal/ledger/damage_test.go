@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -83,6 +84,7 @@ func checkSetAside(b *bench, n int) {
 }
 
 func TestDamagedWhileClosed(t *testing.T) {
+	need.Native(t)
 	tests := map[string]struct {
 		pages func(b *bench) []int
 		hours int // of 30 that are to be there
@@ -171,6 +173,7 @@ func checkNotDoubled(t *testing.T, before, after numbers, hours int) {
 }
 
 func TestDamagedWhileOpen(t *testing.T) {
+	need.Native(t)
 	b, h := newBench(t), newHost()
 	records := crowd(b, 30)
 	hours := pagesOf(b, "hours")
@@ -211,6 +214,7 @@ func TestDamagedWhileOpen(t *testing.T) {
 
 // The page is found damaged by the flush itself.
 func TestDamagedWhileWritten(t *testing.T) {
+	need.Native(t)
 	b := newBench(t)
 	crowd(b, 30)
 	pages := pagesOf(b, "containers")
@@ -247,6 +251,7 @@ func TestDamagedFilesArePiledUpToALimit(t *testing.T) {
 }
 
 func TestCutOff(t *testing.T) {
+	need.Native(t)
 	for name, size := range map[string]int64{"to nothing": 0, "in a page": 10*page + 77, "to the header": page} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)

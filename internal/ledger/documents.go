@@ -183,7 +183,7 @@ func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte
 }
 
 // onDisk has the disk do something and waits a while for it. What takes longer is
-// cancelled, and keeps the disk to itself until it has noticed.
+// cancelled, and keeps the disk to itself until it has noticed; [Ledger.Close] waits for it.
 func (l *Ledger) onDisk(do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), saveWithin)
 	select {

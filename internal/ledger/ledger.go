@@ -107,6 +107,8 @@ type Ledger struct {
 
 	statusMu sync.Mutex
 	status   Status
+
+	closed func() error // end, once
 }
 
 // Status is how the keeping goes.
@@ -125,7 +127,7 @@ func New(o Options) *Ledger {
 	if o.Location == nil {
 		o.Location = time.Local
 	}
-	return &Ledger{
+	l := &Ledger{
 		Options:  o,
 		metrics:  newMetrics(),
 		disk:     make(chan struct{}, 1),
@@ -134,6 +136,8 @@ func New(o Options) *Ledger {
 		recalled: make(chan struct{}, 1),
 		tried:    make(chan struct{}),
 	}
+	l.closed = sync.OnceValue(l.end)
+	return l
 }
 
 // Load returns what is kept of the containers that ran when it was last written, or
@@ -148,7 +152,7 @@ func (l *Ledger) Load(within time.Duration) ([]usage.Record, error) {
 		err     error
 	}
 	done := make(chan loaded, 1)
-	go func() {
+	go func() { // Close waits for it, see there
 		records, err := l.load(within)
 		done <- loaded{records, err}
 	}()
@@ -211,12 +215,28 @@ func (l *Ledger) read(ctx context.Context, work func(context.Context, *file) err
 	return err
 }
 
-// Close closes the file. It gives up on a disk that does not answer.
-func (l *Ledger) Close() error {
+// Close closes the file and waits for the ledger's goroutines. Nothing opens the file
+// again: what comes later is told that the disk does not answer. Closing again does
+// nothing and returns the same error.
+//
+// It gives up on a disk that does not answer within ten seconds. A system call on such a
+// disk can't be interrupted, so three goroutines may outlive Close then: one that has the
+// disk, one that looks up containers, and one that waits for both to close the file.
+func (l *Ledger) Close() error { return l.closed() }
+
+func (l *Ledger) end() error {
+	ended := make(chan error, 1)
+	go func() {
+		// Each goroutine holds one of the two tokens for as long as it is at work. They
+		// are not given back.
+		l.disk <- struct{}{}
+		err := l.replace(nil)
+		l.recalled <- struct{}{}
+		ended <- err
+	}()
 	select {
-	case l.disk <- struct{}{}:
-		defer func() { <-l.disk }()
-		return l.replace(nil)
+	case err := <-ended:
+		return err
 	case <-time.After(stopWithin):
 		return fmt.Errorf("close ledger %s: its disk does not answer", l.Path)
 	}

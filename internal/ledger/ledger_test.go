@@ -257,6 +257,35 @@ func TestLoadDoesNotWaitForEver(t *testing.T) {
 	})
 }
 
+// Close waits for a look-up, and gives up on one that hangs. Nothing opens the file after it.
+func TestClose(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Options{Path: path})
+		l.recalled <- struct{}{}
+		time.AfterFunc(stopWithin-time.Second, func() { <-l.recalled })
+		began := time.Now()
+		if err := l.Close(); err != nil || time.Since(began) != stopWithin-time.Second {
+			t.Errorf("close: %v after %v", err, time.Since(began))
+		}
+		if err := l.Documents("quota").Save(map[string][]byte{"a": nil}, nil); !errors.Is(err, errHangs) {
+			t.Errorf("save: %v", err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("made after Close: %v", err)
+		}
+
+		l = New(Options{Path: path})
+		l.recalled <- struct{}{}
+		for range 2 {
+			if err := l.Close(); err == nil || !strings.Contains(err.Error(), "does not answer") {
+				t.Errorf("close beside a look-up that hangs: %v", err)
+			}
+		}
+		<-l.recalled
+	})
+}
+
 // A ledger that can't be read may know more than we do: nothing is said of it, and
 // nothing is written over it, until it can be.
 func TestRecallWaitsForLedger(t *testing.T) {

@@ -124,7 +124,10 @@ func (b *bench) restart() {
 	clock.Restore(b.store.mark)
 	b.store.clock = clock
 	b.engine = New(Options{
-		Rules:  func() []Rule { return b.rules },
+		Rules: func() (rules []Rule) {
+			b.beside(func() { rules = b.rules })
+			return rules
+		},
 		Store:  b.store,
 		Notify: func(a Alert) { b.sent = append(b.sent, a) },
 		Clock:  clock,
@@ -132,6 +135,13 @@ func (b *bench) restart() {
 	})
 	b.keeper = &keeper{Engine: b.engine, results: make(chan result, 1)}
 	b.keeper.load()
+}
+
+// beside does something with what Run uses, too.
+func (b *bench) beside(do func()) {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	do()
 }
 
 // start adds a container.

@@ -21,11 +21,12 @@ func (b *bench) running(sent chan<- Alert) (stop func()) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- b.engine.Run(ctx, func() usage.Snapshot {
-			b.store.mu.Lock()
-			defer b.store.mu.Unlock()
-			b.asked++
-			return usage.Snapshot{TakenAt: time.Now(), Containers: slices.Clone(b.containers)}
+		done <- b.engine.Run(ctx, func() (snap usage.Snapshot) {
+			b.beside(func() {
+				b.asked++
+				snap = usage.Snapshot{TakenAt: time.Now(), Containers: slices.Clone(b.containers)}
+			})
+			return snap
 		})
 	}()
 	return func() {
@@ -38,9 +39,7 @@ func (b *bench) running(sent chan<- Alert) (stop func()) {
 
 // cross has the first container pass a level.
 func (b *bench) cross() time.Time {
-	b.store.mu.Lock()
-	defer b.store.mu.Unlock()
-	b.transmit("a1", 600)
+	b.beside(func() { b.transmit("a1", 600) })
 	return time.Now()
 }
 
@@ -234,11 +233,13 @@ func TestNobodyIsAsked(t *testing.T) {
 		stop := b.running(nil)
 		time.Sleep(5500 * time.Millisecond)
 		synctest.Wait()
-		same(t, b.asked, 0)
-		b.rules = []Rule{monthly()}
+		b.beside(func() {
+			same(t, b.asked, 0)
+			b.rules = []Rule{monthly()}
+		})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		same(t, b.asked, 2)
+		b.beside(func() { same(t, b.asked, 2) })
 		same(t, b.used(), map[string]uint64{"m/web": 300})
 		stop()
 	})

@@ -77,7 +77,8 @@ func serve(args []string, orders io.Reader, replies io.Writer) error {
 }
 
 // lines reads ahead and ends the process at the end of its orders: also in the
-// middle of one, since whoever gave it is gone.
+// middle of one, since whoever gave it is gone. So nobody waits for its goroutine, nor
+// for those of sinks: the process is theirs.
 func lines(r io.Reader) <-chan []byte {
 	out := make(chan []byte)
 	go func() {
@@ -128,7 +129,7 @@ func enter(path string) error {
 	return syscall.Exec("/proc/self/exe", []string{agentName, entered}, os.Environ())
 }
 
-// sink counts what a socket takes.
+// sink counts what a socket takes, for as long as the process lives.
 type sink struct {
 	mu sync.Mutex
 	Received

@@ -345,7 +345,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	running := map[*queue]context.CancelFunc{}
 	kept := make(chan struct{})
-	go func() {
+	go func() { // finish waits for it
 		defer close(kept)
 		d.keep(ctx)
 	}()

@@ -51,7 +51,9 @@ func (d *Dispatcher) keep(ctx context.Context) {
 	}
 }
 
-// finish writes what has changed last. It gives up on a disk that does not answer.
+// finish writes what has changed last. It gives up on a disk that does not answer: then
+// keep and its own goroutine outlive Run, until a call of the Store fails, which the ledger
+// bounds, or all is written.
 func (d *Dispatcher) finish(kept <-chan struct{}) {
 	done := make(chan struct{})
 	go func() {
