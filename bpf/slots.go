@@ -44,9 +44,12 @@ func (d *Datapath) place(s Slot, choose func(*Slot) error) (Slot, error) {
 		if !errors.Is(err, errNoRows) {
 			return placed, err
 		}
-		if err := d.makeChunk(placed.Index / slotsPerChunk); err != nil {
+		chunk := placed.Index / slotsPerChunk
+		if err := d.makeChunk(chunk); err != nil {
 			return Slot{}, fmt.Errorf("make rows for slot %d: %w", placed.Index, err)
 		}
+		// A lower slot may be free by now, and nobody else want the chunk.
+		defer d.adjust(chunk)
 	}
 }
 
