@@ -2,14 +2,16 @@
 #
 # make build     bin/nettally
 # make run       build it and count, in the foreground, until Ctrl-C
-# make test      all tests, with real containers in namespaces of their own
+# make test      all tests, with real containers in namespaces of their own; it includes make race
+# make race      the tests of the packages whose goroutines share memory, under the race detector
+# make test-arm64 and test-386: the tests that need no root, built for these
 # make bench     the benchmarks whose figures the documents quote
 # make generate  the BPF objects, from their C source
 # make check     formatting, linters, import rules, and that the objects match the source
 # make install   the binary, the systemd unit and the reference configuration
 #
-# test, bench, generate and check install the Debian or Ubuntu packages that they
-# need, if they are missing, and say so. run, test and bench need root.
+# test, race, bench, generate and check install the Debian or Ubuntu packages that they
+# need, if they are missing, and say so. run, test, race and bench need root.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,7 +28,8 @@ TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc
 	busybox:busybox-static tcpdump:tcpdump ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
-	mkfs.ext4:e2fsprogs podman:podman conmon:conmon slirp4netns:slirp4netns /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
+	mkfs.ext4:e2fsprogs gcc:gcc podman:podman conmon:conmon slirp4netns:slirp4netns /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
+TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
 
 # need installs the packages of the programs that are missing.
@@ -43,7 +46,18 @@ define need
 	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$packages >/dev/null
 endef
 
-.PHONY: build run test bench generate check install
+# Where nettally runs.
+ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
+
+# The packages whose goroutines share memory.
+RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./internal/usage ./internal/ledger \
+	./internal/wallclock ./internal/procsource ./configs ./watcher ./internal/controller ./cmd/nettally
+
+# Those with tests that need no root. names and notify would mostly wait, for others' daemons.
+UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procsource \
+	./internal/retry ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
+
+.PHONY: build run test race test-arm64 test-386 bench generate check install
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/nettally ./cmd/nettally
@@ -51,13 +65,31 @@ build:
 run: build
 	$(AS_ROOT) bin/nettally run
 
-# Two packages at a time, which mostly wait for something; then the tests of the whole, which
-# keep two CPUs busy. Never from the cache, since it does not know the kernel, Docker and
-# the rest that the tests are about.
-test: build
-	$(call need,$(TEST_NEEDS))
-	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -v '/internal/e2e$$')
+# Two packages at a time, which mostly wait for something, each once: those of race under the
+# race detector only. Then the tests of the whole, which keep two CPUs busy. Never from the
+# cache, since it does not know the kernel, Docker and the rest that the tests are about.
+test: build race
+	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
 	$(AS_ROOT) go test -count 1 -timeout 60m ./internal/e2e
+
+# The race detector needs cgo. SQLite, which is C in Go's clothes, keeps its own memory and
+# would be several times slower under it: the tests of the ledger would run into its limits.
+race:
+	$(call need,$(TEST_NEEDS),$(TEST_NEEDS_FILES))
+	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p 2 -timeout 60m $(RACE)
+
+# Without NETTALLY_REQUIRE_ALL, also in CI: the tests that need root or programs are skipped
+# here, and have run natively with it in `test`. Short, since the emulator is some 20 times slower.
+test-arm64:
+	$(call need,qemu-aarch64:qemu-user setpriv:util-linux)
+	GOARCH=arm64 NETTALLY_REQUIRE_ALL= go test -short -p 2 -timeout 60m \
+		-exec "$(CURDIR)/.ci/unprivileged qemu-aarch64" $(UNPRIVILEGED)
+
+# On amd64 these run natively: what is wrong on 32 bits shows here.
+test-386:
+	$(call need,setpriv:util-linux)
+	GOARCH=386 NETTALLY_REQUIRE_ALL= go test -short -p 2 -timeout 60m \
+		-exec "$(CURDIR)/.ci/unprivileged" $(UNPRIVILEGED)
 
 bench:
 	$(call need,$(TEST_NEEDS))
@@ -73,6 +105,10 @@ check: generate
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w: $$unformatted" >&2; exit 1; }
 	go mod tidy -diff
 	go vet ./...
+	@for arch in $(filter-out $(shell go env GOHOSTARCH),$(ARCHITECTURES)); do \
+		echo "GOARCH=$$arch go build ./... && go vet ./..."; \
+		GOARCH=$$arch go build ./...; GOARCH=$$arch go vet ./...; \
+	done
 	go tool staticcheck ./...
 	go tool depguard ./...
 

@@ -82,10 +82,10 @@ func (l *cgroupLab) compare(m *mutator, rounds int) error {
 		if err != nil {
 			return fmt.Errorf("packet %d: %w: %+v %x", i, err, c, packet)
 		}
-		want, trouble := expectIP(packet, c)
-		if got.Counters != want || (got.Trouble != "") != trouble {
-			return fmt.Errorf("packet %d: classifier says %q, gopacket that trouble is %v\n%+v %x\n(-gopacket +classifier)\n%s",
-				i, got.Trouble, trouble, c, packet, cmp.Diff(want, got.Counters))
+		want, d := expectIP(packet, c)
+		if got.Counters != want || !d.is(got.Trouble) {
+			return fmt.Errorf("packet %d: classifier says %q, gopacket that doubt is %v\n%+v %x\n(-gopacket +classifier)\n%s",
+				i, got.Trouble, d, c, packet, cmp.Diff(want, got.Counters))
 		}
 	}
 	return nil

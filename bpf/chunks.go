@@ -72,16 +72,22 @@ func (d *Datapath) use(s Slot, count int) {
 	}
 }
 
-// adjust makes or frees a chunk, as is due by then. A chunk that can't be made here is
-// made by Take, which then says why not.
+// adjust makes or frees a chunk, as is due by then, until it is as it is wanted: that may
+// change while a chunk is made. A chunk that can't be made here is made by Take, which then
+// says why not.
 func (d *Datapath) adjust(index uint16) {
-	d.mu.RLock()
-	wanted := d.wanted(int(index))
-	d.mu.RUnlock()
-	if wanted {
-		_ = d.makeChunk(index)
-	} else {
-		d.freeChunk(index)
+	for {
+		d.mu.RLock()
+		wanted, there := d.wanted(int(index)), d.chunks[index] != nil
+		d.mu.RUnlock()
+		switch {
+		case wanted == there:
+			return
+		case !wanted:
+			d.freeChunk(index)
+		case d.makeChunk(index) != nil:
+			return
+		}
 	}
 }
 

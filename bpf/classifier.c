@@ -40,6 +40,7 @@ enum trouble {
 	MALFORMED,	  /* counted, but a header contradicts itself */
 	TOO_MANY_HEADERS, /* counted, but an IPv6 header chain is too long */
 	NO_SLOT,	  /* not counted: user space bound no slot to the interface */
+	IMPLAUSIBLE_GSO,  /* counted as one packet, but claims segments that it can't have */
 	TROUBLES
 };
 
@@ -73,12 +74,20 @@ struct cpu_troubles {
 };
 _Static_assert(sizeof(struct cpu_troubles) == 64 && TROUBLES <= 8, "troubles fit a cache line");
 
+/* How the kernel cuts a super-packet with such headers up. */
+enum segmentation {
+	NEVER,	     /* its own stack makes none */
+	BY_SIZE,     /* into payloads of gso_size bytes */
+	SCTP_CHUNKS, /* where gso_size is GSO_BY_FRAGS, into the packets it was made of */
+};
+
 /* What the headers of a packet say. */
 struct packet {
 	__u32 cell;
 	__u32 headers; /* bytes that each segment of a super-packet repeats */
 	__u32 jumbo;   /* bytes of a header that only the super-packet has */
 	__u32 tcp_flags;
+	enum segmentation segmentation;
 };
 
 /* Slots share a chunk of rows, so that memory follows the attachments. */
@@ -324,6 +333,26 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 	return false;
 }
 
+/* segmentation_of says how super-packets of a protocol are cut up: BY_SIZE where the kernel has
+ * a gso_segment callback for it (inet_add_offload and inet6_add_offload). Behind a tunnel's
+ * header, ESP's too, are more headers, which each segment has and which are not counted.
+ */
+static __always_inline enum segmentation segmentation_of(__u8 number)
+{
+	switch (number) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP: /* UDP_SEGMENT, and tunnels: VXLAN, Geneve, … */
+	case IPPROTO_GRE:
+	case IPPROTO_IPIP:
+	case IPPROTO_IPV6:
+	case IPPROTO_ESP:
+		return BY_SIZE;
+	case IPPROTO_SCTP:
+		return SCTP_CHUNKS;
+	}
+	return NEVER;
+}
+
 /* read_transport reads the header behind the IP headers, of whose packet `room`
  * bytes are left.
  */
@@ -333,6 +362,7 @@ static __always_inline __u32 read_transport(struct __sk_buff *skb, __u8 next, __
 	struct tcphdr tcp;
 
 	p->headers += header_size(next);
+	p->segmentation = segmentation_of(next);
 	if (next != IPPROTO_TCP)
 		return FINE;
 	if (room < sizeof(tcp) || bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
@@ -385,6 +415,9 @@ static __always_inline bool is_extension(__u8 next)
 	       next == IPPROTO_AH || next == IPPROTO_DSTOPTS;
 }
 
+/* struct hop_jumbo_hdr of net/ipv6.h. */
+#define JUMBO_HEADER 8
+
 /* Real packets have one or two; RFC 8200 section 4.1 knows five kinds. */
 #define MAX_EXTENSIONS 8
 
@@ -425,9 +458,11 @@ static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, stru
 		if (size > room)
 			return TRUNCATED;
 		/* "BIG TCP": a super-packet above 64 KB says so in a jumbo payload
-		 * option, which segmentation takes out (ipv6_hopopt_jumbo_remove).
+		 * option, which segmentation takes out. It is alone in its header, directly
+		 * before TCP (ipv6_has_hopopt_jumbo): anything else stays.
 		 */
-		if (i == 0 && next == IPPROTO_HOPOPTS && !ip.payload_len && skb->gso_size)
+		if (i == 0 && next == IPPROTO_HOPOPTS && !ip.payload_len && skb->gso_size &&
+		    size == JUMBO_HEADER && ext.next == IPPROTO_TCP)
 			p->jumbo = size;
 		else
 			p->headers += size;
@@ -475,32 +510,76 @@ static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *
 		return read_ipv4(skb, offset, p);
 	if (type == bpf_htons(ETH_P_IPV6))
 		return read_ipv6(skb, offset, p);
+	/* The kernel segments behind labels (net/mpls/mpls_gso.c), and a veth leaves that to
+	 * whoever comes behind it. No other protocol without IP has both.
+	 */
+	if (type == bpf_htons(ETH_P_MPLS_UC) || type == bpf_htons(ETH_P_MPLS_MC))
+		p->segmentation = BY_SIZE;
 	return FINE;
 }
 
-/* wire says what the packet is on a wire: a super-packet is the segments it
- * stands for, each with headers of its own, and a VLAN tag is 4 bytes wherever
- * the kernel keeps it. skb->wire_len is no help: on ingress it leaves the headers
- * out (net/core/dev.c, qdisc_pkt_len_init).
+/* A super-packet is believed if the kernel's own stack could have made it. Whoever may open a
+ * packet socket, as Docker's containers may, can give any frame any gso_size
+ * (PACKET_VNET_HDR), and the headers of another's packets are that one's to pay.
  */
-static __always_inline struct volume wire(struct __sk_buff *skb, const struct packet *p)
+#define MAX_HEADERS 256	      /* with tags; Ethernet, two tags, IPv4 and TCP have at most 142 */
+#define LEAST_GSO_SIZE 8      /* TCP_MIN_GSO_SIZE, include/net/tcp.h */
+#define MAX_TINY_SEGMENTS 128 /* UDP_MAX_SEGMENTS: UDP_SEGMENT takes sizes down to 1 */
+#define GSO_BY_FRAGS 0xFFFF   /* include/linux/skbuff.h */
+
+/* segments_of says how many segments a super-packet stands for: as many as its payload fills.
+ * The kernel's own count may be less, where a part of that are a tunnel's inner headers. It
+ * is never believed to be more: of a forged packet the kernel works it out anew from lengths
+ * that have headers in them. Packets from outside the kernel (tap, packet sockets) have none.
+ *
+ * SCTP's packets differ in length. Each has at least a header of a chunk and some data.
+ */
+static __always_inline __u32 segments_of(struct __sk_buff *skb, const struct packet *p,
+					 __u32 payload)
+{
+	__u32 said = skb->gso_segs;
+	__u32 size = skb->gso_size;
+	__u32 filled;
+
+	if (size == GSO_BY_FRAGS && p->segmentation == SCTP_CHUNKS) {
+		size = LEAST_GSO_SIZE;
+		if (!said)
+			return 1;
+	}
+	filled = (payload + size - 1) / size;
+	return said && said < filled ? said : filled;
+}
+
+/* wire says what the packet is on a wire: a super-packet is the segments it stands for, each
+ * with headers of its own, and a VLAN tag is 4 bytes wherever the kernel keeps it.
+ * skb->wire_len is no help: on ingress it leaves the headers out (net/core/dev.c,
+ * qdisc_pkt_len_init). Returns the trouble that the packet is counted under.
+ *
+ * No packet counts for more than 87 times skb->len. With h bytes of headers and s of payload
+ * in each of n segments that is n(h + s) of h + ns, which grows with h and n: at most 33
+ * from 8 bytes of payload on, and 128 * 257 of 380 below, with a tag that skb->len has not.
+ */
+static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p, __u32 trouble,
+				  struct volume *v)
 {
 	__u32 tag = skb->vlan_present ? 4 : 0;
-	__u32 len = skb->len - p->jumbo;
-	struct volume v = { .bytes = len + tag, .packets = 1 };
+	__u32 headers = p->headers + tag;
+	__u32 fixed = p->headers + p->jumbo;
+	__u32 segments;
 
-	if (skb->gso_size) {
-		__u32 segments = skb->gso_segs;
-
-		/* Packets from outside the kernel (tap, packet sockets) may not say. */
-		if (!segments && len > p->headers)
-			segments = (len - p->headers + skb->gso_size - 1) / skb->gso_size;
-		if (segments > 1) {
-			v.packets = segments;
-			v.bytes += (__u64)(segments - 1) * (p->headers + tag);
-		}
-	}
-	return v;
+	v->bytes = skb->len + tag;
+	v->packets = 1;
+	if (!skb->gso_size || trouble != FINE || skb->len <= fixed)
+		return trouble;
+	segments = segments_of(skb, p, skb->len - fixed);
+	if (segments <= 1)
+		return FINE;
+	if (p->segmentation == NEVER || headers > MAX_HEADERS ||
+	    (skb->gso_size < LEAST_GSO_SIZE && segments > MAX_TINY_SEGMENTS))
+		return IMPLAUSIBLE_GSO;
+	v->packets = segments;
+	v->bytes += (__u64)(segments - 1) * headers - p->jumbo;
+	return FINE;
 }
 
 static __always_inline void count_headers(struct __sk_buff *skb, struct row *row,
@@ -513,9 +592,9 @@ static __always_inline void count_headers(struct __sk_buff *skb, struct row *row
 	add(&row->interface.bytes, skb->len, place);
 	add(&row->interface.packets, 1, place);
 	trouble = read_headers(skb, &p, place);
+	trouble = wire(skb, &p, trouble, &v);
 	if (trouble != FINE)
 		count_trouble(trouble);
-	v = wire(skb, &p);
 	if (p.cell < CELLS)
 		add_volume(&row->cells[p.cell], v, place);
 	count_flags(row, p.tcp_flags, place);

@@ -19,29 +19,89 @@ type reading struct {
 	jumbo   int // bytes of the header that segmentation takes out
 	tcp     *layers.TCP
 	trouble bool
+	divided divided
+}
+
+// divided says how the kernel cuts a super-packet up.
+type divided int
+
+const (
+	never  divided = iota
+	bySize         // into payloads of gso_size bytes
+	byPart         // SCTP, which may also be cut up into the packets it was made of
+)
+
+// doubt is whether a packet is in an error cell.
+type doubt int
+
+const (
+	none   doubt = iota
+	header       // its headers can't be read to the end
+	super        // it can't be the super-packet that it is said to be
+)
+
+// is says whether an error cell is that of the doubt.
+func (d doubt) is(cause string) bool {
+	switch cause {
+	case "":
+		return d == none
+	case "implausible_gso":
+		return d == super
+	}
+	return d == header
 }
 
 // expect returns what is to be counted of a packet.
-func expect(packet []byte, c gso) (_ Counters, trouble bool) {
-	var want Counters
-	r := read(packet, c)
-	size := len(packet) - r.jumbo
-	segments := 1
-	if c.GSOSize != 0 {
-		segments = int(c.GSOSegs)
-		if segments == 0 {
-			segments = (size - r.headers + int(c.GSOSize) - 1) / int(c.GSOSize)
-		}
-		segments = max(segments, 1)
+func expect(packet []byte, c gso) (Counters, doubt) { return read(packet, c).counted(len(packet), c) }
+
+// counted returns what is to be counted of a packet of some size with such headers.
+func (r *reading) counted(size int, c gso) (want Counters, d doubt) {
+	segments, d := r.segments(size-r.jumbo-r.headers, c)
+	want.Interface.Bytes, want.Interface.Packets = uint64(size), 1
+	if segments > 1 {
+		size += (segments-1)*r.headers - r.jumbo
 	}
-	want.Interface.Bytes, want.Interface.Packets = uint64(len(packet)), 1
-	want.Cells[r.cell].Bytes = uint64(size + (segments-1)*r.headers)
+	want.Cells[r.cell].Bytes = uint64(size)
 	want.Cells[r.cell].Packets = uint64(segments)
 	if t := r.tcp; t != nil {
 		want.TCPSYN, want.TCPSYNACK = one(t.SYN && !t.ACK), one(t.SYN && t.ACK)
 		want.TCPRST, want.TCPFIN = one(t.RST), one(t.FIN)
 	}
-	return want, r.trouble
+	return want, d
+}
+
+// Bounds of what the kernel makes: include/net/tcp.h (TCP_MIN_GSO_SIZE), include/linux/udp.h
+// (UDP_MAX_SEGMENTS), include/linux/skbuff.h (GSO_BY_FRAGS). That of headers is ours.
+const (
+	leastSize   = 8
+	mostTiny    = 128
+	mostHeaders = 256
+	byFrags     = 0xffff
+)
+
+// segments returns how many packets a super-packet is, 1 if it is none or none to believe.
+func (r *reading) segments(payload int, c gso) (int, doubt) {
+	if r.trouble {
+		return 1, header
+	}
+	size := int(c.GSOSize)
+	if size == byFrags && r.divided == byPart && c.GSOSegs != 0 {
+		size = leastSize
+	}
+	if size == 0 || payload <= size {
+		return 1, none
+	}
+	n := (payload-1)/size + 1
+	if c.GSOSegs != 0 {
+		n = min(n, int(c.GSOSegs))
+	}
+	switch {
+	case n == 1 || size == byFrags && r.divided == byPart:
+		return 1, none
+	case r.divided == never, r.headers > mostHeaders, size < leastSize && n > mostTiny:
+		return 1, super
+	}
+	return n, none
 }
 
 // ethernet is the size of an Ethernet header.
@@ -49,13 +109,10 @@ const ethernet = 14
 
 // expectIP returns what is to be counted of a packet whose Ethernet header is no part of
 // it: each segment has one less.
-func expectIP(packet []byte, c gso) (_ Counters, trouble bool) {
-	want, trouble := expect(packet, c)
-	want.Interface.Bytes -= ethernet
-	for i := range want.Cells {
-		want.Cells[i].Bytes -= ethernet * want.Cells[i].Packets
-	}
-	return want, trouble
+func expectIP(packet []byte, c gso) (Counters, doubt) {
+	r := read(packet, c)
+	r.headers -= ethernet
+	return r.counted(len(packet)-ethernet, c)
 }
 
 func one(b bool) uint64 {
@@ -88,6 +145,8 @@ func read(packet []byte, c gso) *reading {
 		r.ipv4(payload)
 	case layers.EthernetTypeIPv6:
 		r.ipv6(payload, c)
+	case layers.EthernetTypeMPLSUnicast, layers.EthernetTypeMPLSMulticast: // net/mpls/mpls_gso.c
+		r.divided = bySize
 	}
 	return r
 }
@@ -168,8 +227,9 @@ func (r *reading) ipv6(packet []byte, c gso) {
 		if !r.step(e.decode(payload)) {
 			return
 		}
-		// RFC 2675; only GSO has something that segments do not repeat.
-		if n == 0 && next == layers.IPProtocolIPv6HopByHop && header.Length == 0 && c.GSOSize != 0 {
+		// RFC 2675; only GSO has something that segments do not repeat, as Linux makes it.
+		if n == 0 && next == layers.IPProtocolIPv6HopByHop && header.Length == 0 && c.GSOSize != 0 &&
+			e.next == layers.IPProtocolTCP && len(e.contents) == 8 {
 			r.jumbo = len(e.contents)
 		} else {
 			r.headers += len(e.contents)
@@ -225,6 +285,13 @@ func extensionOf(p layers.IPProtocol) (*extensionHeader, bool) {
 }
 
 func (r *reading) transport(p layers.IPProtocol, packet []byte) {
+	switch p { // for which Linux has a gso_segment callback
+	case layers.IPProtocolTCP, layers.IPProtocolUDP, layers.IPProtocolGRE, layers.IPProtocolIPv4,
+		layers.IPProtocolIPv6, layers.IPProtocolESP:
+		r.divided = bySize
+	case layers.IPProtocolSCTP:
+		r.divided = byPart
+	}
 	switch p {
 	case layers.IPProtocolTCP:
 		if len(packet) > 20 {

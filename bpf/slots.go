@@ -44,9 +44,12 @@ func (d *Datapath) place(s Slot, choose func(*Slot) error) (Slot, error) {
 		if !errors.Is(err, errNoRows) {
 			return placed, err
 		}
-		if err := d.makeChunk(placed.Index / slotsPerChunk); err != nil {
+		chunk := placed.Index / slotsPerChunk
+		if err := d.makeChunk(chunk); err != nil {
 			return Slot{}, fmt.Errorf("make rows for slot %d: %w", placed.Index, err)
 		}
+		// A lower slot may be free by now, and nobody else want the chunk.
+		defer d.adjust(chunk)
 	}
 }
 
@@ -132,10 +135,11 @@ func (d *Datapath) Uncounted() map[string]uint64 {
 	return d.trouble(map[string]int{"no_row": 1, "no_slot": 5})
 }
 
-// Unclassified returns the number of packets whose headers could not be read: they
-// are counted, as "other" where the headers before the trouble do not say more.
+// Unclassified returns the number of packets whose headers could not be read, or that claim
+// to be a super-packet the kernel's own stack does not make. They are counted, as one packet
+// each, and as "other" where the headers before the trouble do not say more.
 func (d *Datapath) Unclassified() map[string]uint64 {
-	return d.trouble(map[string]int{"truncated": 2, "malformed": 3, "too_many_headers": 4})
+	return d.trouble(map[string]int{"truncated": 2, "malformed": 3, "too_many_headers": 4, "implausible_gso": 6})
 }
 
 // trouble sums error cells over CPUs, by the numbers of enum trouble in

@@ -100,7 +100,7 @@ func (s *scrape) run(snap usage.Snapshot) {
 	s.cadvisor = map[[6]string]struct{}{}
 	seen := make(map[string]struct{}, len(snap.Containers))
 	for _, c := range byID(snap.Containers) {
-		if c.State == usage.Stopped && snap.TakenAt.Sub(c.StoppedAt) > s.settings.MetricsRetention {
+		if c.State == usage.Stopped && c.StoppedFor > s.settings.MetricsRetention {
 			continue
 		}
 		id := s.text(c.ID)

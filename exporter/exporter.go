@@ -85,6 +85,11 @@ type Options struct {
 	// Ready returns nil, or why /readyz is to answer 503. A nil Ready is always
 	// ready.
 	Ready func() error
+	// Now is what time it is, for history until now; nil is time.Now.
+	Now func() time.Time
+	// Distrust says in one line why the host's clock is not trusted, "" while it is; nil: it
+	// always is.
+	Distrust func() string
 	// Extra are metrics of other packages. They are shown as they are.
 	Extra []prometheus.Collector
 	// Hosts are the names, beside localhost, that requests over loopback may be for.
@@ -103,6 +108,8 @@ type Exporter struct {
 	notifierTest func(context.Context, string) error
 
 	ready     func() error
+	now       func() time.Time
+	distrust  func() string
 	source    string
 	build     BuildInfo
 	log       *slog.Logger
@@ -122,8 +129,15 @@ func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
 		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
+		now: opts.Now, distrust: opts.Distrust,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
 		hosts: opts.Hosts, fronts: newFrontCounts(), times: defaultTimes,
+	}
+	if e.now == nil {
+		e.now = time.Now
+	}
+	if e.distrust == nil {
+		e.distrust = func() string { return "" }
 	}
 	if err := e.register(opts.Extra); err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func snapshot() usage.Snapshot {
 	}
 	old := usage.Container{
 		ID: "bbb333", Name: "web", Runtime: "docker", Image: "nginx:0", Cgroup: "/docker/bbb333",
-		State: usage.Stopped, StartedAt: noon.Add(-2 * time.Hour), StoppedAt: noon.Add(-5 * time.Minute),
+		State: usage.Stopped, StartedAt: noon.Add(-2 * time.Hour), StoppedAt: noon.Add(-5 * time.Minute), StoppedFor: 5 * time.Minute,
 		NetworkMode: "bridge",
 		Interfaces:  []usage.Interface{{Name: "eth0", HostInterface: "veth34cd", Hook: "clsact", AttachedAt: noon.Add(-2 * time.Hour)}},
 	}

@@ -63,7 +63,7 @@ type HistoryCounts struct {
 }
 
 func (e *Exporter) history(w http.ResponseWriter, r *http.Request) {
-	q, format, err := parseHistory(r.URL.RawQuery, time.Now())
+	q, format, err := parseHistory(r.URL.RawQuery, e.now())
 	if err != nil {
 		e.fail(w, http.StatusBadRequest, err)
 		return

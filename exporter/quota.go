@@ -31,6 +31,8 @@ type Quotas interface {
 // it is made of.
 type QuotaList struct {
 	Quotas []Quota `json:"quotas"` // in the order of the configuration, then by key
+	// ClockDistrust says why no period ends now, "" while the host's clock is trusted.
+	ClockDistrust string `json:"clock_distrust"`
 }
 
 // Quota is how one key of a quota stands.
@@ -124,7 +126,7 @@ func (e *Exporter) listQuotas(w http.ResponseWriter, r *http.Request) {
 	if !e.plain(w, r) {
 		return
 	}
-	list := QuotaList{Quotas: []Quota{}}
+	list := QuotaList{Quotas: []Quota{}, ClockDistrust: e.distrust()}
 	for _, s := range e.quotas.Status() {
 		list.Quotas = append(list.Quotas, quotaOf(s))
 	}

@@ -19,7 +19,7 @@ func duplicate(fd int) (*os.File, error) {
 }
 
 // within runs f in a namespace, nil for that of the process. f must not start
-// goroutines.
+// goroutines. within waits for its own.
 func within(netns *os.File, f func() error) error {
 	if netns == nil {
 		return f()

@@ -86,7 +86,10 @@ func (s *stats) ask(netns int, question func(*netlink.Conn) error) error {
 			return err
 		}
 	}
-	err := question(s.conn)
+	err := expect(s.conn)
+	if err == nil {
+		err = question(s.conn)
+	}
 	if err != nil && !errors.Is(err, ErrGone) && !errors.Is(err, ErrPartial) {
 		// The next question must not meet the rest of this answer.
 		return errors.Join(err, s.close())

@@ -74,6 +74,9 @@ func (n *Namespace) Counters(ifindex int, asked func()) (LinkCounters, error) {
 		}
 		n.conn = conn
 	}
+	if err := expect(n.conn); err != nil {
+		return LinkCounters{}, err
+	}
 	far, err := getStats(n.conn, ifindex, asked)
 	if err != nil {
 		return LinkCounters{}, fmt.Errorf("read counters of interface %d in net:[%d]: %w", ifindex, n.ns.id.inode, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -19,15 +20,30 @@ var ErrPartial = errors.New("interrupted by changes, the list may lack some")
 
 var native = binary.NativeEndian
 
+// answerWithin bounds how long the kernel's answers to one question may take, so that
+// goroutines that ask can be joined. The kernel answers while it is asked: an answer this
+// late never comes.
+const answerWithin = 30 * time.Second
+
 // dial opens an rtnetlink socket in a network namespace, 0 for the process's own.
-// It is opened on a thread of its own, which ends if it can't go back.
+// It is opened on a thread of its own, which ends if it can't go back. Without groups the
+// socket is for questions, and has a deadline: one that is kept gets a new one by expect.
 func dial(netns int, groups uint32) (*netlink.Conn, error) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netns, Groups: groups})
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
+	if groups != 0 {
+		return conn, nil
+	}
+	if err := expect(conn); err != nil {
+		return nil, errors.Join(fmt.Errorf("open rtnetlink: %w", err), conn.Close())
+	}
 	return conn, nil
 }
+
+// expect gives the answer to the next question on a socket its deadline.
+func expect(conn *netlink.Conn) error { return conn.SetReadDeadline(time.Now().Add(answerWithin)) }
 
 // dumpBuffer holds what one read of a dump returns: the kernel's answers are at
 // most 32 KiB. It makes them as large as the buffers that it has seen.

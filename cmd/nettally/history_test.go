@@ -19,6 +19,7 @@ import (
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // daemonWith serves usage on a socket, as `run` does, and returns the flags that lead
@@ -213,6 +214,7 @@ func TestHistoryOfLedger(t *testing.T) {
 	d := &daemon{ledger: ledger.New(ledger.Options{
 		Path:      filepath.Join(t.TempDir(), "ledger.db"),
 		Retention: func() (hours, days time.Duration) { return time.Hour, time.Hour },
+		Clock:     wallclock.New(func() wallclock.Reading { return wallclock.Reading{Wall: first} }, nil),
 		Log:       slog.New(slog.DiscardHandler),
 	})}
 	q := exporter.HistoryQuery{From: first, To: first, Step: "day", By: "name"}

@@ -72,7 +72,11 @@ func printQuotas(w io.Writer, found *exporter.QuotaList) error {
 			quota.Amount(q.Used, q.Unit), quota.Amount(q.Limit, q.Unit), bar(min(q.Ratio, 1)), 100*q.Ratio, projected,
 			resetsAt(q), alertsOf(q))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || found.ClockDistrust == "" {
+		return err
+	}
+	_, err := fmt.Fprintln(w, found.ClockDistrust)
+	return err
 }
 
 // quotaKey is the key as people know it: a container by its name, too.

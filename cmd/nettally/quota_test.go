@@ -70,6 +70,15 @@ all     all                 5 packets       10 packets      ██████�
 	}
 }
 
+// The list says that no period ends, and why.
+func TestQuotaListWithWrongClock(t *testing.T) {
+	flags := serving(t, exporter.Options{Quotas: someStanding(), Distrust: func() string { return "the clock jumped ahead" }})
+	got := mustOutput(t, append([]string{"quota", "list"}, flags...)...)
+	if !strings.HasSuffix(got, "\nthe clock jumped ahead\n") {
+		t.Errorf("no word of the clock:\n%s", got)
+	}
+}
+
 func TestQuotaChanges(t *testing.T) {
 	s := someStanding()
 	flags := serving(t, exporter.Options{Quotas: s})

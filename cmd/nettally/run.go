@@ -30,6 +30,7 @@ import (
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/quota/notify"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
@@ -63,6 +64,7 @@ type daemon struct {
 	applying sync.Mutex // one reload at a time
 
 	watch    *watcher.Watcher
+	clock    *wallclock.Clock
 	names    *names.Resolver
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
@@ -150,8 +152,11 @@ func (d *daemon) wire() (err error) {
 		Build:  buildInfo(),
 		Hosts:  d.config.Load().Exporter.Hosts,
 		Ready:  d.ready,
-		Extra:  slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(), d.watching(), []prometheus.Collector{d.reloadOK, d.bySource()}),
-		Log:    d.log,
+		Extra: slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(),
+			d.watching(), []prometheus.Collector{d.reloadOK, d.bySource(), d.clock}),
+		Now:      d.clock.Now,
+		Distrust: d.clock.Distrust,
+		Log:      d.log,
 	})
 	return err
 }
@@ -174,12 +179,18 @@ func (d *daemon) open(datapath usage.Datapath) error {
 	if err != nil {
 		return err
 	}
+	read, err := wallclock.Host()
+	if err != nil {
+		return err
+	}
+	d.clock = wallclock.New(read, d.log)
 	d.accounts = usage.New(usage.Options{
 		Datapath:  datapath,
 		Identify:  d.identify,
 		Retention: func() time.Duration { return d.config.Load().Retention.API },
 		Boot:      boot,
 		Kept:      true,
+		Clock:     d.clock,
 	})
 	d.ledger = ledger.New(ledger.Options{
 		Path: ledgerPath(d.config.Load()),
@@ -187,10 +198,11 @@ func (d *daemon) open(datapath usage.Datapath) error {
 			r := d.config.Load().Retention
 			return r.Hours, r.Days
 		},
-		Log: d.log,
+		Clock: d.clock,
+		Log:   d.log,
 	})
 	d.closers = append(d.closers, d.ledger)
-	records, err := d.ledger.Load(time.Now().Add(-d.config.Load().Retention.API))
+	records, err := d.ledger.Load(d.config.Load().Retention.API)
 	if err != nil {
 		d.log.Error("read what was counted before", "err", err)
 	}
@@ -198,6 +210,7 @@ func (d *daemon) open(datapath usage.Datapath) error {
 	d.notify = notify.New(notify.Options{
 		Notifiers:    func() []notify.Config { return notifiers(d.config.Load()) },
 		Store:        d.ledger.Documents("notify"),
+		TimeOfDay:    func() (time.Time, bool) { now := d.clock.Look(); return now.Now, now.State == wallclock.Agrees },
 		Log:          d.log,
 		GeneratorURL: generatorURL(d.config.Load()),
 		Version:      buildInfo().Version,
@@ -208,6 +221,7 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		Store:   d.ledger.Documents("quota"),
 		Notify:  d.notify.Send,
 		Started: d.notify.Reconcile,
+		Clock:   d.clock,
 		Log:     d.log,
 	})
 	return nil

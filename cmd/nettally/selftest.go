@@ -302,7 +302,7 @@ exporter: {listen: "", socket: %q}
 		return err
 	}
 	d.ended = make(chan error, 1)
-	go func() { d.ended <- d.daemon.Wait() }()
+	go func() { d.ended <- d.daemon.Wait() }() // stop waits for it
 	return d.await(ctx)
 }
 

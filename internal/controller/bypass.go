@@ -34,15 +34,28 @@ func (c *Controller) lookAtEnds() {
 			veths = append(veths, v.HostVeth)
 		}
 	}
-	go func() {
+	c.beside.Go(func() {
 		ends := map[int]bothEnds{}
 		for _, v := range veths {
+			if c.isStopping() {
+				break
+			}
 			if both, err := c.readEnds(v); err == nil {
 				ends[v.Index] = both
 			}
 		}
 		c.ends <- ends
-	}()
+	})
+}
+
+// isStopping reports whether Run is about to return. It is safe for concurrent use.
+func (c *Controller) isStopping() bool {
+	select {
+	case <-c.stopping:
+		return true
+	default:
+		return false
+	}
 }
 
 // readEnds reads the counters of a host veth on both ends.

@@ -163,15 +163,18 @@ func (c *Controller) look(found chan<- kernelCounters) {
 			inside[target] = in.nsid
 		}
 	}
-	go func() {
+	c.beside.Go(func() {
 		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}}
 		for target, nsid := range inside {
+			if c.isStopping() {
+				break
+			}
 			if counters, err := c.Host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
 				kernel.inside[target] = counters
 			}
 		}
 		found <- kernel
-	}()
+	})
 }
 
 // before begins a reading.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -34,7 +35,7 @@ func (c *Controller) containerStarted(found watcher.Container) {
 	if c.containers[found.ID] != nil || !c.Settings().Container(found) {
 		return
 	}
-	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt}
+	known := &container{Container: found, reason: usage.Starting, since: wallclock.Steadily(found.CreatedAt)}
 	known.look.From(firstDelay)
 	c.containers[found.ID] = known
 	c.Accounts.Start(usage.Container{

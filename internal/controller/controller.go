@@ -105,6 +105,8 @@ type Controller struct {
 	adopted    chan struct{}
 	reload     chan struct{}
 	ready      chan struct{}
+	stopping   <-chan struct{} // closed when Run's context ends; nil before Run
+	beside     sync.WaitGroup  // goroutines beside the controller's; Run waits for them
 	metrics    metrics
 }
 
@@ -199,11 +201,12 @@ func (c *Controller) Reload() {
 // that are read before would be too low.
 func (c *Controller) Adopted() <-chan struct{} { return c.adopted }
 
-// Run acts on events until ctx ends. The filters stay: the kernel goes on counting.
+// Run acts on events until ctx ends. The filters stay: the kernel goes on counting. No
+// goroutine of the controller outlives Run.
 func (c *Controller) Run(ctx context.Context, events <-chan watcher.Event) error {
-	var worker sync.WaitGroup
-	defer worker.Wait()
-	worker.Go(func() { c.work(ctx) })
+	c.stopping = ctx.Done()
+	defer c.beside.Wait()
+	c.beside.Go(func() { c.work(ctx) })
 
 	c.adopt()
 	close(c.adopted)

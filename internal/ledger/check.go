@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // spaceMin is the free space below which a ledger is about to fail: it has to hold
@@ -121,14 +123,20 @@ func damaged(path string, err error) error {
 }
 
 func checkClock(ctx context.Context, f *file) error {
-	var last int64
-	err := f.lookup.QueryRowContext(ctx, "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'last_write'").Scan(&last)
+	mark, err := readMark(ctx, f.lookup)
 	if err != nil {
 		return fmt.Errorf("read last write of ledger %s: %w", f.path, err)
 	}
-	if now, written := time.Now(), fromNanos(last); now.Before(written.Add(-clockSlack)) {
-		return fmt.Errorf("compare the clock with ledger %s: it is %s and the last write was at %s; set the clock",
-			f.path, now.Format(time.RFC3339), written.Format(time.RFC3339))
+	read, err := wallclock.Host()
+	if err != nil {
+		return err
+	}
+	var guard wallclock.Guard
+	guard.Restore(mark)
+	now := read()
+	if state := guard.Look(now); state == wallclock.Ahead || state == wallclock.Behind {
+		return fmt.Errorf("compare the clock with ledger %s: it is %s, and by the last write it should be %s (%s); set the clock",
+			f.path, now.Wall.Format(time.RFC3339), guard.Now().Format(time.RFC3339), state)
 	}
 	return nil
 }

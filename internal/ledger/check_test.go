@@ -16,8 +16,8 @@ func TestCheck(t *testing.T) {
 		want    string // "" for no error
 	}{
 		"no ledger yet":   {func(*bench) {}, ""},
-		"while it is run": {func(b *bench) { b.now = time.Now(); b.flush(record("a1", "web", 100)) }, ""},
-		"after a stop":    {func(b *bench) { b.now = time.Now(); b.flush(record("a1", "web", 100)); b.stop() }, ""},
+		"while it is run": {func(b *bench) { b.onHost(); b.flush(record("a1", "web", 100)) }, ""},
+		"after a stop":    {func(b *bench) { b.onHost(); b.flush(record("a1", "web", 100)); b.stop() }, ""},
 		"clock": {
 			func(b *bench) { b.now = time.Now().Add(time.Hour); b.flush(); b.stop() },
 			"set the clock",

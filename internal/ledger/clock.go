@@ -3,58 +3,65 @@
 package ledger
 
 import (
+	"context"
+	"database/sql"
+	"fmt"
 	"time"
+
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
+// Keys of meta, for the last moment at which the clock was trusted. A ledger of an older
+// version has the first alone.
 const (
-	clockSlack = time.Second
-	clockJump  = time.Hour
-	// clockTrust is how long a clock that is behind the last write has to run until it
-	// is taken for right: the last write may have been with a clock that was ahead.
-	clockTrust = 24 * time.Hour
+	lastWrite       = "last_write"         // Unix nanoseconds
+	lastWriteBoot   = "last_write_boot"    // nanoseconds since boot
+	lastWriteBootID = "last_write_boot_id" // see wallclock.Reading
 )
 
-// clock is what is known of the host's clock. While it looks wrong nothing is pruned:
-// a clock that is ahead makes everything look old.
-type clock struct {
-	wall   time.Time     // at the last look
-	boot   time.Duration // at the same moment
-	ahead  bool          // it jumped forward while this process ran
-	behind bool          // it is behind the last write
-	since  time.Duration // when that was first seen
+// look reads the clock, and holds it against the last write first if that was not done yet.
+func (l *Ledger) look(ctx context.Context, db queryer) (wallclock.Look, error) {
+	if !l.referenced {
+		mark, err := readMark(ctx, db)
+		if err != nil {
+			return wallclock.Look{}, fmt.Errorf("read time of the last write: %w", err)
+		}
+		l.Clock.Restore(mark)
+		l.referenced = true
+	}
+	return l.Clock.Look(), nil
 }
 
-func (c clock) plausible() bool { return !c.ahead && !c.behind }
+func readMark(ctx context.Context, db queryer) (m wallclock.Mark, err error) {
+	rows, err := db.QueryContext(ctx, "SELECT key, value FROM meta")
+	if err != nil {
+		return m, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key string
+		var value int64
+		if err := rows.Scan(&key, &value); err != nil {
+			return m, err
+		}
+		switch key {
+		case lastWrite:
+			m.Wall = fromNanos(value)
+		case lastWriteBoot:
+			m.Boot = time.Duration(value)
+		case lastWriteBootID:
+			m.BootID = value
+		}
+	}
+	return m, rows.Err()
+}
 
-// look holds the clock against the last write and against the time since boot. It
-// returns the time of the last write from now on, which does not go back with the
-// clock.
-func (l *Ledger) look(now, last time.Time) time.Time {
-	c, boot := &l.clock, l.boot()
-	jumped := !c.wall.IsZero() && now.Sub(c.wall)-(boot-c.boot) > clockJump
-	if jumped && !c.ahead {
-		l.Log.Warn("the clock jumped forward; nothing is pruned until a restart", "from", c.wall, "to", now)
-	}
-	c.ahead = c.ahead || jumped
-	c.wall, c.boot = now.Round(0), boot
-
-	behind := now.Before(last.Add(-clockSlack))
-	switch {
-	case behind && !c.behind:
-		c.since = boot
-		l.Log.Warn("the clock was set back; nothing is pruned until it is past the last write", "now", now, "last_write", last)
-	case behind && boot-c.since > clockTrust:
-		l.Log.Warn("the clock is still behind the last write; it is taken for right now", "now", now, "last_write", last)
-		behind, last = false, now
-	case !behind && c.behind:
-		l.Log.Info("the clock is past the last write again")
-	}
-	c.behind = behind
-	l.note(func(s *Status) { s.ClockSetBack = behind })
-	if now.Before(last) {
-		return last
-	}
-	return now
+// noteWrite notes when the ledger was last written, in the transaction that does it.
+func noteWrite(ctx context.Context, tx *sql.Tx, m wallclock.Mark) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES (?, ?), (?, ?), (?, ?)
+		ON CONFLICT (key) DO UPDATE SET value = excluded.value`,
+		lastWrite, nanos(m.Wall), lastWriteBoot, int64(m.Boot), lastWriteBootID, m.BootID)
+	return err
 }
 
 // hourOf returns when the hour of a moment began. The hour that comes twice in autumn

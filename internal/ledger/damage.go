@@ -85,7 +85,7 @@ func (l *Ledger) setAside(cause error) error {
 	if err := l.replace(nil); err != nil {
 		l.Log.Debug("close damaged ledger", "err", err)
 	}
-	aside := l.Path + ".damaged-" + l.Now().UTC().Format("20060102T150405.000Z")
+	aside := l.Path + ".damaged-" + l.Clock.Now().UTC().Format("20060102T150405.000Z")
 	// The log goes first: beside a new file it would be taken for that one's.
 	for _, suffix := range []string{"-wal", "-shm", ""} {
 		err := os.Rename(l.Path+suffix, aside+suffix)

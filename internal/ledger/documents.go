@@ -73,6 +73,9 @@ func (d *Documents) load(ctx context.Context) (map[string][]byte, error) {
 	openErr := d.ledger.ready(ctx)
 	var found map[string][]byte
 	err := d.ledger.read(ctx, func(ctx context.Context, f *file) (err error) {
+		if _, err = d.ledger.look(ctx, f.lookup); err != nil {
+			return err
+		}
 		found, err = loadDocuments(ctx, f.lookup, d.kind)
 		return err
 	})
@@ -145,6 +148,13 @@ func (d *Documents) withLost(put map[string][]byte, drop []string) map[string][]
 }
 
 func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte, drop []string) error {
+	clock, err := d.ledger.look(ctx, tx)
+	if err == nil {
+		err = noteWrite(ctx, tx, clock.Mark)
+	}
+	if err != nil {
+		return err
+	}
 	gone, err := tx.PrepareContext(ctx, "DELETE FROM documents WHERE kind = ? AND key = ?")
 	if err != nil {
 		return err
@@ -173,7 +183,7 @@ func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte
 }
 
 // onDisk has the disk do something and waits a while for it. What takes longer is
-// cancelled, and keeps the disk to itself until it has noticed.
+// cancelled, and keeps the disk to itself until it has noticed; [Ledger.Close] waits for it.
 func (l *Ledger) onDisk(do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), saveWithin)
 	select {

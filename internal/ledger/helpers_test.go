@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // noon is when tests begin, in UTC.
@@ -28,8 +29,9 @@ type bench struct {
 	*Ledger
 	t    testing.TB
 	path string
-	now  time.Time
-	up   time.Duration // since boot; follows now unless a test says otherwise
+	now  time.Time     // as it is, whatever the host's clock says
+	off  time.Duration // of the host's clock
+	host wallclock.Reading
 	in   *time.Location
 	keep [2]time.Duration
 	log  lines
@@ -48,16 +50,15 @@ func newBench(t testing.TB) *bench {
 func (b *bench) restart() {
 	b.t.Helper()
 	b.stop()
+	log := slog.New(slog.NewTextHandler(&b.log, nil))
 	b.Ledger = New(Options{
 		Path:      b.path,
 		Retention: func() (hours, days time.Duration) { return b.keep[0], b.keep[1] },
 		Location:  b.in,
 		Interval:  5 * time.Millisecond,
-		Now:       func() time.Time { return b.now },
-		Log:       slog.New(slog.NewTextHandler(&b.log, nil)),
+		Clock:     wallclock.New(b.reading, log),
+		Log:       log,
 	})
-	b.boot = func() time.Duration { return b.up }
-	b.clock = clock{wall: b.now, boot: b.up}
 	b.due = 0
 	b.t.Cleanup(func() { b.stop() })
 }
@@ -72,11 +73,35 @@ func (b *bench) stop() {
 	}
 }
 
-// pass lets time go by, on the clock and since boot.
-func (b *bench) pass(d time.Duration) {
-	b.now = b.now.Add(d)
-	b.up += d
+// reading is what the host's clocks say: it booted at noon, or when a test says so.
+func (b *bench) reading() wallclock.Reading {
+	booted := noon
+	if !b.host.Wall.IsZero() {
+		booted = b.host.Wall
+	}
+	return wallclock.Reading{
+		Wall: b.now.Add(b.off), Boot: b.now.Sub(booted), BootID: 1 + b.host.BootID, Synced: b.host.Synced,
+	}
 }
+
+// reboot is a host that boots now, with a clock that is off.
+func (b *bench) reboot(off time.Duration) {
+	b.off = off
+	b.host = wallclock.Reading{Wall: b.now, BootID: b.host.BootID + 1}
+	b.restart()
+}
+
+// onHost has the ledger look at this machine's clocks.
+func (b *bench) onHost() {
+	read, err := wallclock.Host()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.Clock = wallclock.New(read, b.Log)
+}
+
+// pass lets time go by.
+func (b *bench) pass(d time.Duration) { b.now = b.now.Add(d) }
 
 // attempt is what Keep does at a flush.
 func (b *bench) attempt(records ...usage.Record) error {
@@ -140,7 +165,7 @@ func (b *bench) total() (sum numbers) {
 
 func (b *bench) load(since time.Time) []usage.Record {
 	b.t.Helper()
-	records, err := b.Load(since)
+	records, err := b.Load(b.now.Sub(since))
 	if err != nil {
 		b.t.Fatalf("load: %v", err)
 	}

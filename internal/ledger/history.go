@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -100,7 +101,7 @@ func (l *Ledger) History(ctx context.Context, q Query) ([]Row, error) {
 func (l *Ledger) checkQuery(q Query) (Query, error) {
 	q.Step, q.By = cmp.Or(q.Step, Day), cmp.Or(q.By, ByName)
 	if q.To.IsZero() {
-		q.To = l.Now().Add(1) // the present, too, when a step begins
+		q.To = l.Clock.Now().Add(1) // the present, too, when a step begins
 	}
 	label, isLabel := strings.CutPrefix(q.By, LabelPrefix)
 	_, globErr := path.Match(q.Name, "")
@@ -294,7 +295,6 @@ func (a *answer) statement() (query string, args []any, err error) {
 		}
 		which, args = " AND subject IN (SELECT value FROM json_each(?))", []any{string(list)}
 	}
-	sums := "sum(" + strings.ReplaceAll(numberColumns, ", ", "), sum(") + ")"
 	from := func(table string) string {
 		return "SELECT subject, " + sums + " FROM " + table + " WHERE start >= ? AND start < ?" + which + " GROUP BY subject"
 	}
@@ -334,9 +334,10 @@ func (a *answer) period(stmt *sql.Stmt, start, end time.Time, rest []any) ([]Row
 	return period, rows.Err()
 }
 
+// plus returns the sum of each two numbers, at most the highest one.
 func (n numbers) plus(m numbers) numbers {
 	for i := range n {
-		n[i] += m[i]
+		n[i] = min(n[i], math.MaxInt64-m[i]) + m[i]
 	}
 	return n
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -203,6 +204,7 @@ func TestBadQueries(t *testing.T) {
 }
 
 func TestHistoryIsBounded(t *testing.T) {
+	need.Native(t)
 	b := newBench(t)
 	b.flush(thousand(100)...)
 	_, err := b.file.write.Exec(`INSERT INTO hours SELECT start - 3600 * h.value, subject, ` + numberColumns + `

@@ -97,7 +97,7 @@ func (k *keeper) report(err error) {
 		if err != nil {
 			s.Error = err.Error()
 		} else {
-			s.LastFlush = k.Now()
+			s.LastFlush = k.Clock.Now()
 		}
 	})
 	if err != nil {
@@ -127,7 +127,7 @@ func (t *trouble) isNews(err error) bool {
 }
 
 // work has the disk do something and answers recalls meanwhile. It is left alone with
-// it when grace ends.
+// it when grace ends; [Ledger.Close] waits for it once more.
 func (k *keeper) work(do func(context.Context) error) error {
 	select {
 	case k.disk <- struct{}{}:
@@ -171,7 +171,8 @@ func (k *keeper) recall() {
 	}
 }
 
-// lookUp finds what is kept of containers, unless the disk takes too long.
+// lookUp finds what is kept of containers, unless the disk takes too long. One that took
+// too long is cancelled; [Ledger.Close] waits for it.
 func (l *Ledger) lookUp(ids []string) (map[string]*usage.Record, error) {
 	type found struct {
 		kept map[string]*usage.Record

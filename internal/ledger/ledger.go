@@ -29,7 +29,8 @@
 //     What was seeded is part of no hour.
 //   - subjects: whose usage it is, as its identity was at the flush. Usage that was
 //     recorded before a container's name was known is put under its name.
-//   - meta: the time of the last write.
+//   - meta: when the ledger was last written with a clock that was trusted: by that, since
+//     boot, and of which boot.
 //   - documents: what other rooms remember, by kind and key, see [Documents].
 //
 // Hours that are older than the retention are added up to days, the local days of
@@ -49,9 +50,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 const (
@@ -72,9 +72,9 @@ type Options struct {
 	Interval time.Duration
 	// Location says when hours, days and months begin; nil is time.Local.
 	Location *time.Location
-	// Now is time.Now, but for tests.
-	Now func() time.Time
-	Log *slog.Logger
+	// Clock is held against the last write, and says what time it is.
+	Clock *wallclock.Clock
+	Log   *slog.Logger
 }
 
 // Ledger is the file with everybody's usage. At most one process may keep a file;
@@ -82,17 +82,16 @@ type Options struct {
 type Ledger struct {
 	Options
 	metrics metrics
-	boot    func() time.Duration // since the host booted, asleep or not
 
 	// disk holds a token while the file is opened or written. What follows belongs to
 	// who put it there.
-	disk    chan struct{}
-	clock   clock
-	checked fs.FileInfo // the file that has passed its check
-	stale   bool        // the open file is to be opened anew
-	all     bool        // everything is to be written, not only what has changed
-	rest    remains     // of a damaged file, still to be taken over
-	losses  int         // how often the file was made anew, or set aside
+	disk       chan struct{}
+	referenced bool        // Clock knows of the last write
+	checked    fs.FileInfo // the file that has passed its check
+	stale      bool        // the open file is to be opened anew
+	all        bool        // everything is to be written, not only what has changed
+	rest       remains     // of a damaged file, still to be taken over
+	losses     int         // how often the file was made anew, or set aside
 	// marks are the watermarks this process has seen on the disk. They hold when rows
 	// are lost with a damaged file, whose usage the history may still have.
 	marks map[string]numbers
@@ -108,65 +107,53 @@ type Ledger struct {
 
 	statusMu sync.Mutex
 	status   Status
+
+	closed func() error // end, once
 }
 
 // Status is how the keeping goes.
 type Status struct {
-	Up           bool      // the last attempt to write succeeded
-	Error        string    // or why it did not
-	LastFlush    time.Time // that succeeded; zero if none yet
-	ClockSetBack bool      // the clock is behind the last write; nothing is pruned
-	SetAside     string    // the last damaged file of this process
+	Up        bool      // the last attempt to write succeeded
+	Error     string    // or why it did not
+	LastFlush time.Time // that succeeded; zero if none yet
+	SetAside  string    // the last damaged file of this process
 }
 
 // New returns a ledger. It opens nothing; no error of the disk is fatal later on.
 func New(o Options) *Ledger {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	if o.Interval == 0 {
 		o.Interval = flushInterval
 	}
 	if o.Location == nil {
 		o.Location = time.Local
 	}
-	boot := sinceBoot()
-	return &Ledger{
+	l := &Ledger{
 		Options:  o,
 		metrics:  newMetrics(),
-		boot:     sinceBoot,
 		disk:     make(chan struct{}, 1),
-		clock:    clock{wall: o.Now().Round(0), boot: boot},
 		marks:    map[string]numbers{},
-		upkeep:   upkeep{due: boot + tidyAfter},
+		upkeep:   upkeep{due: wallclock.SinceBoot() + tidyAfter},
 		recalled: make(chan struct{}, 1),
 		tried:    make(chan struct{}),
 	}
-}
-
-// sinceBoot goes on while the host sleeps, as its clock does.
-func sinceBoot() time.Duration {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return 0
-	}
-	return time.Duration(now.Nano())
+	l.closed = sync.OnceValue(l.end)
+	return l
 }
 
 // Load returns what is kept of the containers that ran when it was last written, or
-// stopped after since. A ledger that does not exist yet has none. One on a disk that
+// stopped within a time. A ledger that does not exist yet has none. One on a disk that
 // can't be written is read all the same; where its index (-shm) is gone, as it was at
 // the last checkpoint.
 //
 // It gives up on a disk that does not answer within a minute: nothing is counted before.
-func (l *Ledger) Load(since time.Time) ([]usage.Record, error) {
+func (l *Ledger) Load(within time.Duration) ([]usage.Record, error) {
 	type loaded struct {
 		records []usage.Record
 		err     error
 	}
 	done := make(chan loaded, 1)
-	go func() {
-		records, err := l.load(since)
+	go func() { // Close waits for it, see there
+		records, err := l.load(within)
 		done <- loaded{records, err}
 	}()
 	select {
@@ -177,7 +164,7 @@ func (l *Ledger) Load(since time.Time) ([]usage.Record, error) {
 	}
 }
 
-func (l *Ledger) load(since time.Time) ([]usage.Record, error) {
+func (l *Ledger) load(within time.Duration) ([]usage.Record, error) {
 	l.disk <- struct{}{}
 	defer func() { <-l.disk }()
 	if _, err := os.Stat(l.Path); errors.Is(err, fs.ErrNotExist) {
@@ -187,7 +174,12 @@ func (l *Ledger) load(since time.Time) ([]usage.Record, error) {
 	openErr := l.ready(ctx)
 	var records []usage.Record
 	err := l.read(ctx, func(ctx context.Context, f *file) (err error) {
-		records, err = l.loadRecords(ctx, f.lookup, "state = ? OR stopped_at > ?", string(usage.Running), nanos(since))
+		clock, err := l.look(ctx, f.lookup)
+		if err != nil {
+			return err
+		}
+		since := nanos(clock.Now.Add(-within))
+		records, err = l.loadRecords(ctx, f.lookup, "state = ? OR stopped_at > ?", string(usage.Running), since)
 		return err
 	})
 	switch {
@@ -223,12 +215,28 @@ func (l *Ledger) read(ctx context.Context, work func(context.Context, *file) err
 	return err
 }
 
-// Close closes the file. It gives up on a disk that does not answer.
-func (l *Ledger) Close() error {
+// Close closes the file and waits for the ledger's goroutines. Nothing opens the file
+// again: what comes later is told that the disk does not answer. Closing again does
+// nothing and returns the same error.
+//
+// It gives up on a disk that does not answer within ten seconds. A system call on such a
+// disk can't be interrupted, so three goroutines may outlive Close then: one that has the
+// disk, one that looks up containers, and one that waits for both to close the file.
+func (l *Ledger) Close() error { return l.closed() }
+
+func (l *Ledger) end() error {
+	ended := make(chan error, 1)
+	go func() {
+		// Each goroutine holds one of the two tokens for as long as it is at work. They
+		// are not given back.
+		l.disk <- struct{}{}
+		err := l.replace(nil)
+		l.recalled <- struct{}{}
+		ended <- err
+	}()
 	select {
-	case l.disk <- struct{}{}:
-		defer func() { <-l.disk }()
-		return l.replace(nil)
+	case err := <-ended:
+		return err
 	case <-time.After(stopWithin):
 		return fmt.Errorf("close ledger %s: its disk does not answer", l.Path)
 	}

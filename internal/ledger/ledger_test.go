@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 func TestLoadReturnsWhatWasWritten(t *testing.T) {
@@ -243,16 +244,45 @@ func TestRecallDoesNotWaitForAFlush(t *testing.T) {
 func TestLoadDoesNotWaitForEver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	synctest.Test(t, func(t *testing.T) {
-		l := New(Options{Path: path})
+		l := New(Options{Path: path, Clock: wallclock.New(func() wallclock.Reading { return wallclock.Reading{Wall: noon} }, nil)})
 		l.disk <- struct{}{}
-		if _, err := l.Load(noon); !errors.Is(err, errHangs) {
+		if _, err := l.Load(0); !errors.Is(err, errHangs) {
 			t.Errorf("load: %v", err)
 		}
 		<-l.disk
 		synctest.Wait()
-		if records, err := l.Load(noon); err != nil || len(records) > 0 {
+		if records, err := l.Load(0); err != nil || len(records) > 0 {
 			t.Errorf("load: %v, %v", records, err)
 		}
+	})
+}
+
+// Close waits for a look-up, and gives up on one that hangs. Nothing opens the file after it.
+func TestClose(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Options{Path: path})
+		l.recalled <- struct{}{}
+		time.AfterFunc(stopWithin-time.Second, func() { <-l.recalled })
+		began := time.Now()
+		if err := l.Close(); err != nil || time.Since(began) != stopWithin-time.Second {
+			t.Errorf("close: %v after %v", err, time.Since(began))
+		}
+		if err := l.Documents("quota").Save(map[string][]byte{"a": nil}, nil); !errors.Is(err, errHangs) {
+			t.Errorf("save: %v", err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("made after Close: %v", err)
+		}
+
+		l = New(Options{Path: path})
+		l.recalled <- struct{}{}
+		for range 2 {
+			if err := l.Close(); err == nil || !strings.Contains(err.Error(), "does not answer") {
+				t.Errorf("close beside a look-up that hangs: %v", err)
+			}
+		}
+		<-l.recalled
 	})
 }
 

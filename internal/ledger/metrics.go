@@ -2,7 +2,11 @@
 
 package ledger
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nettally/nettally/internal/wallclock"
+)
 
 // metrics are about our own work, not about traffic.
 type metrics struct {
@@ -40,7 +44,7 @@ func (l *Ledger) Metrics() []prometheus.Collector {
 		gauge("nettally_ledger_up", "Whether usage is kept on disk.",
 			func(s Status) float64 { return oneIf(s.Up) }),
 		gauge("nettally_ledger_clock_set_back", "Whether the clock is behind the last write; nothing is pruned then.",
-			func(s Status) float64 { return oneIf(s.ClockSetBack) }),
+			func(Status) float64 { return oneIf(l.Clock.State() == wallclock.Behind) }),
 		gauge("nettally_ledger_last_flush_timestamp_seconds", "When usage was last kept on disk, 0 if not yet.",
 			func(s Status) float64 {
 				if s.LastFlush.IsZero() {

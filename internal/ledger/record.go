@@ -189,21 +189,24 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 
 // writeRecords writes records down in one transaction.
 func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error {
-	now := l.Now()
 	marks := make(map[string]numbers, len(records))
 	err := inTx(ctx, l.file.write, func(tx *sql.Tx) error {
+		clock, err := l.look(ctx, tx)
+		if err != nil {
+			return err
+		}
 		w, err := newWriter(ctx, tx)
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		hour := hourOf(now, l.Location).Unix()
+		hour := hourOf(clock.Now, l.Location).Unix()
 		for _, r := range records {
 			if marks[r.ID], err = w.put(r, hour, l.marks[r.ID]); err != nil {
 				return err
 			}
 		}
-		return l.noteWrite(ctx, tx, now)
+		return noteWrite(ctx, tx, clock.Mark)
 	})
 	if err != nil {
 		return err
@@ -212,19 +215,6 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 		l.marks[id] = mark
 	}
 	return nil
-}
-
-// noteWrite notes when the ledger was last written, and finds the clock behind that.
-func (l *Ledger) noteWrite(ctx context.Context, tx *sql.Tx, now time.Time) error {
-	var last int64
-	err := tx.QueryRowContext(ctx, "SELECT value FROM meta WHERE key = 'last_write'").Scan(&last)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	mark := l.look(now, fromNanos(last))
-	_, err = tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('last_write', ?)
-		ON CONFLICT (key) DO UPDATE SET value = excluded.value`, nanos(mark))
-	return err
 }
 
 // writer holds the statements of one transaction.
@@ -243,10 +233,7 @@ func newWriter(ctx context.Context, tx *sql.Tx) (*writer, error) {
 				coalesce(s.namespace, ''), coalesce(s.pod, ''), coalesce(s.runtime, ''), coalesce(s.image, ''),
 				coalesce(s.labels, '')
 			FROM containers c LEFT JOIN subjects s ON s.id = c.subject WHERE c.id = ?`,
-		&w.past: `SELECT coalesce(sum(receive_bytes), 0), coalesce(sum(receive_packets), 0),
-				coalesce(sum(receive_syn), 0), coalesce(sum(transmit_bytes), 0),
-				coalesce(sum(transmit_packets), 0), coalesce(sum(transmit_syn), 0)
-			FROM subjects s JOIN hours h ON h.subject = s.id WHERE s.container_id = ?`,
+		&w.past: "SELECT " + sums + " FROM subjects s JOIN hours h ON h.subject = s.id WHERE s.container_id = ?",
 		&w.put1: "INSERT INTO containers (" + identityColumns + ", subject, " + numberColumns + ")" +
 			" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, " + six + ")" +
 			" ON CONFLICT (id) DO UPDATE SET " + overwrite(identityColumns+", subject, "+numberColumns),
@@ -276,14 +263,24 @@ func (w *writer) close() {
 	}
 }
 
-// onTop adds numbers to those that are there.
-const onTop = `ON CONFLICT (start, subject) DO UPDATE SET
-	receive_bytes = receive_bytes + excluded.receive_bytes,
-	receive_packets = receive_packets + excluded.receive_packets,
-	receive_syn = receive_syn + excluded.receive_syn,
-	transmit_bytes = transmit_bytes + excluded.transmit_bytes,
-	transmit_packets = transmit_packets + excluded.transmit_packets,
-	transmit_syn = transmit_syn + excluded.transmit_syn`
+// onTop adds numbers to those that are there, up to the highest one: SQLite makes a float of
+// a sum that is too large, which the column refuses, and with it all that is written.
+var onTop = "ON CONFLICT (start, subject) DO UPDATE SET " + eachNumber(
+	"%[1]s = min(%[1]s, 9223372036854775807 - excluded.%[1]s) + excluded.%[1]s")
+
+// sums are the sums of numbers over rows, 0 over none and at most the highest one each: SQLite's
+// sum() fails where it overflows. The halves of numbers do not, over 2^31 rows.
+var sums = eachNumber("CASE WHEN coalesce(sum(%[1]s >> 32), 0) + (sum(%[1]s & 0xffffffff) >> 32) >= 0x80000000" +
+	" THEN 9223372036854775807 ELSE coalesce((sum(%[1]s >> 32) << 32) + sum(%[1]s & 0xffffffff), 0) END")
+
+// eachNumber is an expression for each of numberColumns.
+func eachNumber(format string) string {
+	var each []string
+	for column := range strings.SplitSeq(numberColumns, ", ") {
+		each = append(each, fmt.Sprintf(format, column))
+	}
+	return strings.Join(each, ", ")
+}
 
 // overwrite is what replaces columns by those of a row that came too late.
 func overwrite(columns string) string {

@@ -10,13 +10,16 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 const (
 	// tidyAfter leaves the host time to set its clock after it has booted.
 	tidyAfter = 10 * time.Minute
 	tidyEvery = time.Hour
-	tidyRows  = 2000 // per table and transaction, which keeps a flush from waiting long
+	// distrustFor is how long it is left alone if the clock is not trusted.
+	distrustFor = time.Minute
+	tidyRows    = 2000 // per table and transaction, which keeps a flush from waiting long
 )
 
 // upkeep is when old usage is rolled up and pruned, and how far that is.
@@ -28,22 +31,23 @@ type upkeep struct {
 // tidy rolls up and prunes some of what is old, at most every hour once nothing is
 // left to do.
 func (l *Ledger) tidy(ctx context.Context) error {
-	boot := l.boot()
-	if boot < l.due {
+	clock := l.Clock.Look()
+	if clock.Boot < l.due {
 		return nil
 	}
-	now := l.Now()
 	var done bool
 	var gone []string
 	err := inTx(ctx, l.file.write, func(tx *sql.Tx) (err error) {
-		if err = l.noteWrite(ctx, tx, now); err != nil {
+		if clock, err = l.look(ctx, tx); err != nil {
 			return err
 		}
-		if !l.clock.plausible() {
-			done = true
-			return nil
+		if err = noteWrite(ctx, tx, clock.Mark); err != nil {
+			return err
 		}
-		done, gone, err = l.tidySome(ctx, tx, now)
+		if clock.State != wallclock.Agrees {
+			return nil // a clock that is ahead makes everything look old
+		}
+		done, gone, err = l.tidySome(ctx, tx, clock.Now)
 		return err
 	})
 	if err != nil {
@@ -53,8 +57,11 @@ func (l *Ledger) tidy(ctx context.Context) error {
 	for _, id := range gone {
 		delete(l.marks, id)
 	}
-	if done {
-		l.due = boot + tidyEvery
+	switch {
+	case done:
+		l.due = clock.Boot + tidyEvery
+	case clock.State != wallclock.Agrees:
+		l.due = clock.Boot + distrustFor
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ package names
 
 import (
 	"context"
-	"net"
 	"sync"
 	"testing"
 
@@ -50,10 +49,7 @@ func startKube(t *testing.T, path string) *kubeRuntime {
 // serveGRPC serves on a socket until the test ends or the server is stopped.
 func serveGRPC(t *testing.T, path string, register func(*grpc.Server)) *grpc.Server {
 	t.Helper()
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listen(t, path)
 	server := grpc.NewServer(grpc.MaxSendMsgSize(64 << 20))
 	register(server)
 	go func() { _ = server.Serve(listener) }()

@@ -381,10 +381,7 @@ func TestBadLists(t *testing.T) {
 // serveLists starts a daemon whose answers for containers are list's.
 func serveLists(t *testing.T, path string, d *daemon, list func(http.ResponseWriter)) {
 	t.Helper()
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listen(t, path)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/containers/json") {
 			list(w)

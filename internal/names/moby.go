@@ -128,7 +128,7 @@ func (m *moby) renames(ctx context.Context) renames {
 		Filters: make(client.Filters).Add("type", "container").Add("event", "rename"),
 	})
 	ids := make(chan string)
-	go func() {
+	go func() { // stop waits for it
 		defer close(ids)
 		for {
 			select {

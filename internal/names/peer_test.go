@@ -142,10 +142,7 @@ func startDaemon(t *testing.T, path string, containers ...container.Summary) *da
 	for _, c := range containers {
 		d.containers[c.ID] = c
 	}
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listen(t, path)
 	d.server = &http.Server{Handler: d}
 	go func() { _ = d.server.Serve(listener) }()
 	t.Cleanup(d.stop)
@@ -233,14 +230,37 @@ func (d *daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// listen makes a socket that takes connections from the moment on that it has its name: one
+// that net.Listen is making refuses them for a moment.
+func listen(t *testing.T, path string) net.Listener {
+	t.Helper()
+	made := path + ".new"
+	listener, err := net.Listen("unix", made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(made, path); err != nil {
+		t.Fatal(err)
+	}
+	return &renamed{Listener: listener, path: path}
+}
+
+type renamed struct {
+	net.Listener
+	path string
+	once sync.Once
+}
+
+func (l *renamed) Close() error {
+	l.once.Do(func() { _ = os.Remove(l.path) })
+	return l.Listener.Close()
+}
+
 // startPeer accepts on a socket and leaves each connection to serve. It returns
 // the number of connections so far.
 func startPeer(t *testing.T, path string, serve func(net.Conn)) (accepted func() int) {
 	t.Helper()
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listen(t, path)
 	var mu sync.Mutex
 	var conns []net.Conn
 	t.Cleanup(func() {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nettally/nettally/internal/retry"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -81,7 +82,7 @@ func (c *Controller) containerStarted(found watcher.Container) {
 	if c.containers[found.ID] != nil || !c.Settings().Container(found) {
 		return
 	}
-	known := &container{Container: found, reason: usage.Starting, since: found.CreatedAt}
+	known := &container{Container: found, reason: usage.Starting, since: wallclock.Steadily(found.CreatedAt)}
 	known.look.From(firstDelay)
 	c.containers[found.ID] = known
 	c.Accounts.Start(usage.Container{
@@ -170,7 +171,7 @@ func (c *Controller) join(known *container, number uint64, pid int) {
 			number: number, netns: cmp.Or(c.files.netns(pid), number), nsid: -1, pid: pid, owner: known,
 			members: map[string]*container{}, interfaces: map[int]*iface{},
 			// The kernel may forget when a cgroup was made, so what is found first is old.
-			fresh: !c.began.IsZero() && (known.CreatedAt.After(c.began) || known.sandbox != nil),
+			fresh: !c.began.IsZero() && (known.since.After(c.began) || known.sandbox != nil),
 		}
 		c.sandboxes[number] = box
 	}

@@ -76,7 +76,7 @@ func BenchmarkCheck(b *testing.B) {
 				c.now = c.now.Add(time.Second)
 				snap := usage.Snapshot{TakenAt: c.now, Containers: c.containers}
 				b.StartTimer()
-				c.engine.Check(c.now, snap)
+				c.engine.Check(snap)
 			}
 			b.ReportMetric(used, "MB")
 			b.ReportMetric(float64(len(c.engine.Status())), "keys")

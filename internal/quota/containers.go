@@ -21,15 +21,15 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 	total := numbersOf(traffic)
 	k := e.containers[c.ID]
 	if k == nil {
-		k = &container{id: c.ID, firstAt: now, fresh: e.fresh}
+		k = &container{id: c.ID, firstAt: e.reckoned, fresh: e.fresh}
 		e.containers[c.ID] = k
 	}
 	if k.firstAt.IsZero() {
-		k.firstAt = now // it was loaded
+		k.firstAt = e.reckoned // it was loaded
 	}
 	k.check = e.checks
 	if !k.goneAt.IsZero() {
-		k.goneAt, k.firstAt = time.Time{}, now
+		k.goneAt, k.firstAt = time.Time{}, e.reckoned
 		e.markContainer(k)
 	}
 	if k.version == 0 && (c.Name == "" || c.Name == c.ID) && now.Sub(k.firstAt) < nameWithin && now.Sub(k.firstAt) >= 0 {
@@ -38,7 +38,7 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 	if k.version != e.version || !k.identity.is(c, source) {
 		e.connect(k, c, source, total, now)
 	}
-	e.count(k, total, source, now.Sub(born(c, source)))
+	e.count(k, total, source, k.age(c, source))
 }
 
 // count adds the growth of a total to the keys it feeds.
@@ -65,7 +65,7 @@ func (e *Engine) count(k *container, total numbers, source string, age time.Dura
 	for _, st := range k.feeds {
 		if n := st.rule.span.of(growth); n > 0 {
 			st.add(n)
-			st.tick += n
+			st.tick = usage.Add(st.tick, n)
 			e.touch(st)
 			e.mark(st)
 		}
@@ -90,7 +90,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 		st := e.state(r, key)
 		if late {
 			st.add(r.Initial)
-			st.base += r.Initial
+			st.base = usage.Add(st.base, r.Initial)
 		}
 		e.rename(before, k, st)
 		st.members++
@@ -108,10 +108,10 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now time.Time) {
 	r, n := st.rule, st.rule.span.of(k.last)
 	switch {
-	case met && !k.fresh && now.Sub(born(c, k.source)) < forgetAfter:
+	case met && !k.fresh && k.age(c, k.source) < forgetAfter:
 		// All of it is news: one that we have forgotten was counted before that.
 	case (r.isNew || met && k.fresh) && belongs(r, c, k.source, now):
-		st.base += n // the time it took is not known to the projection
+		st.base = usage.Add(st.base, n) // the time it took is not known to the projection
 	default:
 		return
 	}
@@ -195,6 +195,11 @@ func born(c *usage.Container, source string) time.Time {
 	return first
 }
 
+// age is how old a container was when it was first seen.
+func (k *container) age(c *usage.Container, source string) time.Duration {
+	return k.firstAt.Sub(born(c, source))
+}
+
 // depart notes which containers are gone, and forgets those that have been for long.
 func (e *Engine) depart(now time.Time) {
 	for id, k := range e.containers {
@@ -208,6 +213,9 @@ func (e *Engine) depart(now time.Time) {
 			if !k.known {
 				delete(e.containers, id)
 			}
+		case k.goneAt.After(now): // by a clock that was ahead
+			k.goneAt = now
+			e.markContainer(k)
 		case now.Sub(k.goneAt) > forgetAfter:
 			e.forgetContainer(k)
 		}

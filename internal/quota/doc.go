@@ -34,10 +34,11 @@
 //
 // # The clock
 //
-// A period ends when the clock has passed its end. A clock that is set back leaves the
-// running period as it is, so that no period is opened twice; only if it is set back by
-// more than a period, as it is when it had been wrong by far, the running period ends
-// with the calendar's next one. Rates and `for` are measured on the monotonic clock.
+// A period ends when a clock that is trusted has passed its end (see package wallclock). While
+// it is not, what is used counts for the running period, so a wrong clock forgives nothing. A
+// clock that is set back leaves the running period as it is, so that no period is opened
+// twice; only if a clock that was ahead by more than a period was trusted, the running period
+// ends with the calendar's next one. Rates and `for` are measured on the monotonic clock.
 //
 // # Durability
 //

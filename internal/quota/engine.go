@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 const (
@@ -46,7 +47,10 @@ type Options struct {
 	// Started is told once what fires, when an earlier process's state is loaded and usage
 	// was looked at. It must not block.
 	Started func(firing []Alert)
-	Log     *slog.Logger
+	// Clock says what time it is, and whether to trust it. It must know when Store was last
+	// written once that is loaded.
+	Clock *wallclock.Clock
+	Log   *slog.Logger
 }
 
 // Engine counts usage against rules. It is safe for concurrent use.
@@ -66,8 +70,10 @@ type Engine struct {
 	hot        map[*state]struct{} // rates that are above their bound, or fire
 	touched    []*state            // used something since the last check
 	checks     uint64              // so far
-	now        time.Time           // of the check that runs
+	now        time.Time           // of the check that runs, as Clock has it
 	last       time.Time           // check
+	lastBoot   time.Duration       // its CLOCK_BOOTTIME
+	reckoned   time.Time           // now, by last and the time since boot alone
 	read       time.Time           // the counters were, when rates were measured last
 	measured   uint64              // the check that did that
 	sequence   uint64              // of the last change of an alert
@@ -96,9 +102,9 @@ type container struct {
 	id, name string
 	last     numbers // total at the last check
 	source   string
-	known    bool // last is
-	fresh    bool // it was there when nothing was ever saved
-	firstAt  time.Time
+	known    bool      // last is
+	fresh    bool      // it was there when nothing was ever saved
+	firstAt  time.Time // as the clock was when it began, should it have been put right since
 	goneAt   time.Time // zero while it is in the snapshot
 	check    uint64    // the last one that saw it
 
@@ -151,9 +157,8 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 	defer tick.Stop()
 	started := e.Started
 	for {
-		if !e.idle(time.Now()) {
-			snap := snapshot()
-			e.Check(snap.TakenAt, snap)
+		if !e.idle() {
+			e.Check(snapshot())
 		}
 		// While what was saved is not known, nobody knows what fires.
 		if started != nil && e.knows() {
@@ -180,13 +185,14 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 
 // idle returns whether there is no rule, not even one that was dropped: then nobody needs to
 // be asked for usage.
-func (e *Engine) idle(now time.Time) bool {
+func (e *Engine) idle() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.Rules())+len(e.rules) > 0 {
 		return false
 	}
-	e.now = now
+	clock := e.Clock.Look()
+	e.now, e.lastBoot = clock.Now, clock.Boot
 	e.rest()
 	return true
 }
@@ -204,24 +210,31 @@ func (e *Engine) firingNow() []Alert {
 }
 
 // Check counts what containers have used since the last check, and returns the alerts
-// that fired or were resolved by that, in order. now should have a monotonic reading,
-// as time.Now has. It touches no store and hands nothing over: that is Run's.
-func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
+// that fired or were resolved by that, in order. Rates are measured by the snapshot's times,
+// which should have a monotonic reading, as time.Now has. It touches no store and hands
+// nothing over: that is Run's.
+func (e *Engine) Check(snap usage.Snapshot) []Alert {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	clock := e.Clock.Look()
+	now := clock.Now
 	e.checks++
-	e.now, e.changed = now, nil
+	e.now, e.changed, e.reckoned = now, nil, now
+	if !e.last.IsZero() {
+		e.reckoned = e.last.Add(clock.Boot - e.lastBoot)
+	}
+	e.lastBoot = clock.Boot
 	e.adopt(e.Rules(), now)
 	if len(e.rules) == 0 {
 		e.rest()
 		return nil
 	}
 	for _, r := range e.ordered {
-		e.turn(r, now)
+		e.turn(r, clock)
 	}
 	for _, r := range e.rules {
 		if !r.dropped.IsZero() {
-			e.turn(r, now)
+			e.turn(r, clock)
 		}
 	}
 	for i := range snap.Containers {
@@ -231,7 +244,7 @@ func (e *Engine) Check(now time.Time, snap usage.Snapshot) []Alert {
 	e.begin()
 	read := snap.ReadAt
 	if read.IsZero() {
-		read = now
+		read = snap.TakenAt
 	}
 	e.settle(now, read)
 	if e.checks%pruneEvery == 0 {
@@ -344,13 +357,18 @@ func (e *Engine) forget(r *rule) {
 	e.version++ // feeds lead to its states
 }
 
-// turn ends a period that is over, and moves windows on.
-func (e *Engine) turn(r *rule, now time.Time) {
+// turn ends a period that is over, and moves windows on. A clock that is not trusted ends no
+// period, so that it forgives nothing. Windows go on with the time that has passed since it was.
+func (e *Engine) turn(r *rule, clock wallclock.Look) {
+	now := clock.Now
 	switch {
 	case r.Period.Every == Rolling:
 		e.turnWindows(r, now)
-	case r.Rate == nil && r.Period.calendar():
+	case r.Rate == nil && r.Period.calendar() && clock.State == wallclock.Agrees:
 		e.turnPeriod(r, now)
+	}
+	if r.dropped.After(now) { // by a clock that was ahead
+		r.dropped, r.dirty = now, true
 	}
 	dormant := !r.dropped.IsZero() && !r.Period.calendar() && now.Sub(r.dropped) > dormantFor
 	if dormant {
@@ -372,7 +390,7 @@ func (e *Engine) turnPeriod(r *rule, now time.Time) {
 			e.beginPeriod(st)
 		}
 	case now.Add(end.Sub(start)).Before(r.start):
-		e.Log.Warn("the clock was set back by more than a period; the running one ends with the calendar's next",
+		e.Log.Warn("a period was begun with a clock that was ahead by more than a period; it ends with the calendar's next",
 			"quota", r.Name, "began", r.start, "ends", end)
 		r.start, r.end, r.dirty = now, end, true
 		for _, st := range r.states {
@@ -414,7 +432,7 @@ func (e *Engine) begin() {
 		for _, st := range r.states {
 			if r.Initial > 0 {
 				st.add(r.Initial)
-				st.base += r.Initial
+				st.base = usage.Add(st.base, r.Initial)
 			}
 			e.touch(st)
 			e.mark(st)

@@ -40,7 +40,8 @@ func (e *Engine) active(st *state, level string) *entry {
 	return nil
 }
 
-// fire says that a level was reached, unless that was said in this period.
+// fire says that a level was reached, unless it fires. What fires again, as in a period that
+// a clock that was ahead had begun before, is another alert.
 func (e *Engine) fire(st *state, level string, now time.Time) {
 	r := st.rule
 	a := &entry{Alert: Alert{
@@ -55,15 +56,23 @@ func (e *Engine) fire(st *state, level string, now time.Time) {
 	if r.Rate == nil && r.Period.calendar() {
 		a.PeriodEnd = r.end.Round(0)
 	}
-	a.ID = strings.Join([]string{r.Name, st.key, began.UTC().Format(time.RFC3339Nano), level}, "/")
-	if e.active(st, level) != nil || e.alerts[a.ID] != nil {
+	if e.active(st, level) != nil {
 		return
+	}
+	a.ID = alertID(r.Name, st.key, began, level)
+	for e.alerts[a.ID] != nil {
+		began = began.Add(1)
+		a.ID = alertID(r.Name, st.key, began, level)
 	}
 	e.measure(a, st, now)
 	a.Summary = e.summary(a, st)
 	e.alerts[a.ID] = a
 	e.firing[st] = append(e.firing[st], a)
 	e.tell(a)
+}
+
+func alertID(quota, key string, began time.Time, level string) string {
+	return strings.Join([]string{quota, key, began.UTC().Format(time.RFC3339Nano), level}, "/")
 }
 
 // measure writes down what a key has used by now.

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // noon is when tests begin: in the middle of an hour, a day, a week and a month.
@@ -29,6 +30,8 @@ type memory struct {
 	err       error
 	saves     int
 	hang      chan struct{} // not nil: a save waits for it
+	clock     *wallclock.Clock
+	mark      wallclock.Mark // of the last save, as a ledger notes it
 }
 
 func (m *memory) Load() (map[string][]byte, error) {
@@ -53,6 +56,7 @@ func (m *memory) Save(put map[string][]byte, drop []string) error {
 		delete(m.documents, key)
 	}
 	maps.Copy(m.documents, put)
+	m.mark = m.clock.Look().Mark
 	m.saves++
 	return nil
 }
@@ -65,13 +69,23 @@ func (m *memory) fail(err error) {
 
 var errDisk = errors.New("disk full")
 
+// host is what the host's clocks say.
+type host struct {
+	off    time.Duration // how far the wall clock is ahead
+	booted time.Time
+	boots  int64
+	synced bool
+	lives  bool // its time is the process's
+}
+
 // bench is an engine, its store, a clock, and containers that use what a test says.
 type bench struct {
 	t          testing.TB
 	engine     *Engine
 	keeper     *keeper
 	store      *memory
-	now        time.Time
+	now        time.Time // as it is, whatever the host's clock says
+	host       host
 	rules      []Rule
 	containers []usage.Container
 	sent       []Alert
@@ -80,28 +94,62 @@ type bench struct {
 }
 
 func newBench(t testing.TB, rules ...Rule) *bench {
-	b := &bench{t: t, store: &memory{documents: map[string][]byte{}}, now: noon, rules: rules}
+	b := &bench{
+		t: t, store: &memory{documents: map[string][]byte{}}, now: noon, rules: rules,
+		host: host{booted: noon.Add(-time.Hour), boots: 1},
+	}
 	b.restart()
 	return b
 }
 
+func (b *bench) reading() wallclock.Reading {
+	h, now := b.host, b.now
+	if h.lives {
+		now = time.Now()
+	}
+	return wallclock.Reading{Wall: now.Add(h.off), Boot: now.Sub(h.booted), BootID: h.boots, Synced: h.synced}
+}
+
+// reboot is a host that was off for a while, and boots with a clock that is off.
+func (b *bench) reboot(after, off time.Duration) {
+	b.now = b.now.Add(after)
+	b.host = host{off: off, booted: b.now.Add(-10 * time.Second), boots: b.host.boots + 1}
+	b.restart()
+}
+
 // restart is what a process does that comes after another, killed or not.
 func (b *bench) restart() {
+	log := slog.New(slog.NewTextHandler(&b.log, nil))
+	clock := wallclock.New(b.reading, log)
+	clock.Restore(b.store.mark)
+	b.store.clock = clock
 	b.engine = New(Options{
-		Rules:  func() []Rule { return b.rules },
+		Rules: func() (rules []Rule) {
+			b.beside(func() { rules = b.rules })
+			return rules
+		},
 		Store:  b.store,
 		Notify: func(a Alert) { b.sent = append(b.sent, a) },
-		Log:    slog.New(slog.NewTextHandler(&b.log, nil)),
+		Clock:  clock,
+		Log:    log,
 	})
 	b.keeper = &keeper{Engine: b.engine, results: make(chan result, 1)}
 	b.keeper.load()
 }
 
+// beside does something with what Run uses, too.
+func (b *bench) beside(do func()) {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	do()
+}
+
 // start adds a container.
 func (b *bench) start(id, name string) *usage.Container {
+	now := b.engine.Clock.Now()
 	b.containers = append(b.containers, usage.Container{
-		ID: id, Name: name, Runtime: "docker", Image: "registry/nginx:1", State: usage.Running, StartedAt: b.now,
-		Interfaces: []usage.Interface{{Name: "eth0", AttachedAt: b.now}},
+		ID: id, Name: name, Runtime: "docker", Image: "registry/nginx:1", State: usage.Running, StartedAt: now,
+		Interfaces: []usage.Interface{{Name: "eth0", AttachedAt: now}},
 	})
 	return &b.containers[len(b.containers)-1]
 }
@@ -133,7 +181,7 @@ func (b *bench) transmit(id string, n uint64) {
 // check lets time pass, checks, and does not save.
 func (b *bench) check(d time.Duration) []Alert {
 	b.now = b.now.Add(d)
-	alerts := b.engine.Check(b.now, usage.Snapshot{TakenAt: b.now, Containers: slices.Clone(b.containers)})
+	alerts := b.engine.Check(usage.Snapshot{TakenAt: b.now, Containers: slices.Clone(b.containers)})
 	if b.engine.loaded {
 		b.keeper.deliver(0)
 	}

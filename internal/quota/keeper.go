@@ -54,7 +54,7 @@ func (k *keeper) step(now time.Time) {
 	case k.busy:
 	case !k.loaded && !now.Before(k.retry):
 		k.busy, k.retry = true, now.Add(saveInterval)
-		go func() {
+		go func() { // stop waits for it
 			documents, err := k.Store.Load()
 			k.results <- result{documents: documents, err: err}
 		}()
@@ -77,7 +77,7 @@ func (k *keeper) save(now time.Time) {
 		return
 	}
 	k.busy = true
-	go func() {
+	go func() { // stop waits for it
 		began := time.Now()
 		err := k.Store.Save(b.put, b.drop)
 		k.results <- result{batch: b, took: time.Since(began), err: err}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 	_ "time/tzdata"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 func zone(t testing.TB, name string) *time.Location {
@@ -133,7 +135,7 @@ func TestPeriodsArePartition(t *testing.T) {
 	for _, name := range zones {
 		in := zone(t, name)
 		for _, every := range []Every{Hourly, Daily, Weekly, Monthly} {
-			for range 300 {
+			for range need.Tries(300) {
 				p := Period{Every: every, Day: 1 + random.IntN(31), Location: in}
 				when := time.Unix(from+random.Int64N(to-from), random.Int64N(1e9))
 				checkPartition(t, p, when)

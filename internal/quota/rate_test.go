@@ -85,7 +85,7 @@ func TestRateBetweenReadings(t *testing.T) {
 				}
 				b.find("a1").Transmit.SYN += uint64(readAt.Sub(before).Seconds()*float64(test.perSecond) + 0.5)
 				before = readAt
-				lines = append(lines, said(b.engine.Check(b.now, usage.Snapshot{TakenAt: b.now, ReadAt: readAt, Containers: slices.Clone(b.containers)}))...)
+				lines = append(lines, said(b.engine.Check(usage.Snapshot{TakenAt: b.now, ReadAt: readAt, Containers: slices.Clone(b.containers)}))...)
 				if s := b.engine.Status()[0]; i > 10 && math.Abs(s.Used-float64(test.perSecond)) > 1 {
 					t.Fatalf("after %d s: %g per second", i, s.Used)
 				}

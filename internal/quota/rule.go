@@ -200,7 +200,7 @@ func (s span) of(n numbers) uint64 {
 	if s.first == s.second {
 		return n[s.first]
 	}
-	return n[s.first] + n[s.second]
+	return usage.Add(n[s.first], n[s.second])
 }
 
 // unit is the unit that alerts and status show.

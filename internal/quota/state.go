@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 // How a projection stands in a period.
@@ -104,18 +106,18 @@ func (e *Engine) drop(st *state) {
 
 // add counts usage.
 func (st *state) add(n uint64) {
-	st.used += n
+	st.used = usage.Add(st.used, n)
 	if st.window != nil {
 		st.window.add(n)
 	}
 }
 
 func (st *state) merge(from *state) {
-	st.base += from.base
+	st.base = usage.Add(st.base, from.base)
 	st.since = min(st.since, from.since)
-	st.add(from.used)
+	st.used = usage.Add(st.used, from.used)
 	if st.window != nil {
-		st.window.current(from.window)
+		st.window.merge(from.window)
 	}
 }
 

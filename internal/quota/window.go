@@ -2,7 +2,12 @@
 
 package quota
 
-import "time"
+import (
+	"math"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
 
 // buckets is how many parts a rolling window has. It is exact to one of them: a window
 // holds what was used in its length, and in up to a 120th more.
@@ -15,7 +20,10 @@ type window struct {
 }
 
 // add counts into the last part.
-func (w *window) add(n uint64) { w.parts[w.slot(w.at)] += n }
+func (w *window) add(n uint64) {
+	last := &w.parts[w.slot(w.at)]
+	*last = usage.Add(*last, n)
+}
 
 func (w *window) slot(n int64) int { return int(n % (buckets + 1)) }
 
@@ -23,7 +31,7 @@ func (w *window) slot(n int64) int { return int(n % (buckets + 1)) }
 func (w *window) advance(to int64) (left uint64) {
 	for n := max(w.at, to-buckets-1) + 1; n <= to; n++ {
 		slot := w.slot(n)
-		left += w.parts[slot]
+		left = usage.Add(left, w.parts[slot])
 		w.parts[slot] = 0
 	}
 	w.at = max(w.at, to)
@@ -39,17 +47,16 @@ func (w *window) moved(to int64) window {
 	return m
 }
 
-// current takes over the parts of another window, of which all was added to the last.
-func (w *window) current(from *window) {
-	w.parts[w.slot(w.at)] -= from.sum()
+// merge adds the parts of another window.
+func (w *window) merge(from *window) {
 	for i := range from.parts {
-		w.parts[i] += from.parts[i]
+		w.parts[i] = usage.Add(w.parts[i], from.parts[i])
 	}
 }
 
 func (w *window) sum() (sum uint64) {
 	for _, n := range w.parts {
-		sum += n
+		sum = usage.Add(sum, n)
 	}
 	return sum
 }
@@ -59,7 +66,7 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 	n := now.UnixNano() / (int64(r.Period.Window) / buckets)
 	switch {
 	case r.bucket != 0 && n < r.bucket-buckets:
-		e.Log.Warn("the clock was set back by more than a window; what is in it goes along", "quota", r.Name)
+		e.Log.Warn("a window was filled with a clock that was ahead by more than its length; what is in it goes along", "quota", r.Name)
 		for _, st := range r.states {
 			e.moveWindow(st, n)
 		}
@@ -74,7 +81,7 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 			// It was saved before the clock was set back: r.bucket is not known then.
 			e.moveWindow(st, n)
 		}
-		st.used -= st.window.advance(n)
+		st.advance(n)
 		if st.level > 0 {
 			e.touch(st)
 		}
@@ -82,6 +89,17 @@ func (e *Engine) turnWindows(r *rule, now time.Time) {
 			e.drop(st)
 		}
 	}
+}
+
+// advance begins another part of a window. Where used is the highest number, it is not known
+// how much more there was.
+func (st *state) advance(to int64) {
+	left := st.window.advance(to)
+	if st.used == math.MaxUint64 {
+		st.used = st.window.sum()
+		return
+	}
+	st.used -= left
 }
 
 // moveWindow has a window end at another part. That is saved: until then it looks as if it

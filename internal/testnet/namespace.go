@@ -126,7 +126,7 @@ func (n *Namespace) Run(name string, args ...string) ([]byte, error) {
 }
 
 // onOwnThread runs f on an OS thread that nothing else uses and that ends
-// afterwards, so that f may change the thread's namespaces.
+// afterwards, so that f may change the thread's namespaces. It waits for f.
 func onOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {

@@ -34,6 +34,7 @@ type order struct {
 	Bytes   int64          `json:"bytes,omitempty"`
 	Method  Method         `json:"method,omitempty"`
 	Path    string         `json:"path,omitempty"`
+	Frame   *Frame         `json:"frame,omitempty"`
 }
 
 type reply struct {
@@ -76,7 +77,8 @@ func serve(args []string, orders io.Reader, replies io.Writer) error {
 }
 
 // lines reads ahead and ends the process at the end of its orders: also in the
-// middle of one, since whoever gave it is gone.
+// middle of one, since whoever gave it is gone. So nobody waits for its goroutine, nor
+// for those of sinks: the process is theirs.
 func lines(r io.Reader) <-chan []byte {
 	out := make(chan []byte)
 	go func() {
@@ -100,6 +102,8 @@ func (s *server) do(o order) (reply, error) {
 		return reply{}, sendUDP(o)
 	case "sendtcp":
 		return reply{}, sendTCP(o)
+	case "sendframe":
+		return reply{}, sendFrame(o)
 	case "enter":
 		return reply{}, enter(o.Path)
 	}
@@ -125,7 +129,7 @@ func enter(path string) error {
 	return syscall.Exec("/proc/self/exe", []string{agentName, entered}, os.Environ())
 }
 
-// sink counts what a socket takes.
+// sink counts what a socket takes, for as long as the process lives.
 type sink struct {
 	mu sync.Mutex
 	Received

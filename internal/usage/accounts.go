@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // Datapath is where the counters are: *bpf.Datapath, or *procsource.Datapath.
@@ -58,8 +59,11 @@ type Options struct {
 	// Kept says that a ledger keeps the records: what is final stays in the kernel
 	// until [Accounts.Written], and containers wait for [Accounts.Recall].
 	Kept bool
-	// Now is time.Now, but for tests.
+	// Now is time.Now, but for tests: how long something lasted in this process is told by its
+	// monotonic reading.
 	Now func() time.Time
+	// Clock is what is shown and kept as a time of day goes by; nil is Now.
+	Clock *wallclock.Clock
 }
 
 // Accounts is the usage of every container on the host.
@@ -86,6 +90,7 @@ type account struct {
 
 	unrecalled bool      // what it counted before is not known yet
 	since      time.Time // it is so
+	stopped    time.Time // by Now
 	written    *Record   // what the ledger has
 }
 
@@ -120,6 +125,14 @@ func New(o Options) *Accounts {
 	}
 }
 
+// timeOfDay is for what outlives the process.
+func (a *Accounts) timeOfDay() time.Time {
+	if a.Clock == nil {
+		return a.Now()
+	}
+	return a.Clock.Now()
+}
+
 // Start opens the account of a container, or goes on with the one it had before a
 // restart. Of c the identifying fields count, not State, Reason or the numbers.
 func (a *Accounts) Start(c Container) {
@@ -127,6 +140,9 @@ func (a *Accounts) Start(c Container) {
 	defer a.mu.Unlock()
 	known := a.account(c.ID)
 	c.State, c.StoppedAt, c.Reason = Running, time.Time{}, Starting
+	if a.Clock != nil && !c.StartedAt.IsZero() {
+		c.StartedAt = a.Clock.Began(c.StartedAt)
+	}
 	c.Interfaces, c.Traffic, c.IP, c.IPSince = nil, Traffic{}, nil, time.Time{}
 	known.Container = c.identifiedBy(known.Container)
 }
@@ -175,7 +191,7 @@ func (a *Accounts) Stop(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if c := a.containers[id]; c != nil && c.State == Running {
-		c.State, c.StoppedAt = Stopped, a.Now()
+		c.State, c.StoppedAt, c.stopped = Stopped, a.timeOfDay(), a.Now()
 		if c.Reason == Starting {
 			c.Reason = Ended
 		}
@@ -222,7 +238,7 @@ func (a *Accounts) Expire() []string {
 	var gone []string
 	before := a.Now().Add(-a.Retention())
 	for id, c := range a.containers {
-		if c.State == Stopped && c.StoppedAt.Before(before) && !c.counting() && (!a.Kept || c.isWritten()) {
+		if c.State == Stopped && c.stopped.Before(before) && !c.counting() && (!a.Kept || c.isWritten()) {
 			delete(a.containers, id)
 			gone = append(gone, id)
 		}

@@ -9,9 +9,8 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // Target is what is counted on a slot: an interface, or a cgroup.
@@ -68,7 +67,7 @@ func (a *Accounts) Open(target Target, host, hook string) (slot uint16, on strin
 	if err != nil {
 		return 0, "", err
 	}
-	a.attachments[target] = &attachment{slot: taken, host: host, hook: hook, at: a.Now()}
+	a.attachments[target] = &attachment{slot: taken, host: host, hook: hook, at: a.timeOfDay()}
 	return taken.Index, "", nil
 }
 
@@ -113,7 +112,7 @@ func (a *Accounts) takeOver(target Target, swap func(slot uint16) error) (old *a
 	if err != nil {
 		return nil, 0, errors.Join(err, a.Datapath.Release(taken))
 	}
-	a.attachments[target] = &attachment{slot: taken, host: old.host, hook: old.hook, at: a.Now()}
+	a.attachments[target] = &attachment{slot: taken, host: old.host, hook: old.hook, at: a.timeOfDay()}
 	return old, taken.Index, nil
 }
 
@@ -218,7 +217,7 @@ func (a *Accounts) Adopt(l Leftover, host, hook string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	slot := l.slot
-	at := &attachment{slot: slot, host: host, hook: hook, at: a.Now().Add(-age(slot))}
+	at := &attachment{slot: slot, host: host, hook: hook, at: a.timeOfDay().Add(-age(slot))}
 	a.attachments[l.Target] = at
 	a.ownAgain(at)
 }
@@ -233,7 +232,7 @@ func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
 	if a.restored[slot.Generation].folded {
 		return slot.OwnQdisc, a.Datapath.Release(slot)
 	}
-	at := &attachment{slot: slot, at: a.Now().Add(-age(slot))}
+	at := &attachment{slot: slot, at: a.timeOfDay().Add(-age(slot))}
 	a.ownAgain(at)
 	if slot.Cgroup != 0 && !a.needsCgroup(at) {
 		return false, a.discard(at)
@@ -362,10 +361,10 @@ func less(v bpf.Volume, by Volume) bpf.Volume {
 // before we came, or while our filters were off. It is noted with the slot.
 func (a *Accounts) Seed(target Target, receive, transmit Volume) error {
 	return a.note(target, func(n *bpf.Note) {
-		n.SeededReceive.Bytes += receive.Bytes
-		n.SeededReceive.Packets += receive.Packets
-		n.SeededTransmit.Bytes += transmit.Bytes
-		n.SeededTransmit.Packets += transmit.Packets
+		n.SeededReceive.Bytes = Add(n.SeededReceive.Bytes, receive.Bytes)
+		n.SeededReceive.Packets = Add(n.SeededReceive.Packets, receive.Packets)
+		n.SeededTransmit.Bytes = Add(n.SeededTransmit.Bytes, transmit.Bytes)
+		n.SeededTransmit.Packets = Add(n.SeededTransmit.Packets, transmit.Packets)
 	})
 }
 
@@ -593,9 +592,5 @@ func counts(row bpf.Counters) Counts {
 
 // age is how long ago a slot was taken.
 func age(s bpf.Slot) time.Duration {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return 0
-	}
-	return time.Duration(uint64(now.Nano()) - s.Generation)
+	return wallclock.SinceBoot() - time.Duration(s.Generation)
 }

@@ -31,6 +31,9 @@ func (a *Accounts) Restore(records []Record) {
 		c := a.account(r.ID)
 		c.Container = r.Container
 		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
+		if c.State == Stopped {
+			c.stopped = a.Now().Add(-max(a.timeOfDay().Sub(c.StoppedAt), 0))
+		}
 		a.recall(c, &r, there)
 	}
 }

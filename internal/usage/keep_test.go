@@ -14,6 +14,8 @@ import (
 	"weak"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 // disk stands in for a ledger: records by id, each as it would be read back.
@@ -211,7 +213,7 @@ func (m *machine) check(step int) {
 // However a host and nettally end and come back, and wherever in a flush, each
 // container has exactly the packets that passed.
 func TestNothingIsLost(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(need.Tries(200)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := &machine{
 				t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},

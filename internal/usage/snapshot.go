@@ -25,7 +25,11 @@ func (a *Accounts) Snapshot() Snapshot {
 	}
 	for _, c := range a.containers {
 		if !c.unrecalled || s.TakenAt.Sub(c.since) > recallPatience {
-			s.Containers = append(s.Containers, a.container(c))
+			shown := a.container(c)
+			if c.State == Stopped {
+				shown.StoppedFor = s.TakenAt.Sub(c.stopped)
+			}
+			s.Containers = append(s.Containers, shown)
 		}
 	}
 	slices.SortFunc(s.Containers, func(x, y Container) int {

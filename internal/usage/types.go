@@ -2,7 +2,11 @@
 
 package usage
 
-import "time"
+import (
+	"math"
+	"math/bits"
+	"time"
+)
 
 // Family is a network-layer protocol family. It indexes [Counts.Cells].
 type Family int
@@ -42,7 +46,17 @@ type Volume struct {
 }
 
 func (v Volume) plus(w Volume) Volume {
-	return Volume{Bytes: v.Bytes + w.Bytes, Packets: v.Packets + w.Packets}
+	return Volume{Bytes: Add(v.Bytes, w.Bytes), Packets: Add(v.Packets, w.Packets)}
+}
+
+// Add returns the sum of two totals, or the highest number where that is less: a total that
+// went back would look like a new beginning.
+func Add(a, b uint64) uint64 {
+	sum, carry := bits.Add64(a, b, 0)
+	if carry != 0 {
+		return math.MaxUint64
+	}
+	return sum
 }
 
 // Counts is what was counted in one direction.
@@ -102,16 +116,16 @@ func (c Counts) Protocol(p Protocol) Volume {
 	return sum
 }
 
-// Plus returns the sum of two counts.
+// Plus returns the sum of two counts, as [Add] makes it.
 func (c Counts) Plus(d Counts) Counts {
 	sum := Counts{
 		Interface: c.Interface.plus(d.Interface),
 		Seeded:    c.Seeded.plus(d.Seeded),
 		Loopback:  c.Loopback.plus(d.Loopback),
-		SYN:       c.SYN + d.SYN,
-		SYNACK:    c.SYNACK + d.SYNACK,
-		RST:       c.RST + d.RST,
-		FIN:       c.FIN + d.FIN,
+		SYN:       Add(c.SYN, d.SYN),
+		SYNACK:    Add(c.SYNACK, d.SYNACK),
+		RST:       Add(c.RST, d.RST),
+		FIN:       Add(c.FIN, d.FIN),
 	}
 	for f := range c.Cells {
 		for p := range c.Cells[f] {
@@ -191,9 +205,10 @@ type Container struct {
 
 	State       State
 	StartedAt   time.Time
-	StoppedAt   time.Time // zero while running
-	NetworkMode string    // "bridge", "host", "none", "container", … or ""
-	Reason      Reason    // Accounted, or why not
+	StoppedAt   time.Time     // zero while running
+	StoppedFor  time.Duration // when the snapshot was taken, whatever the clock did meanwhile
+	NetworkMode string        // "bridge", "host", "none", "container", … or ""
+	Reason      Reason        // Accounted, or why not
 	// Unrecalled says that the ledger was not asked yet what it counted before: a disk hangs.
 	Unrecalled bool
 	// OnHost says that it was found in the host's network namespace, whatever a runtime says.

@@ -3,12 +3,14 @@
 package kernels
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +19,12 @@ import (
 
 //go:embed init.sh
 var initScript []byte
+
+//go:embed lacks.sh
+var lacksScript string
+
+//go:embed clock.sh
+var clockScript string
 
 // modules are what nettally needs of Debian's kernels that is not built in.
 var modules = []string{"veth", "sch_ingress", "cls_bpf"}
@@ -31,21 +39,30 @@ type result struct {
 	code   int
 }
 
-// boot runs init.sh on the kernel of an unpacked package and returns the results of its
-// steps. The machine is emulated, so that it needs no hardware's help and no
+// guest is a machine that is emulated, so that it needs no hardware's help and no
 // privileges; it has no network.
-func boot(t *testing.T, unpacked, nettally string) map[string]result {
+type guest struct {
+	unpacked string            // a package of a kernel
+	nettally string            // the binary
+	steps    string            // after init.sh
+	date     string            // of its real-time clock, in UTC; "" for the machine's
+	files    map[string][]byte // beside what each guest has
+}
+
+// boot runs the steps and returns their results.
+func (g guest) boot(t *testing.T) map[string]result {
 	t.Helper()
 	folder := t.TempDir()
 	console := filepath.Join(folder, "console")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-rtc", "base="+cmp.Or(g.date, "utc"),
 		"-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-nodefaults", "-nic", "none", "-display", "none", "-no-reboot",
 		"-serial", "file:"+console, "-serial", "stdio",
-		"-kernel", one(t, filepath.Join(unpacked, "boot", "vmlinuz-*")),
-		"-initrd", initramfs(t, unpacked, nettally),
+		"-kernel", one(t, filepath.Join(g.unpacked, "boot", "vmlinuz-*")),
+		"-initrd", g.initramfs(t),
 		// A stall is the machine's, which may have other things to do.
 		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1")
 	var complaints strings.Builder
@@ -59,7 +76,7 @@ func boot(t *testing.T, unpacked, nettally string) map[string]result {
 	return results
 }
 
-// parse reads the report of init.sh. It is complete if the last step has ended.
+// parse reads the report of a guest. It is complete if the last step has ended.
 func parse(report string) (results map[string]result, complete bool) {
 	results = map[string]result{}
 	for part := range strings.SplitSeq(report, "@begin ") {
@@ -79,7 +96,7 @@ func parse(report string) (results map[string]result, complete bool) {
 }
 
 // initramfs makes the guest's only file system.
-func initramfs(t *testing.T, unpacked, nettally string) string {
+func (g guest) initramfs(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	for _, folder := range []string{"bin", "dev", "modules", "proc", "run", "sys", "tmp", "var"} {
@@ -92,12 +109,22 @@ func initramfs(t *testing.T, unpacked, nettally string) string {
 		t.Fatal(err)
 	}
 	copyFile(t, filepath.Join(root, "bin/busybox"), busybox)
-	copyFile(t, filepath.Join(root, "bin/nettally"), nettally)
-	if err := os.WriteFile(filepath.Join(root, "init"), initScript, 0o755); err != nil {
+	copyFile(t, filepath.Join(root, "bin/nettally"), g.nettally)
+	if err := os.WriteFile(filepath.Join(root, "init"), append(slices.Clone(initScript), g.steps...), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for name, content := range g.files {
+		path := filepath.Join(root, name)
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			err = os.WriteFile(path, content, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, name := range modules {
-		copyModule(t, filepath.Join(root, "modules", name+".ko"), unpacked, name)
+		copyModule(t, filepath.Join(root, "modules", name+".ko"), g.unpacked, name)
 	}
 	return archive(t, root)
 }

@@ -22,7 +22,7 @@ var kernels = []struct{ series, suite, form string }{
 	{"6.12", "bookworm-security", `^linux-image-6\.12\.\d+\+deb12-cloud-amd64$`},
 }
 
-// expectations say how each step of init.sh ends, and what it prints: where that is an
+// expectations say how each step of lacks.sh ends, and what it prints: where that is an
 // error, one line.
 var expectations = []struct {
 	step   string
@@ -58,11 +58,7 @@ var expectations = []struct {
 func TestKernels(t *testing.T) {
 	need.Debian(t)
 	need.Commands(t, "qemu-system-x86_64", "busybox")
-	nettally := filepath.Join(t.TempDir(), "nettally")
-	build := exec.Command("go", "build", "-o", nettally, "github.com/nettally/nettally/cmd/nettally")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	output(t, build)
-
+	nettally := build(t)
 	for _, kernel := range kernels {
 		t.Run(kernel.series, func(t *testing.T) {
 			a := newApt(t, kernel.suite)
@@ -70,7 +66,7 @@ func TestKernels(t *testing.T) {
 			unpacked := a.download(t, name)
 
 			start := time.Now()
-			results := boot(t, unpacked, nettally)
+			results := guest{unpacked: unpacked, nettally: nettally, steps: lacksScript}.boot(t)
 			t.Logf("%s: up after %s s, off after %.1f s", name,
 				strings.TrimSpace(results["uptime"].output), time.Since(start).Seconds())
 			release := strings.TrimPrefix(name, "linux-image-")
@@ -80,6 +76,16 @@ func TestKernels(t *testing.T) {
 			judge(t, results)
 		})
 	}
+}
+
+// build returns the path of nettally's binary.
+func build(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "nettally")
+	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/cmd/nettally")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output(t, build)
+	return path
 }
 
 func judge(t *testing.T, results map[string]result) {

@@ -20,8 +20,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
 	"github.com/nettally/nettally/internal/quota"
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 // world is a caller with state of its own, a dispatcher and a receiver, of which all
@@ -170,7 +172,7 @@ func TestKilledAnywhere(t *testing.T) {
 		w := newWorld(t, seed)
 		kills := 0
 		for range 400 {
-			w.now = w.now.Add(time.Duration(w.random.IntN(int(time.Minute))))
+			w.now = w.now.Add(time.Duration(w.random.Int64N(int64(time.Minute))))
 			switch n := w.random.IntN(100); {
 			case n < 25:
 				w.turn(fmt.Sprint("quota", w.random.IntN(5)))
@@ -230,7 +232,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m) // a goroutine that outlives the tests fails them
 }
 
 // sendUntilKilled sends alerts 0, 1, 2…, each of which fires and then ends. Like a
@@ -288,6 +290,7 @@ func saidSoFar(folder string) int {
 // A real process that is killed for real, again and again, while the receiver fails
 // now and then.
 func TestKilledForReal(t *testing.T) {
+	need.Native(t)
 	site := newSite(t)
 	folder := t.TempDir()
 	const atLeast = 20

@@ -70,9 +70,12 @@ type Options struct {
 	// It is called about every second, and does not block.
 	Notifiers func() []Config
 	Store     Store
-	// Now is time.Now, but for tests.
+	// Now is time.Now, but for tests. Its monotonic reading is what waits go by.
 	Now func() time.Time
-	Log *slog.Logger
+	// TimeOfDay is what is told and kept as a time, and whether the host's clock is trusted; nil
+	// is Now, trusted.
+	TimeOfDay func() (now time.Time, trusted bool)
+	Log       *slog.Logger
 
 	GeneratorURL string // where people read more, a link in Alertmanager
 	Instance     string // tells hosts apart; "" is the host's name
@@ -107,6 +110,9 @@ type place struct {
 func New(o Options) *Dispatcher {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.TimeOfDay == nil {
+		o.TimeOfDay = func() (time.Time, bool) { return o.Now(), true }
 	}
 	if o.Instance == "" {
 		// Without a name two hosts might be one to an Alertmanager, which is better than no alert.
@@ -203,7 +209,8 @@ func (d *Dispatcher) resolve(q *queue, t *thread) {
 		return
 	}
 	end := *latest
-	end.State, end.EndsAt = quota.Resolved, d.options.Now()
+	end.State = quota.Resolved
+	end.EndsAt, _ = d.options.TimeOfDay()
 	q.say(end)
 }
 
@@ -338,7 +345,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	running := map[*queue]context.CancelFunc{}
 	kept := make(chan struct{})
-	go func() {
+	go func() { // finish waits for it
 		defer close(kept)
 		d.keep(ctx)
 	}()

@@ -51,7 +51,9 @@ func (d *Dispatcher) keep(ctx context.Context) {
 	}
 }
 
-// finish writes what has changed last. It gives up on a disk that does not answer.
+// finish writes what has changed last. It gives up on a disk that does not answer: then
+// keep and its own goroutine outlive Run, until a call of the Store fails, which the ledger
+// bounds, or all is written.
 func (d *Dispatcher) finish(kept <-chan struct{}) {
 	done := make(chan struct{})
 	go func() {
@@ -123,7 +125,7 @@ func (d *Dispatcher) take() (put map[string][]byte, drop []string, taken map[str
 			continue
 		}
 		taken[key] = place{at.notifier, at.thread, t.news}
-		value, err := json.Marshal(t.saved)
+		value, err := json.Marshal(d.kept(t.saved))
 		if err != nil {
 			// A number that JSON has no word for. It is delivered, or fails, from memory.
 			d.log.Warn("a queued alert can't be written", "notifier", at.notifier, "err", err)
@@ -221,7 +223,7 @@ func (d *Dispatcher) sift(threads map[string]saved) []saved {
 		}
 		switch {
 		case first != nil && q != nil:
-			ours = append(ours, s)
+			ours = append(ours, d.found(s))
 		case first != nil:
 			orphans[s.Notifier] += len(s.Pending)
 		}
@@ -231,6 +233,24 @@ func (d *Dispatcher) sift(threads map[string]saved) []saved {
 	}
 	slices.SortFunc(ours, func(a, b saved) int { return cmp.Compare(a.Seq, b.Seq) })
 	return ours
+}
+
+// kept is what to save of a thread: the time of day, as far as it can be trusted.
+func (d *Dispatcher) kept(s saved) saved {
+	if !s.Since.IsZero() {
+		now, _ := d.options.TimeOfDay()
+		s.Since = now.Round(0).Add(-d.options.Now().Sub(s.Since))
+	}
+	return s
+}
+
+// found undoes kept in another process. Nothing is from the time to come.
+func (d *Dispatcher) found(s saved) saved {
+	if !s.Since.IsZero() {
+		now, _ := d.options.TimeOfDay()
+		s.Since = d.options.Now().Add(-max(now.Sub(s.Since), 0))
+	}
+	return s
 }
 
 // first returns the oldest that is known of a thread, nil if nothing is.
@@ -258,9 +278,6 @@ func (d *Dispatcher) adopt(q *queue, s saved) {
 	}
 	later := t.Pending
 	t.saved = saved{Notifier: q.config.Name, State: q.style.state, Seq: s.Seq, Told: s.Told, Since: s.Since}
-	if now := d.options.Now(); t.Since.After(now) {
-		t.Since = now // the clock was set back
-	}
 	for _, a := range slices.Concat(s.Pending, later) {
 		q.add(t, a)
 	}

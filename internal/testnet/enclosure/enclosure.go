@@ -106,7 +106,7 @@ func (e *Enclosure) Start(script string, args ...string) {
 		e.tb.Fatalf("start %s: %v", e.name, err)
 	}
 	e.alive = alive
-	go func() {
+	go func() { // End waits for it
 		e.err = e.cmd.Wait()
 		close(e.ended)
 	}()

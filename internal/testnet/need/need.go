@@ -2,7 +2,8 @@
 
 // Package need says what a test needs of its machine. Where it is missing the
 // test is skipped with the reason, or fails if NETTALLY_REQUIRE_ALL is 1, as it
-// is in CI: there a skip would hide a test that never ran.
+// is in CI: there a skip would hide a test that never ran. It also says how much of a
+// long test to run.
 package need
 
 import (
@@ -49,6 +50,24 @@ func Kernel(tb testing.TB, with string, err error) {
 	if err != nil {
 		missing(tb, with+": "+err.Error())
 	}
+}
+
+// Native needs to run without an emulator, which is slow and can't start the test's own
+// program again. With -short there may be one.
+func Native(tb testing.TB) {
+	tb.Helper()
+	if testing.Short() {
+		missing(tb, "not to be -short")
+	}
+}
+
+// Tries returns how many of n random cases a test goes through: all of them, or with -short,
+// which is for emulators, a tenth.
+func Tries(n int) int {
+	if testing.Short() {
+		return (n + 9) / 10
+	}
+	return n
 }
 
 func missing(tb testing.TB, what string) {

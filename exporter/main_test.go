@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain fails if a goroutine outlives the tests.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
