@@ -68,7 +68,7 @@ type daemon struct {
 	names    *names.Resolver
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
-	control  counter
+	control  *counter
 	quotas   *quota.Engine
 	notify   *notify.Dispatcher
 	exporter *exporter.Exporter
@@ -76,7 +76,7 @@ type daemon struct {
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
-	newControl func() (counter, error) // once the accounts are open
+	newControl func() (*counter, error) // once the accounts are open
 	refresh    func(context.Context)   // brings the counters up to date, nil where they are
 	readings   func() usage.Snapshot   // says when they were brought, nil where they are
 	closers    []io.Closer             // in the order they were opened
@@ -152,7 +152,7 @@ func (d *daemon) wire() (err error) {
 		Build:  buildInfo(),
 		Hosts:  d.config.Load().Exporter.Hosts,
 		Ready:  d.ready,
-		Extra: slices.Concat(d.control.Metrics(), d.ledger.Metrics(), d.notify.Metrics(),
+		Extra: slices.Concat(d.control.metrics, d.ledger.Metrics(), d.notify.Metrics(),
 			d.watching(), []prometheus.Collector{d.reloadOK, d.bySource(), d.clock}),
 		Now:      d.clock.Now,
 		Distrust: d.clock.Distrust,
@@ -241,7 +241,7 @@ func bootID() (string, error) {
 // snapshot waits until all that was counted before is known again.
 func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
 	select {
-	case <-d.control.Adopted():
+	case <-d.control.adopted:
 		if d.refresh != nil {
 			d.refresh(ctx)
 		}
@@ -325,7 +325,7 @@ func (d *daemon) settings() controller.Settings {
 
 func (d *daemon) ready() error {
 	select {
-	case <-d.control.Ready():
+	case <-d.control.ready:
 		return nil
 	default:
 		return errors.New("still looking for containers")
@@ -337,7 +337,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group, ctx := errgroup.WithContext(cmd.Context())
 	events := make(chan watcher.Event, 1024)
 	group.Go(func() error { return d.watch.Run(ctx, events) })
-	group.Go(func() error { return d.control.Run(ctx, events) })
+	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
 	// What quotas say in the end is to be taken in.
@@ -362,7 +362,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 // earlier process counted: before, they would replace more by less.
 func (d *daemon) keep(ctx context.Context) error {
 	select {
-	case <-d.control.Adopted():
+	case <-d.control.adopted:
 		return d.ledger.Keep(ctx, d.accounts)
 	case <-ctx.Done():
 		return nil
@@ -373,7 +373,7 @@ func (d *daemon) keep(ctx context.Context) error {
 // missing would be taken for gone.
 func (d *daemon) checkQuotas(ctx context.Context) error {
 	select {
-	case <-d.control.Adopted():
+	case <-d.control.adopted:
 		snapshot := d.accounts.Snapshot
 		if d.readings != nil {
 			snapshot = d.readings // reading all files at each check would cost too much
@@ -432,7 +432,7 @@ func (d *daemon) apply(next *configs.Config, err error) {
 	d.config.Store(next)
 	d.level.Set(next.Log.Level)
 	d.reloadOK.Set(1)
-	d.control.Reload()
+	d.control.reload()
 	d.log.Info("configuration taken in")
 }
 

@@ -16,7 +16,8 @@ import (
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/controller"
-	"github.com/nettally/nettally/internal/procsource"
+	"github.com/nettally/nettally/internal/procnet"
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
@@ -83,13 +84,13 @@ func source(config *configs.Config) (string, error) {
 	return "bpf: our programs", nil
 }
 
-// counter counts: *controller.Controller, or *procsource.Controller.
-type counter interface {
-	Run(context.Context, <-chan watcher.Event) error
-	Adopted() <-chan struct{}
-	Ready() <-chan struct{}
-	Reload()
-	Metrics() []prometheus.Collector
+// counter counts, by programs or by files.
+type counter struct {
+	run     func(context.Context, <-chan watcher.Event) error
+	adopted <-chan struct{} // closed when all that an earlier process counted is known
+	ready   <-chan struct{} // closed when everything was looked at once
+	reload  func()
+	metrics []prometheus.Collector
 }
 
 // countByPrograms opens what the classifiers need.
@@ -105,7 +106,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 	}
 	d.closers = append(d.closers, control)
 	d.datapath = datapath
-	d.newControl = func() (counter, error) {
+	d.newControl = func() (*counter, error) {
 		options := controller.Options{
 			Host: d.watch,
 			Hooks: &controller.Hooks{
@@ -131,7 +132,8 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 				Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
 			}
 		}
-		return controller.New(options), nil
+		c := controller.New(options)
+		return &counter{run: c.Run, adopted: c.Adopted(), ready: c.Ready(), reload: c.Reload, metrics: c.Metrics()}, nil
 	}
 	return nil
 }
@@ -141,25 +143,36 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 	if why != nil {
 		d.log.Warn("counting by /proc, which tells less: our programs can't be loaded or attached", "err", why)
 	}
-	datapath := procsource.NewDatapath(config.BPF.MaxInterfaces)
+	datapath := procnet.NewDatapath(config.BPF.MaxInterfaces)
 	d.datapath, d.proc = datapath, true
-	d.newControl = func() (counter, error) {
-		control, err := procsource.New(procsource.Options{
-			Host:     d.watch,
-			Datapath: datapath,
-			Accounts: d.accounts,
-			Names:    d.names,
-			Settings: func() procsource.Settings {
-				s := d.settings()
-				return procsource.Settings{Interface: s.Interface, Container: s.Container, Reconcile: s.Reconcile}
-			},
-			Log: d.log,
+	d.newControl = func() (*counter, error) {
+		backend, err := procnet.New(procnet.Options{
+			Host:      d.watch,
+			Datapath:  datapath,
+			Accounts:  d.accounts,
+			Interface: func(name string) bool { return d.settings().Interface(name) },
+			Log:       d.log,
 		})
 		if err != nil {
 			return nil, err
 		}
-		d.refresh, d.readings = control.Refresh, control.Snapshot
-		return control, nil
+		who := roster.New(roster.Options[int]{
+			Containers: d.watch.Containers,
+			Missed:     d.watch.Missed,
+			Backend:    backend,
+			Accounts:   d.accounts,
+			Names:      d.names,
+			Settings: func() roster.Settings {
+				s := d.settings()
+				return roster.Settings{Container: s.Container, Reconcile: s.Reconcile}
+			},
+			Log: d.log,
+		})
+		d.refresh, d.readings = backend.Refresh, backend.Snapshot
+		return &counter{
+			run: who.Run, adopted: backend.Adopted(), ready: who.Ready(), reload: who.Reload,
+			metrics: slices.Concat(who.Metrics(), backend.Metrics()),
+		}, nil
 	}
 }
 

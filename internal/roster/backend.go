@@ -91,7 +91,8 @@ type Backend[F any] interface {
 	// Link takes in an event of [watcher] that is about a link or a namespace.
 	Link(watcher.Event) []Hint
 	// Relist brings links up to date. The containers are brought up to date after it, and
-	// then Reconcile repairs whatever no event told of.
+	// then Reconcile repairs whatever no event told of; listed reports whether all
+	// containers are known, so that what none of them has is nobody's.
 	Relist() []Hint
-	Reconcile() []Hint
+	Reconcile(listed bool) []Hint
 }

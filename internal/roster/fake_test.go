@@ -240,8 +240,8 @@ func (w *world) Relist() []Hint {
 	return w.relistHints
 }
 
-func (w *world) Reconcile() []Hint {
-	w.calls = append(w.calls, "reconcile")
+func (w *world) Reconcile(listed bool) []Hint {
+	w.calls = append(w.calls, fmt.Sprint("reconcile ", listed))
 	var hints []Hint
 	for id, owner := range w.owners {
 		uncounted := func(d *device) bool { return d.owner != owner }

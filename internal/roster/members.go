@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -28,7 +29,7 @@ func (r *Roster[F]) started(found watcher.Container) {
 	if r.members[key] != nil || !r.Settings().Container(found) {
 		return
 	}
-	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}}
+	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
 	m.look.From(firstDelay)
 	r.members[key] = m
 	r.inside[m.parent()]++
@@ -97,7 +98,7 @@ func (r *Roster[F]) resolve(m *member) {
 }
 
 // age is how long ago the container's cgroup was made.
-func (m *member) age() time.Duration { return time.Since(m.Found.CreatedAt) }
+func (m *member) age() time.Duration { return time.Since(m.made) }
 
 // settle says what became of a member. Only events and the reconcile look at it again.
 func (r *Roster[F]) settle(m *member, reason usage.Reason) {

@@ -80,7 +80,8 @@ type Roster[F any] struct {
 // member is a container that is there.
 type member struct {
 	Member
-	space *space // nil until it is known to be in one of its own
+	made  time.Time // its cgroup; with a monotonic reading
+	space *space    // nil until it is known to be in one of its own
 	look  retry.Plan
 }
 
@@ -197,25 +198,25 @@ func (r *Roster[F]) handle(e watcher.Event) {
 // reconcile looks at everything and repairs whatever no event told of.
 func (r *Roster[F]) reconcile() {
 	r.follow(r.Backend.Relist())
-	r.relist()
+	listed := r.relist()
 	for _, m := range r.members {
 		if m.Reason != usage.Accounted {
 			r.resolve(m)
 		}
 	}
-	r.follow(r.Backend.Reconcile())
+	r.follow(r.Backend.Reconcile(listed))
 	for _, id := range r.Accounts.Expire() {
 		r.Names.Forget(id)
 	}
 }
 
 // relist brings the members up to date with the host. After an error nothing that is
-// missing in the list is taken for gone.
-func (r *Roster[F]) relist() {
+// missing in the list is taken for gone. It reports whether there was none.
+func (r *Roster[F]) relist() bool {
 	found, err := r.Containers()
 	if err != nil {
 		r.Log.Warn("could not list containers", "err", err)
-		return
+		return false
 	}
 	there := make(map[string]bool, len(found)) // by cgroup, since two may have the same id
 	for _, c := range found {
@@ -231,6 +232,7 @@ func (r *Roster[F]) relist() {
 	}
 	r.stopUnseen()
 	r.complete()
+	return true
 }
 
 // stopUnseen ends the accounts of containers of an earlier process that are not there any

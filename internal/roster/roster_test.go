@@ -403,6 +403,9 @@ func TestReconcile(t *testing.T) {
 		defer r.stop()
 		w.listFails, w.containers = errInjected, nil
 		pass(2 * every)
+		if last := w.calls[len(w.calls)-1]; last != "reconcile false" {
+			t.Errorf("the last call was %q: what no container has is taken for nobody's", last)
+		}
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 	})
 	inBubble(t, "an excluded container is known no more", func(t *testing.T) {
@@ -424,7 +427,7 @@ func TestReconcile(t *testing.T) {
 		w := newWorld()
 		r := run(t, w)
 		r.stop()
-		if !slices.Equal(w.calls, []string{"adopt", "relist", "reconcile", "run ended"}) {
+		if !slices.Equal(w.calls, []string{"adopt", "relist", "reconcile true", "run ended"}) {
 			t.Errorf("calls: %q", w.calls)
 		}
 	})

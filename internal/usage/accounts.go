@@ -17,7 +17,7 @@ import (
 	"github.com/nettally/nettally/internal/wallclock"
 )
 
-// Datapath is where the counters are: *bpf.Datapath, or *procsource.Datapath.
+// Datapath is where the counters are: *bpf.Datapath, or *procnet.Datapath.
 type Datapath interface {
 	Take(bpf.Target) (bpf.Slot, error)
 	Keep(bpf.Slot) error

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package procsource
+package procnet
 
 import (
 	"cmp"
@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
 
-// iface is an interface of a sandbox.
+// iface is an interface of a namespace.
 type iface struct {
 	name    string
 	host    int // index of its end in the host, 0 if it has none there
@@ -31,7 +32,7 @@ type iface struct {
 	ipv6    duplex // what of that as IPv6
 }
 
-// opened is the connections of a sandbox, which have a slot of their own: they belong to
+// opened is the connections of a namespace, which have a slot of their own: they belong to
 // no interface, and are told with the first one.
 type opened struct {
 	name   string // of that
@@ -42,41 +43,69 @@ type opened struct {
 	unknown bool
 }
 
-// poll reads the files of a sandbox by any process that is in it. When none is left, the
-// counters of the ends in the host stand in.
-func (c *Controller) poll(box *sandbox) {
-	now, err := c.read(box)
-	switch {
-	case errors.Is(err, errElsewhere):
-		c.pollHost(box)
-		for _, member := range box.members {
-			if !member.look.Planned() {
-				member.look.Again() // it may be in another namespace by now
-			}
+// pollAll reads the files of every namespace.
+func (b *Backend) pollAll() (hints []roster.Hint) {
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	b.polled = time.Now()
+	for _, s := range b.spaces {
+		if s.owner.Found.ParentID == "" {
+			hints = append(hints, b.pollSpace(s)...)
 		}
-	case err != nil:
-		if box.failure != err.Error() {
-			c.Log.Error("container is not counted; trying again", "container_id", box.owner.ID, "err", err)
-		}
-		box.failure = err.Error()
-	default:
-		box.failure = ""
-		c.take(box, now)
-		c.succeed(box)
-		c.conclude(box)
 	}
+	b.poll.Observe(time.Since(b.polled).Seconds())
+	return hints
 }
 
-func (c *Controller) read(box *sandbox) (reading, error) {
-	now, err := c.files.read(box.pid, box.number)
+// pollSpace reads the files of a namespace by any process that is in it. When none is left,
+// the counters of the ends in the host stand in. It hints at the containers for which that
+// may have changed something.
+func (b *Backend) pollSpace(s *space) []roster.Hint {
+	before := b.outcome(s, s.owner.Key)
+	now, err := b.read(s)
+	switch {
+	case errors.Is(err, errElsewhere):
+		b.pollHost(s)
+		return b.hintsIn(s) // they may be in another namespace by now
+	case err != nil:
+		if s.failure != err.Error() {
+			b.Log.Error("container is not counted; trying again", "container_id", s.owner.ID, "err", err)
+		}
+		s.failure = err.Error()
+		return nil
+	}
+	s.failure = ""
+	b.take(s, now)
+	if b.outcome(s, s.owner.Key) != before {
+		return []roster.Hint{{Key: s.owner.Key}}
+	}
+	return nil
+}
+
+// hintsIn hints at all that were located in a namespace.
+func (b *Backend) hintsIn(s *space) (hints []roster.Hint) {
+	for key, number := range b.in {
+		if number == s.number {
+			hints = append(hints, roster.Hint{Key: key})
+		}
+	}
+	return hints
+}
+
+// read reads the files of a namespace by a process that is in it.
+func (b *Backend) read(s *space) (reading, error) {
+	now, err := b.files.read(s.pid, s.number)
 	if !errors.Is(err, errElsewhere) {
 		return now, err
 	}
-	for _, member := range box.members {
-		for _, pid := range c.Host.Processes(member.Container) {
-			now, err := c.files.read(pid, box.number)
+	for key, number := range b.in {
+		if number != s.number {
+			continue
+		}
+		for _, pid := range b.Host.Processes(b.members[key].Found) {
+			now, err := b.files.read(pid, s.number)
 			if !errors.Is(err, errElsewhere) {
-				box.pid = pid
+				s.pid = pid
 				return now, err
 			}
 		}
@@ -85,47 +114,47 @@ func (c *Controller) read(box *sandbox) (reading, error) {
 }
 
 // take counts what a reading has more than the one before.
-func (c *Controller) take(box *sandbox, now reading) {
+func (b *Backend) take(s *space, now reading) {
 	slices.SortFunc(now.interfaces, func(x, y interfaceReading) int { return cmp.Compare(x.index, y.index) })
 	there := map[int]bool{}
 	for _, r := range now.interfaces {
 		there[r.index] = true
-		c.track(box, r)
+		b.track(s, r)
 	}
-	for index, i := range box.interfaces {
+	for index, i := range s.interfaces {
 		if !there[index] {
-			c.close(i)
-			delete(box.interfaces, index)
+			b.close(i)
+			delete(s.interfaces, index)
 		}
 	}
-	if box.connections != nil {
-		c.connected(box.connections, now.connections)
+	if s.connections != nil {
+		b.connected(s.connections, now.connections)
 	}
-	box.polled = true
+	s.polled = true
 }
 
 // track counts what passed an interface.
-func (c *Controller) track(box *sandbox, r interfaceReading) {
-	i := box.interfaces[r.index]
+func (b *Backend) track(s *space, r interfaceReading) {
+	i := s.interfaces[r.index]
 	if i == nil {
 		if !r.up && r.duplex == (duplex{}) {
 			return // it may have no name for good yet, or come with the namespace and never be used
 		}
-		i = &iface{since: time.Now(), fresh: box.fresh || box.polled}
-		box.interfaces[r.index] = i
+		i = &iface{since: time.Now(), fresh: s.fresh || s.polled}
+		s.interfaces[r.index] = i
 	}
-	v, hosted := c.hostEnd(box, r.index)
-	if !hosted && c.nests(box) {
+	v, hosted := b.hostEnd(s, r.index)
+	if !hosted && s.nests {
 		return
 	}
-	if hosted && !c.Settings().Interface(v.Name) {
-		c.close(i)
+	if hosted && !b.Interface(v.Name) {
+		b.close(i)
 		i.skipped, i.waits = true, false
 		return
 	}
 	if i.counted && r.less(i.seen) {
 		// It is another one by the same index.
-		c.close(i)
+		b.close(i)
 		i.fresh, i.skipped = true, false
 	}
 	if !i.counted {
@@ -133,32 +162,29 @@ func (c *Controller) track(box *sandbox, r interfaceReading) {
 		if i.waits {
 			return
 		}
-		i.target = usage.Target{NetNS: box.netns, Ifindex: r.index}
-		if hosted {
-			i.host, i.target = v.Index, usage.OnHost(v.Index)
-		}
-		c.open(box, i, r, v.Name)
+		i.host, i.target = v.Index, s.target(r.index, v, hosted)
+		b.open(s, i, r, v.Name)
 	}
 	i.seen = r.duplex
-	c.count(i, r.duplex, r.ipv6)
+	b.count(i, r.duplex, r.ipv6)
 }
 
 // hostEnd returns the host's end of an interface.
-func (c *Controller) hostEnd(box *sandbox, index int) (watcher.HostVeth, bool) {
-	if i := box.interfaces[index]; i != nil && i.host != 0 {
-		v, ok := c.veths[i.host]
+func (b *Backend) hostEnd(s *space, index int) (watcher.HostVeth, bool) {
+	if i := s.interfaces[index]; i != nil && i.host != 0 {
+		v, ok := b.veths[i.host]
 		return v, ok
 	}
-	if box.nsid < 0 {
-		number, err := c.Host.NamespaceNumber(box.pid)
+	if s.nsid < 0 {
+		number, err := b.Host.NamespaceNumber(s.pid)
 		if err != nil {
-			c.Log.Debug("ask for the number of a namespace", "err", err)
+			b.Log.Debug("ask for the number of a namespace", "err", err)
 		} else {
-			box.nsid = number
+			s.nsid = number
 		}
 	}
-	for _, v := range c.veths {
-		if box.nsid >= 0 && v.NetNSID == box.nsid && v.PeerIndex == index {
+	for _, v := range b.veths {
+		if s.nsid >= 0 && v.NetNSID == s.nsid && v.PeerIndex == index {
 			return v, true
 		}
 	}
@@ -167,54 +193,49 @@ func (c *Controller) hostEnd(box *sandbox, index int) (watcher.HostVeth, bool) {
 
 // open begins to count an interface. What the kernel has counted before is told already,
 // by an earlier process or on an earlier slot, or it is seeded, or new.
-func (c *Controller) open(box *sandbox, i *iface, r interfaceReading, host string) {
-	slot, _, err := c.Accounts.Open(i.target, host, Hook)
+func (b *Backend) open(s *space, i *iface, r interfaceReading, host string) {
+	slot, _, err := b.Accounts.Open(i.target, host, Hook)
 	if err != nil {
 		if !i.failed {
-			c.Log.Error("interface is not counted; trying again", "interface", r.name, "container_id", box.owner.ID, "err", err)
+			b.Log.Error("interface is not counted; trying again", "interface", r.name, "container_id", s.owner.ID, "err", err)
 		}
 		i.failed = true
 		return
 	}
 	i.failed, i.counted, i.slot, i.name = false, true, slot, r.name
 	i.told, i.ipv6 = duplex{}, duplex{}
-	id, name := box.owner.ID, r.name
+	id, name := s.owner.ID, r.name
 	var known usage.Earlier
 	var ok bool
 	if !i.fresh {
-		known, ok = c.earlier(box, i.target)
+		known, ok = b.earlier(s, i.target)
 	}
 	switch {
 	case i.skipped, !i.fresh && !ok:
 		i.told, i.ipv6 = r.duplex, r.ipv6
-		err = c.Accounts.Seed(i.target, r.receive, r.transmit)
+		err = b.Accounts.Seed(i.target, r.receive, r.transmit)
 	case !i.fresh:
 		id, name = known.ID, known.Name
 		if told := interfaceNumbers(known.Counted); i.host != 0 || !r.less(told) { // else it is another one by the same number
 			i.told, i.ipv6 = told, ipv6Numbers(known.Counted)
 		}
 	}
-	if err := errors.Join(err, c.Accounts.Assign(i.target, id, name)); err != nil {
-		c.Log.Warn("note the owner of an interface", "interface", r.name, "container_id", id, "err", err)
-	}
-	if member := box.members[id]; member != nil {
-		c.own(box, member)
-	} else {
-		box.left = time.Now()
+	if err := errors.Join(err, b.Accounts.Assign(i.target, id, name)); err != nil {
+		b.Log.Warn("note the owner of an interface", "interface", r.name, "container_id", id, "err", err)
 	}
 	i.fresh, i.skipped = true, false
-	if box.connections == nil {
-		c.openConnections(box, id, name)
+	if s.connections == nil {
+		b.openConnections(s, id, name)
 	}
-	c.Log.Debug("counting", "container_id", id, "interface", r.name, "host_interface", host, "hook", Hook)
+	b.Log.Debug("counting", "container_id", id, "interface", r.name, "host_interface", host, "hook", Hook)
 }
 
 // earlier returns what earlier slots have of a target. An interface in the host has its
 // index to itself until the host boots. The number of a namespace is another one's when it
 // has ended, so what went by that must have been a member's.
-func (c *Controller) earlier(box *sandbox, target usage.Target) (known usage.Earlier, ok bool) {
-	known, ok = c.Accounts.Earlier(target)
-	return known, ok && (target.NetNS == 0 || box.members[known.ID] != nil)
+func (b *Backend) earlier(s *space, target usage.Target) (known usage.Earlier, ok bool) {
+	known, ok = b.Accounts.Earlier(target)
+	return known, ok && (target.NetNS == 0 || b.in[roster.Key{ID: known.ID}] == s.number)
 }
 
 func interfaceNumbers(t usage.Traffic) duplex {
@@ -225,58 +246,58 @@ func ipv6Numbers(t usage.Traffic) duplex {
 	return duplex{receive: t.Receive.Family(usage.FamilyIPv6), transmit: t.Transmit.Family(usage.FamilyIPv6)}
 }
 
-// openConnections begins to count the connections of a sandbox.
-func (c *Controller) openConnections(box *sandbox, id, name string) {
-	o := &opened{name: name, target: usage.Target{NetNS: box.netns}, unknown: !box.fresh}
+// openConnections begins to count the connections of a namespace.
+func (b *Backend) openConnections(s *space, id, name string) {
+	o := &opened{name: name, target: usage.Target{NetNS: s.netns}, unknown: !s.fresh}
 	var passed usage.Opens
-	if known, ok := c.earlier(box, o.target); ok && !box.fresh {
+	if known, ok := b.earlier(s, o.target); ok && !s.fresh {
 		passed = known.Passed
 		o.told = connections{active: passed.Transmit + known.Counted.Transmit.SYN, passive: passed.Receive + known.Counted.Receive.SYN}
 		o.unknown = false
 	}
 	var err error
-	if o.slot, _, err = c.Accounts.Open(o.target, "", Hook); err == nil {
-		err = c.Accounts.Assign(o.target, id, name)
+	if o.slot, _, err = b.Accounts.Open(o.target, "", Hook); err == nil {
+		err = b.Accounts.Assign(o.target, id, name)
 	}
 	if err != nil {
-		c.Log.Error("connections are not counted; trying again with the next interface", "container_id", id, "err", err)
+		b.Log.Error("connections are not counted; trying again with the next interface", "container_id", id, "err", err)
 		return
 	}
-	c.Accounts.Pass(o.target, passed)
-	box.connections = o
+	b.Accounts.Pass(o.target, passed)
+	s.connections = o
 }
 
 // connected counts connections. Of those that were opened before us nobody knows more.
-func (c *Controller) connected(o *opened, now connections) {
+func (b *Backend) connected(o *opened, now connections) {
 	switch {
 	case o.unknown:
 		o.told, o.unknown = now, false
-		c.Accounts.Pass(o.target, usage.Opens{Receive: now.passive, Transmit: now.active})
+		b.Accounts.Pass(o.target, usage.Opens{Receive: now.passive, Transmit: now.active})
 	case now.active < o.told.active, now.passive < o.told.passive:
 		o.told = connections{} // it is another namespace by the same number
-		c.Accounts.Pass(o.target, usage.Opens{})
+		b.Accounts.Pass(o.target, usage.Opens{})
 	}
-	c.Datapath.count(o.slot,
+	b.Datapath.count(o.slot,
 		bpf.Counters{TCPSYN: now.passive - o.told.passive}, bpf.Counters{TCPSYN: now.active - o.told.active})
 	o.told = now
 }
 
 // pollHost counts what the ends in the host say: when the last process of a container has
 // ended they are there for some milliseconds more.
-func (c *Controller) pollHost(box *sandbox) {
-	for _, i := range box.interfaces {
+func (b *Backend) pollHost(s *space) {
+	for _, i := range s.interfaces {
 		if !i.counted || i.host == 0 {
 			continue
 		}
-		now, err := c.Host.Counters(i.host, nil)
+		now, err := b.Host.Counters(i.host, nil)
 		if errors.Is(err, watcher.ErrGone) {
 			continue
 		}
 		if err != nil {
-			c.Log.Warn("read the kernel's counters of an interface", "ifindex", i.host, "err", err)
+			b.Log.Warn("read the kernel's counters of an interface", "ifindex", i.host, "err", err)
 			continue
 		}
-		c.count(i, duplex{
+		b.count(i, duplex{
 			receive:  volume{Bytes: now.ReceiveBytes, Packets: now.ReceivePackets},
 			transmit: volume{Bytes: now.TransmitBytes, Packets: now.TransmitPackets},
 		}, i.ipv6)
@@ -284,11 +305,11 @@ func (c *Controller) pollHost(box *sandbox) {
 }
 
 // count adds what was not told yet to an interface's slot.
-func (c *Controller) count(i *iface, now, six duplex) {
+func (b *Backend) count(i *iface, now, six duplex) {
 	if !i.counted {
 		return
 	}
-	c.Datapath.count(i.slot,
+	b.Datapath.count(i.slot,
 		growth(&i.told.receive, now.receive, &i.ipv6.receive, six.receive),
 		growth(&i.told.transmit, now.transmit, &i.ipv6.transmit, six.transmit))
 }
@@ -317,25 +338,25 @@ func beyond(v, than volume) volume {
 	return volume{Bytes: v.Bytes - min(v.Bytes, than.Bytes), Packets: v.Packets - min(v.Packets, than.Packets)}
 }
 
-func (c *Controller) close(i *iface) {
+func (b *Backend) close(i *iface) {
 	if !i.counted {
 		return
 	}
 	i.counted = false
-	if err := c.Accounts.Close(i.target); err != nil {
-		c.Log.Error("close interface", "target", i.target, "err", err)
+	if err := b.Accounts.Close(i.target); err != nil {
+		b.Log.Error("close interface", "target", i.target, "err", err)
 	}
 }
 
-// closeAll ends the counting of a sandbox that has ended.
-func (c *Controller) closeAll(box *sandbox) {
-	for _, i := range box.interfaces {
-		c.close(i)
+// closeAll ends the counting of a namespace that has ended.
+func (b *Backend) closeAll(s *space) {
+	for _, i := range s.interfaces {
+		b.close(i)
 	}
-	if box.connections == nil {
+	if s.connections == nil {
 		return
 	}
-	if err := c.Accounts.Close(box.connections.target); err != nil {
-		c.Log.Error("close connections", "target", box.connections.target, "err", err)
+	if err := b.Accounts.Close(s.connections.target); err != nil {
+		b.Log.Error("close connections", "target", s.connections.target, "err", err)
 	}
 }
