@@ -162,7 +162,7 @@ func TestOwners(t *testing.T) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		if err := w.backend.Succeed(b, at); err != nil {
+		if err := w.backend.Succeed(b, nil, at); err != nil {
 			w.t.Error(err)
 		}
 		w.write("pod", eth0(2, traffic(11, 11)))

@@ -173,7 +173,7 @@ func (b *Backend) outcome(s *space, key roster.Key) (o roster.Outcome) {
 }
 
 // Succeed implements [roster.Backend].
-func (b *Backend) Succeed(to roster.Member, in roster.Location[int]) error {
+func (b *Backend) Succeed(to roster.Member, ended []roster.Key, in roster.Location[int]) error {
 	s := b.spaces[in.ID]
 	if s == nil {
 		return nil // nothing is counted there
@@ -182,23 +182,23 @@ func (b *Backend) Succeed(to roster.Member, in roster.Location[int]) error {
 	b.pollSpace(s) // what passed until now is the earlier owner's
 	var failed error
 	for _, i := range s.interfaces {
-		if i.counted {
+		if i.counted && slices.Contains(ended, b.owner(i.target)) {
 			failed = errors.Join(failed, b.succeedOn(s, i.target, &i.slot, i.name))
 		}
 	}
-	if o := s.connections; o != nil {
+	if o := s.connections; o != nil && slices.Contains(ended, b.owner(o.target)) {
 		failed = errors.Join(failed, b.succeedOn(s, o.target, &o.slot, o.name))
 	}
 	return failed
 }
 
-// succeedOn counts a target on another slot for the owner of its namespace, if its own owner
-// has ended.
+// owner returns the container that a target is counted for.
+func (b *Backend) owner(target usage.Target) roster.Key {
+	return roster.Key{ID: b.Accounts.Owner(target)}
+}
+
+// succeedOn counts a target on another slot for the owner of its namespace.
 func (b *Backend) succeedOn(s *space, target usage.Target, slot *uint16, name string) error {
-	owner := b.Accounts.Owner(target)
-	if _, runs := b.members[roster.Key{ID: owner}]; runs || owner == "" {
-		return nil
-	}
 	next, err := b.Accounts.Succeed(target, func(uint16) error { return nil })
 	if next == 0 {
 		return err

@@ -74,9 +74,9 @@ type Backend[F any] interface {
 	// Count counts the interfaces of a namespace for the container that owns them. It may
 	// be called again at any time, and then mends and adds.
 	Count(owner Member, in Location[F]) Outcome
-	// Succeed counts for another owner what is counted for containers that have ended.
-	// What these were counted before stays theirs.
-	Succeed(to Member, in Location[F]) error
+	// Succeed counts for another owner whatever is counted for containers that have ended.
+	// What was counted for these stays theirs.
+	Succeed(to Member, ended []Key, in Location[F]) error
 	// Update tells of a container that is new, has changed or has ended.
 	Update(Member)
 	// Last counts for a container that has ended whatever is not counted for it yet, in the

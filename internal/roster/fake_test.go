@@ -180,17 +180,17 @@ func (w *world) Count(owner Member, in Location[string]) (o Outcome) {
 	return o
 }
 
-func (w *world) Succeed(to Member, in Location[string]) error {
+func (w *world) Succeed(to Member, ended []Key, in Location[string]) error {
 	w.calls = append(w.calls, "succeed "+to.ID)
 	if w.succeedFails != nil {
 		return w.succeedFails
 	}
 	for _, d := range w.interfaces[in.ID] {
-		if d.owner == (Key{}) || d.owner == to.Key {
+		if !slices.Contains(ended, d.owner) {
 			continue
 		}
 		if w.accounts.state[d.owner.ID] == usage.Running {
-			continue // it runs, and is elsewhere
+			w.robbed = append(w.robbed, d.owner.ID)
 		}
 		d.owner = to.Key
 		d.changed++

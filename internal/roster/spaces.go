@@ -79,9 +79,10 @@ func (r *Roster[F]) choose(box *space, countedFor []Key) {
 func (r *Roster[F]) count(box *space, at Location[F]) {
 	r.choose(box, at.CountedFor)
 	m := box.owner
-	waits := r.orphaned(at.CountedFor)
+	ended := r.ended(at.CountedFor)
+	waits := len(ended) > 0
 	if waits && time.Since(box.left) >= succeedAfter {
-		err := r.Backend.Succeed(m.Member, at)
+		err := r.Backend.Succeed(m.Member, ended, at)
 		if err != nil {
 			r.Log.Warn("could not count for the next container; trying again", "container_id", m.ID, "err", err)
 		}
@@ -93,9 +94,9 @@ func (r *Roster[F]) count(box *space, at Location[F]) {
 	}
 }
 
-// orphaned reports whether an owner has ended. All containers have been listed by then.
-func (r *Roster[F]) orphaned(owners []Key) bool {
-	return slices.ContainsFunc(owners, func(k Key) bool { return r.members[k] == nil && !r.hidden[k] })
+// ended returns the owners that have ended. All containers have been listed by now.
+func (r *Roster[F]) ended(owners []Key) []Key {
+	return slices.DeleteFunc(slices.Clone(owners), func(k Key) bool { return r.members[k] != nil || r.hidden[k] })
 }
 
 // conclude says what became of an owner.
