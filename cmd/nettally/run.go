@@ -29,6 +29,7 @@ import (
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/quota/notify"
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/tcctl"
@@ -77,9 +78,9 @@ type daemon struct {
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
 	newControl func() (*counter, error) // once the accounts are open
-	refresh    func(context.Context)   // brings the counters up to date, nil where they are
-	readings   func() usage.Snapshot   // says when they were brought, nil where they are
-	closers    []io.Closer             // in the order they were opened
+	refresh    func(context.Context)    // brings the counters up to date, nil where they are
+	readings   func() usage.Snapshot    // says when they were brought, nil where they are
+	closers    []io.Closer              // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.
@@ -312,12 +313,20 @@ func (d *daemon) watching() []prometheus.Collector {
 	return []prometheus.Collector{degraded, skipped, failed}
 }
 
-func (d *daemon) settings() controller.Settings {
+// known is the part of the configuration that says which containers there are.
+func (d *daemon) known() roster.Settings {
+	c := d.config.Load()
+	return roster.Settings{
+		Container: func(found watcher.Container) bool { return c.Watch.Containers.Match(found.ID, found.Cgroup) },
+		Reconcile: c.Watch.Reconcile,
+	}
+}
+
+// attaching is the part of the configuration that says where to attach.
+func (d *daemon) attaching() controller.Settings {
 	c := d.config.Load()
 	return controller.Settings{
 		Interface: func(name string) bool { return c.Attach.Interfaces.Match(name) },
-		Container: func(found watcher.Container) bool { return c.Watch.Containers.Match(found.ID, found.Cgroup) },
-		Reconcile: c.Watch.Reconcile,
 		Mode:      controller.Mode(c.Attach.Mode),
 		Cgroup:    controller.CgroupMode(c.Accounting.Cgroup),
 	}

@@ -93,6 +93,23 @@ type counter struct {
 	metrics []prometheus.Collector
 }
 
+// counting is the counter of a roster with a backend.
+func counting[F any](d *daemon, backend roster.Backend[F], adopted <-chan struct{}, own []prometheus.Collector) *counter {
+	who := roster.New(roster.Options[F]{
+		Containers: d.watch.Containers,
+		Missed:     d.watch.Missed,
+		Backend:    backend,
+		Accounts:   d.accounts,
+		Names:      d.names,
+		Settings:   d.known,
+		Log:        d.log,
+	})
+	return &counter{
+		run: who.Run, adopted: adopted, ready: who.Ready(), reload: who.Reload,
+		metrics: slices.Concat(who.Metrics(), own),
+	}
+}
+
 // countByPrograms opens what the classifiers need.
 func (d *daemon) countByPrograms(config *configs.Config) error {
 	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
@@ -117,8 +134,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			Accounts:  d.accounts,
 			TCX:       tcctl.HaveTCX() == nil,
 			CNIConfig: cniConfig,
-			Names:     d.names,
-			Settings:  d.settings,
+			Settings:  d.attaching,
 			Log:       d.log,
 		}
 		root := d.watch.Layout().Unified
@@ -132,8 +148,8 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 				Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
 			}
 		}
-		c := controller.New(options)
-		return &counter{run: c.Run, adopted: c.Adopted(), ready: c.Ready(), reload: c.Reload, metrics: c.Metrics()}, nil
+		backend := controller.New(options)
+		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 	return nil
 }
@@ -150,29 +166,14 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 			Host:      d.watch,
 			Datapath:  datapath,
 			Accounts:  d.accounts,
-			Interface: func(name string) bool { return d.settings().Interface(name) },
+			Interface: func(name string) bool { return d.attaching().Interface(name) },
 			Log:       d.log,
 		})
 		if err != nil {
 			return nil, err
 		}
-		who := roster.New(roster.Options[int]{
-			Containers: d.watch.Containers,
-			Missed:     d.watch.Missed,
-			Backend:    backend,
-			Accounts:   d.accounts,
-			Names:      d.names,
-			Settings: func() roster.Settings {
-				s := d.settings()
-				return roster.Settings{Container: s.Container, Reconcile: s.Reconcile}
-			},
-			Log: d.log,
-		})
 		d.refresh, d.readings = backend.Refresh, backend.Snapshot
-		return &counter{
-			run: who.Run, adopted: backend.Adopted(), ready: who.Ready(), reload: who.Reload,
-			metrics: slices.Concat(who.Metrics(), backend.Metrics()),
-		}, nil
+		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 }
 

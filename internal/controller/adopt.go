@@ -42,7 +42,7 @@ func (c *Controller) adoptOne(left usage.Leftover) error {
 	}
 	if tcx {
 		c.Accounts.Adopt(left, "", HookTCX)
-		return c.letGo(left.Ifindex, func() error { return c.detachClsact(left.Ifindex) })
+		return c.letGo(left.Ifindex, func() error { return c.mover().detachClsact(left.Ifindex) })
 	}
 	slot, ok, err := c.Hooks.Current(left.Ifindex)
 	if err == nil && ok && slot == left.Slot {
@@ -67,14 +67,6 @@ func (c *Controller) letGo(ifindex int, off func() error) error {
 		return err
 	}
 	return c.Accounts.Handover(usage.OnHost(ifindex), false)
-}
-
-// detachClsact takes our filters off, and our qdisc with them.
-func (c *Controller) detachClsact(ifindex int) error {
-	if err := c.Hooks.Detach(ifindex, c.Accounts.QdiscOwned(usage.OnHost(ifindex))); err != nil {
-		return err
-	}
-	return c.Accounts.DisownQdisc(usage.OnHost(ifindex))
 }
 
 // upgrade replaces the programs that count on slots of an older layout, and takes their
@@ -151,7 +143,7 @@ func (c *Controller) removeStrays() {
 		if _, wanted := c.veths[index]; wanted {
 			continue
 		}
-		if err := c.remove(index); err != nil {
+		if err := c.mover().remove(index); err != nil {
 			c.Log.Warn("remove stray programs", "ifindex", index, "err", err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
@@ -13,10 +14,10 @@ import (
 
 // vethSeen counts a host veth that is new, or notes what changed. seenAt is zero if
 // no event told of it.
-func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
+func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) []roster.Hint {
 	if !c.Settings().Interface(v.Name) {
 		c.exclude(v.Index)
-		return
+		return nil
 	}
 	known := c.veths[v.Index]
 	if known == nil {
@@ -43,9 +44,18 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) {
 	if !known.attached() {
 		c.attach(known, seenAt)
 	}
-	if known.attached() && !known.owned && known.NetNSID >= 0 {
-		c.findOwner(known)
+	if known.attached() {
+		return known.wantsOwner()
 	}
+	return nil
+}
+
+// wantsOwner hints at the containers that may own an interface that nobody owns.
+func (v *veth) wantsOwner() []roster.Hint {
+	if v.owned || v.NetNSID < 0 {
+		return nil
+	}
+	return []roster.Hint{{NSID: v.NetNSID}}
 }
 
 // exclude ends the counting of an interface that is not to be counted any more.
@@ -158,37 +168,6 @@ func (c *Controller) failed(v *veth, err error) {
 	v.failure = err.Error()
 }
 
-// remove ends the counting of an interface that lives on.
-func (c *Controller) remove(index int) error {
-	own := c.Accounts.QdiscOwned(usage.OnHost(index))
-	if err := errors.Join(c.Hooks.Detach(index, own), c.Hooks.DetachTCX(index)); err != nil {
-		return err
-	}
-	return c.Accounts.Close(usage.OnHost(index))
-}
-
-// findOwner looks again at the containers that may own an interface that nobody
-// owns: those that wait for one, and the one whose namespace it leads into.
-func (c *Controller) findOwner(v *veth) {
-	for _, known := range c.containers {
-		if known.mayGet(v.NetNSID) {
-			known.look.From(firstDelay)
-			c.resolve(known)
-		}
-		if v.owned {
-			return
-		}
-	}
-}
-
-// mayGet says whether a container may own what has moved into a namespace.
-func (k *container) mayGet(nsid int) bool {
-	if box := k.sandbox; box != nil {
-		return box.owner == k && (box.nsid == nsid || box.nsid < 0)
-	}
-	return k.reason == usage.Starting || k.reason == usage.NoHostVeth
-}
-
 func (c *Controller) vethGone(index int) {
 	v := c.veths[index]
 	if v == nil {
@@ -211,18 +190,16 @@ func (c *Controller) ownAtLast(v *veth) {
 	if v.owned || v.NetNSID < 0 {
 		return
 	}
-	for _, box := range c.sandboxes {
-		if box.nsid != v.NetNSID {
+	for _, box := range c.spaces {
+		if box.NSID != v.NetNSID {
 			continue
 		}
 		name := v.Name
-		for _, i := range box.owner.unnamed {
+		for _, i := range box.unnamed {
 			if i.HostIndex == v.Index {
 				name = i.Name
 			}
 		}
-		if err := c.Accounts.Assign(usage.OnHost(v.Index), box.owner.ID, name); err != nil {
-			c.Log.Warn("note the owner of an interface", "interface", v.Name, "container_id", box.owner.ID, "err", err)
-		}
+		c.own(usage.OnHost(v.Index), box.owner, name, v.Name)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
 )
 
 // While a clsact qdisc is added to an interface that is up, the kernel stops its transmit
@@ -28,14 +29,14 @@ func (c *Controller) findBusy(ctx context.Context) map[int]bool {
 	if !c.tcxAllowed() || !c.anyUncounted() {
 		return nil
 	}
-	before, since := c.allCounters(), time.Now()
+	before, since := c.packets(), time.Now()
 	select {
 	case <-ctx.Done():
 	case <-time.After(busyFor):
 	}
 	least := uint64(busyFrom * time.Since(since).Seconds())
 	busy := map[int]bool{}
-	for index, now := range c.allCounters() {
+	for index, now := range c.packets() {
 		if then, ok := before[index]; ok && now.ReceivePackets-then.ReceivePackets >= least {
 			busy[index] = true
 		}
@@ -55,4 +56,14 @@ func (c *Controller) anyUncounted() bool {
 		}
 	}
 	return false
+}
+
+// packets returns the kernel's counters of all interfaces in the host, nil if they can't be
+// read.
+func (c *Controller) packets() map[int]watcher.LinkCounters {
+	all, err := (witness{c.Host}).counters(context.Background(), nil)
+	if err != nil {
+		c.Log.Debug("could not read the kernel's counters", "err", err)
+	}
+	return all.host
 }

@@ -3,8 +3,9 @@
 package controller
 
 import (
-	"errors"
+	"context"
 
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -21,58 +22,60 @@ func (v *veth) mayBeBypassed() bool {
 	return v.attached() && !v.moving && v.owned && v.NetNSID >= 0 && v.check != nil
 }
 
-// lookAtEnds has the counters of host veths read on both ends, beside the controller's
-// goroutine and the self-check: for thousands that takes a while.
-func (c *Controller) lookAtEnds() {
-	if c.looking {
-		return
-	}
-	c.looking = true
+// askForEnds has the host veths looked at on both ends, unless that is under way.
+func (c *Controller) askForEnds() {
 	var veths []watcher.HostVeth
 	for _, v := range c.veths {
 		if v.mayBeBypassed() {
 			veths = append(veths, v.HostVeth)
 		}
 	}
-	c.beside.Go(func() {
-		ends := map[int]bothEnds{}
-		for _, v := range veths {
-			if c.isStopping() {
-				break
-			}
-			if both, err := c.readEnds(v); err == nil {
-				ends[v.Index] = both
-			}
-		}
-		c.ends <- ends
-	})
-}
-
-// isStopping reports whether Run is about to return. It is safe for concurrent use.
-func (c *Controller) isStopping() bool {
 	select {
-	case <-c.stopping:
-		return true
+	case c.ends <- veths:
 	default:
-		return false
 	}
 }
 
-// readEnds reads the counters of a host veth on both ends.
-func (c *Controller) readEnds(v watcher.HostVeth) (bothEnds, error) {
-	// In this order: what has been received was sent before.
-	received, err := c.Host.CountersIn(v.NetNSID, v.PeerIndex)
-	if err != nil {
-		return bothEnds{}, err
+// lookAtEnds reads the counters of host veths on both ends when it is asked to, beside the
+// roster's goroutine and the self-check: for thousands of them that takes a while.
+func (c *Controller) lookAtEnds(ctx context.Context, hand func(func() []roster.Hint) bool) {
+	kernel := witness{c.Host}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case veths := <-c.ends:
+			ends := kernel.ends(ctx, veths)
+			hand(func() []roster.Hint {
+				c.findBypassed(ends)
+				return nil
+			})
+		}
 	}
-	sent, err := c.Host.Counters(v.Index, nil)
-	return bothEnds{sent.ReceivePackets, received.ReceivePackets}, err
+}
+
+// ends reads the counters of host veths on both ends.
+func (w witness) ends(ctx context.Context, veths []watcher.HostVeth) map[int]bothEnds {
+	ends := map[int]bothEnds{}
+	for _, v := range veths {
+		if ctx.Err() != nil {
+			break
+		}
+		// In this order: what has been received was sent before.
+		received, err := w.host.CountersIn(v.NetNSID, v.PeerIndex)
+		if err != nil {
+			continue
+		}
+		if sent, err := w.host.Counters(v.Index, nil); err == nil {
+			ends[v.Index] = bothEnds{sent.ReceivePackets, received.ReceivePackets}
+		}
+	}
+	return ends
 }
 
 // findBypassed has an interface counted inside of which the container's end receives what
 // the host's does not send.
 func (c *Controller) findBypassed(ends map[int]bothEnds) {
-	c.looking = false
 	for index, now := range ends {
 		v := c.veths[index]
 		if v != nil && v.mayBeBypassed() && v.bypass(now) {
@@ -94,19 +97,10 @@ func (v *veth) bypass(now bothEnds) bool {
 	return v.bypassed > before+fewBypassed
 }
 
-// takeOff takes our programs off both hooks, and leaves the slot as it is.
-func (c *Controller) takeOff(index int) error {
-	err := errors.Join(c.Hooks.Detach(index, c.Accounts.QdiscOwned(usage.OnHost(index))), c.Hooks.DetachTCX(index))
-	if err != nil {
-		return err
-	}
-	return c.Accounts.Quiesce()
-}
-
 // goInside has an interface that is off the host's hooks counted in the container. What the
 // kernel says is missing since our counting was last sound is seeded there: what bypassed
 // the hooks, and what passes while we are on neither.
-func (c *Controller) goInside(v *veth) {
+func (c *Controller) goInside(v *veth) []roster.Hint {
 	since := reading{kernel: v.check.sound.kernel}
 	if now, ok := c.counted(usage.OnHost(v.Index)); ok {
 		in := minus(now.receive.asKernel, v.check.sound.before.receive.asKernel)
@@ -116,18 +110,20 @@ func (c *Controller) goInside(v *veth) {
 		since.kernel.TransmitBytes += out.Bytes
 		since.kernel.TransmitPackets += out.Packets
 	}
-	owner := c.containers[c.Accounts.Owner(usage.OnHost(v.Index))]
+	owner := c.owners(usage.OnHost(v.Index))
 	if err := c.Accounts.Close(usage.OnHost(v.Index)); err != nil {
-		c.Log.Error("close interface", "interface", v.Name, "err", err)
+		c.Log.Error("could not close interface", "interface", v.Name, "err", err)
 	}
 	v.hook, v.owned, v.shadowed, v.check = "", false, false, nil
 	v.inside, v.missed = true, &since
-	if owner != nil {
-		if owner.sandbox != nil {
-			owner.sandbox.uplinks = true // if it does not work out now
+	var hints []roster.Hint
+	for _, key := range owner {
+		for _, box := range c.spaces {
+			box.uplinks = box.uplinks || box.owner == key // if it does not work out now
 		}
-		c.resolve(owner)
+		hints = append(hints, roster.Hint{Key: key})
 	}
+	return hints
 }
 
 // wentInside says whether an earlier process came to count a host veth inside.

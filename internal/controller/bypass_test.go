@@ -74,7 +74,7 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	straight(10, 20)
 	r.talked(c.ID, 10, 20)
 	bypass(50)
-	r.control.Reload()
+	r.reload()
 	u := r.wait(c.ID, "counted inside", func(u usage.Container) bool {
 		return u.Interfaces[0].At == usage.AtContainer && u.Interfaces[0].Attached
 	})
@@ -97,7 +97,7 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	r.waitCounted(c.ID, 1)
 	straight(4, 3)
 	bypass(2)
-	r.control.Reload()
+	r.reload()
 	// Without a ledger, what was counted on the host veth is gone.
 	u = r.talked(c.ID, 1+5+4, 102+10+5)
 	if u.Receive.Seeded != datagrams(50) || u.Transmit.Seeded != datagrams(0) {

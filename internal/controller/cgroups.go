@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/nettally/nettally/internal/cgroupctl"
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -35,48 +36,40 @@ const (
 func ofCgroup(id uint64) usage.Target { return usage.Target{Cgroup: id} }
 
 // wantsCgroup says whether a container is to be counted by its cgroup.
-func (c *Controller) wantsCgroup(known *container) bool {
+func (c *Controller) wantsCgroup(known *member) bool {
 	switch c.Settings().Cgroup {
 	case CgroupAll:
 		return true
 	case CgroupOff:
 		return false
 	}
-	return known.reason != usage.Accounted || known.shared || known.sandbox != nil && len(known.sandbox.members) > 1
+	return known.Reason != usage.Accounted || known.Shared
 }
 
 // placeCgroup begins to count a container's cgroup where that is wanted, and ends it where
 // it is not.
-func (c *Controller) placeCgroup(known *container) {
+func (c *Controller) placeCgroup(known *member) {
 	if c.Cgroups == nil {
 		return
 	}
 	wanted := c.wantsCgroup(known)
-	if wanted && known.cgroup == 0 && !known.ended {
+	if wanted && known.cgroup == 0 && !known.Ended {
 		c.countCgroup(known)
 	}
 	if !wanted {
 		c.endCgroup(known)
 	}
-	if wanted && known.cgroup != 0 && known.reason != usage.Starting {
+	if wanted && known.cgroup != 0 && known.Reason != usage.Starting {
 		if err := c.Accounts.Tell(ofCgroup(known.cgroup)); err != nil {
 			c.Log.Warn("note that a cgroup is told", "container_id", known.ID, "err", err)
 		}
 	}
 }
 
-// placeCgroups does so for all that share a sandbox.
-func (c *Controller) placeCgroups(box *sandbox) {
-	for _, member := range box.members {
-		member.shared = member.shared || len(box.members) > 1
-		c.placeCgroup(member)
-	}
-}
-
 // countCgroup attaches to a container's cgroup, or goes on with what an earlier process
 // attached. What fails is tried again whenever the container is looked at.
-func (c *Controller) countCgroup(known *container) {
-	dir, ok := c.Host.Unified(known.Container)
+func (c *Controller) countCgroup(known *member) {
+	dir, ok := c.Host.Unified(known.Found)
 	if !ok {
 		return // its processes are in no cgroup of their own there
 	}
@@ -106,7 +99,7 @@ func (c *Controller) countCgroup(known *container) {
 }
 
 // cgroupFailed notes why a container is not counted by its cgroup.
-func (c *Controller) cgroupFailed(known *container, err error) {
+func (c *Controller) cgroupFailed(known *member, err error) {
 	c.metrics.failures.Inc()
 	if known.cgroupFailure != err.Error() {
 		c.Log.Error("cgroup is not counted; trying again", "container_id", known.ID, "err", err)
@@ -115,7 +108,7 @@ func (c *Controller) cgroupFailed(known *container, err error) {
 }
 
 // endCgroup ends the counting of a container's cgroup.
-func (c *Controller) endCgroup(known *container) {
+func (c *Controller) endCgroup(known *member) {
 	if known.cgroup == 0 {
 		return
 	}
@@ -146,18 +139,18 @@ func (c *Controller) adoptCgroup(left usage.Leftover) error {
 }
 
 // reconcileCgroups puts back what somebody took off, and takes off what is on cgroups of
-// which no container is known any more; listed says that all are known that could be.
-func (c *Controller) reconcileCgroups(listed bool) {
+// which no container can be there any more; there is nil if that is not known.
+func (c *Controller) reconcileCgroups(there func(roster.Key) bool) {
 	if c.Cgroups == nil {
 		return
 	}
 	counted := map[uint64]bool{}
-	for _, known := range c.containers {
+	for _, known := range c.members {
 		c.checkCgroup(known)
 		c.placeCgroup(known)
 		counted[known.cgroup] = true
 	}
-	if !listed {
+	if there == nil {
 		return
 	}
 	ids, err := c.Cgroups.IDs()
@@ -165,7 +158,8 @@ func (c *Controller) reconcileCgroups(listed bool) {
 		c.Log.Warn("list counted cgroups", "err", err)
 	}
 	for _, id := range ids {
-		if counted[id] || c.hidden[c.Accounts.Owner(ofCgroup(id))] {
+		owner := roster.Key{ID: c.Accounts.Owner(ofCgroup(id))}
+		if counted[id] || c.members[owner] == nil && there(owner) { // it may be in a directory that can't be read
 			continue
 		}
 		if err := errors.Join(c.Cgroups.Detach(id), c.Accounts.EndCgroup(ofCgroup(id))); err != nil {
@@ -174,7 +168,7 @@ func (c *Controller) reconcileCgroups(listed bool) {
 	}
 }
 
-func (c *Controller) checkCgroup(known *container) {
+func (c *Controller) checkCgroup(known *member) {
 	if known.cgroup == 0 {
 		return
 	}

@@ -35,7 +35,7 @@ func (r *rig) withoutIP(id string) {
 
 func (r *rig) setCgroup(mode CgroupMode) {
 	r.cgroup.Store(&mode)
-	r.control.Reload()
+	r.reload()
 }
 
 // Containers that no interface tells apart are counted by their cgroups from their first
@@ -172,7 +172,7 @@ func TestCgroupMended(t *testing.T) {
 	if err := pinned.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.control.Reload()
+	r.reload()
 	r.attachedTo(onHost)
 	if err := onHost.SendUDP(sink.Addr, 10, 100); err != nil {
 		t.Fatal(err)

@@ -3,9 +3,11 @@
 package controller
 
 import (
+	"context"
 	"errors"
 	"time"
 
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -149,32 +151,67 @@ type kernelCounters struct {
 	inside map[usage.Target]watcher.LinkCounters
 }
 
-// look has the kernel's counters of all interfaces read, beside the controller's goroutine:
-// the kernel takes some milliseconds for thousands, and longer while others configure
-// networks.
-func (c *Controller) look(found chan<- kernelCounters) {
+// witness reads the kernel's counters, beside the roster's goroutine.
+type witness struct{ host host }
+
+// checkAll compares all that is counted with the kernel's own counters, every second.
+func (c *Controller) checkAll(ctx context.Context, hand func(func() []roster.Hint) bool) {
+	kernel, pause := witness{c.Host}, time.NewTimer(checkEvery)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		inside := make(chan map[usage.Target]int, 1)
+		if !hand(func() []roster.Hint { inside <- c.beginReadings(); return nil }) {
+			return
+		}
+		all, err := kernel.counters(ctx, <-inside)
+		if err != nil {
+			c.Log.Debug("could not read the kernel's counters", "err", err)
+		}
+		if !hand(func() []roster.Hint { return c.selfCheck(all) }) {
+			return
+		}
+		pause.Reset(checkEvery)
+	}
+}
+
+// beginReadings begins a reading of all that is counted. It returns the interfaces inside of
+// containers with the numbers of their namespaces.
+func (c *Controller) beginReadings() map[usage.Target]int {
 	for index, v := range c.veths {
 		c.before(v.check, usage.OnHost(index))
 	}
-	inside := map[usage.Target]int{} // by the numbers of their namespaces
+	inside := map[usage.Target]int{}
 	for target, in := range c.insides {
 		if in.check != nil && !in.physical() {
 			c.before(in.check, target)
 			inside[target] = in.nsid
 		}
 	}
-	c.beside.Go(func() {
-		kernel := kernelCounters{c.allCounters(), map[usage.Target]watcher.LinkCounters{}}
-		for target, nsid := range inside {
-			if c.isStopping() {
-				break
-			}
-			if counters, err := c.Host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
-				kernel.inside[target] = counters
-			}
+	return inside
+}
+
+// counters reads the kernel's counters of all interfaces. The kernel takes some milliseconds
+// for thousands, and longer while others configure networks.
+func (w witness) counters(ctx context.Context, inside map[usage.Target]int) (all kernelCounters, err error) {
+	all.inside = map[usage.Target]watcher.LinkCounters{}
+	all.host, err = w.host.AllCounters()
+	if errors.Is(err, watcher.ErrPartial) {
+		err = nil
+	}
+	for target, nsid := range inside {
+		if ctx.Err() != nil {
+			break
 		}
-		found <- kernel
-	})
+		if counters, err := w.host.CountersIn(nsid, target.Ifindex); err == nil { // its end is told otherwise
+			all.inside[target] = counters
+		}
+	}
+	return all, err
 }
 
 // before begins a reading.
@@ -188,19 +225,10 @@ func (c *Controller) before(k *check, target usage.Target) {
 	}
 }
 
-// allCounters returns nil if they can't be read.
-func (c *Controller) allCounters() map[int]watcher.LinkCounters {
-	all, err := c.Host.AllCounters()
-	if err != nil && !errors.Is(err, watcher.ErrPartial) {
-		c.Log.Debug("read the kernel's counters", "err", err)
-	}
-	return all
-}
-
 // selfCheck compares, mends what is broken, and says what can't be mended.
-func (c *Controller) selfCheck(all kernelCounters) {
+func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 	if all.host == nil {
-		return
+		return nil
 	}
 	var seen completeness
 	for index, kernel := range all.host {
@@ -210,8 +238,8 @@ func (c *Controller) selfCheck(all kernelCounters) {
 		}
 		if !v.attached() && v.failure == "" {
 			c.attach(v, time.Time{}) // it was left to a CNI plugin
-			if (v.attached() || v.failure != "") && !v.owned && v.NetNSID >= 0 {
-				c.findOwner(v)
+			if v.attached() || v.failure != "" {
+				hints = append(hints, v.wantsOwner()...)
 			}
 		}
 		after, ok := c.counted(usage.OnHost(index))
@@ -229,7 +257,7 @@ func (c *Controller) selfCheck(all kernelCounters) {
 	}
 	for target, in := range c.insides {
 		if kernel, ok := all.inside[target]; ok {
-			c.glance(in, kernel)
+			hints = append(hints, c.glance(in, kernel)...)
 		}
 		if in.check != nil && !in.physical() {
 			seen.add(in.check.last, in.check.first)
@@ -237,6 +265,7 @@ func (c *Controller) selfCheck(all kernelCounters) {
 	}
 	c.metrics.completeness.Set(seen.ratio())
 	c.metrics.shadowed.Set(float64(c.shadowed()))
+	return hints
 }
 
 // compare takes in a reading of an interface, and acts on it.

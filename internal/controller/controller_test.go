@@ -15,6 +15,7 @@ import (
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/cgroupctl"
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -35,6 +36,8 @@ type rig struct {
 	host     *testnet.Namespace
 	accounts *usage.Accounts
 	control  *Controller
+	watch    *watcher.Watcher
+	reload   func()
 	excluded atomic.Pointer[string] // the host interface that is not to be counted
 	mode     Mode
 	cgroup   atomic.Pointer[CgroupMode] // nil: off
@@ -76,6 +79,7 @@ func startWith(t testing.TB, host *testnet.Namespace, pinPath string, cgroup Cgr
 	}
 	watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: log}))(t)
 	r.accounts = usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})
+	r.watch = watch
 	r.control = New(Options{
 		Host: watch,
 		Hooks: &Hooks{
@@ -85,7 +89,6 @@ func startWith(t testing.TB, host *testnet.Namespace, pinPath string, cgroup Cgr
 		},
 		TCX:      tcctl.HaveTCX() == nil,
 		Accounts: r.accounts,
-		Names:    nobody{},
 		Settings: r.settings,
 		Log:      log,
 	})
@@ -124,7 +127,19 @@ func (r *rig) run(source func(context.Context, chan<- watcher.Event) error) {
 	events := make(chan watcher.Event)
 	ended := make(chan error, 2)
 	go func() { ended <- source(ctx, events) }()
-	go func() { ended <- r.control.Run(ctx, events) }()
+	who := roster.New(roster.Options[watcher.Sandbox]{
+		Containers: r.watch.Containers, Missed: r.watch.Missed,
+		Backend: r.control, Accounts: r.accounts, Names: nobody{}, Log: r.control.Log,
+		Settings: func() roster.Settings {
+			mine := fmt.Sprintf("/nettally-testnet-%d/", os.Getpid())
+			return roster.Settings{
+				Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
+				Reconcile: time.Minute,
+			}
+		},
+	})
+	r.reload = who.Reload
+	go func() { ended <- who.Run(ctx, events) }()
 	r.stop = func() {
 		cancel()
 		for range 2 {
@@ -133,15 +148,12 @@ func (r *rig) run(source func(context.Context, chan<- watcher.Event) error) {
 			}
 		}
 	}
-	<-r.control.Ready()
+	<-who.Ready()
 }
 
 func (r *rig) settings() Settings {
-	mine := fmt.Sprintf("/nettally-testnet-%d/", os.Getpid())
 	return Settings{
 		Interface: func(name string) bool { x := r.excluded.Load(); return x == nil || *x != name },
-		Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
-		Reconcile: time.Minute,
 		Mode:      r.mode,
 		Cgroup:    r.cgroupMode(),
 	}
@@ -320,14 +332,14 @@ func TestExclude(t *testing.T) {
 	r.waitCounted(c.ID, 1)
 
 	r.excluded.Store(&c.Interfaces[0].HostName)
-	r.control.Reload()
+	r.reload()
 	r.wait(c.ID, "excluded", func(c usage.Container) bool { return !c.Interfaces[0].Attached })
 	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("excluded, and not as before:\n%v\n%v", after, before)
 	}
 
 	r.excluded.Store(nil)
-	r.control.Reload()
+	r.reload()
 	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached })
 	upload(t, c, peer, c.Interfaces[0], 10)
 	r.sent(c.ID, 10)
@@ -346,7 +358,7 @@ func TestAttachFailed(t *testing.T) {
 	r.waitReason(c.ID, usage.AttachFailed)
 
 	nettest.Must(host.Run("tc", "qdisc", "del", "dev", veth, "ingress"))(t)
-	r.control.Reload()
+	r.reload()
 	r.waitCounted(c.ID, 1)
 	upload(t, c, peer, c.Interfaces[0], 10)
 	r.sent(c.ID, 10)
@@ -374,7 +386,7 @@ func TestBridgePort(t *testing.T) {
 	nettest.Must(host.Run("ip", "link", "set", "port", "master", "br0"))(t)
 	unowned(1)
 	nettest.Must(host.Run("ip", "link", "set", "port", "nomaster"))(t)
-	r.control.Reload()
+	r.reload()
 	unowned(0)
 	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("left alone, and not as before:\n%v\n%v", after, before)

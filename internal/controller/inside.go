@@ -6,7 +6,9 @@ import (
 	"errors"
 	"time"
 
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
@@ -41,19 +43,18 @@ type inside struct {
 	missed   *reading // where it has to make up from for its host veth
 }
 
-// countInside counts the uplinks of a sandbox for its owner, puts back what was removed, and
-// ends what is no uplink any more.
-func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum tallied) {
-	box := known.sandbox
-	wanted, open := c.uplinks(known, found)
-	box.uplinks, box.looked, sum.unnamed = len(wanted)+open > 0, time.Now(), open
+// countInside counts the uplinks of a namespace for its owner, puts back what was removed,
+// and ends what is no uplink any more.
+func (c *Controller) countInside(known *member, box *space, found watcher.Sandbox) (sum tally) {
+	wanted, open := c.uplinks(known, box, found)
+	box.uplinks, box.looked, sum.Waiting = len(wanted)+open > 0, time.Now(), open
 	all, attached := c.insideIn(box)
 	if len(wanted)+all == 0 {
 		return sum
 	}
 	ns, err := c.enter(known)
 	if err != nil {
-		sum.counted = attached // its processes have ended just now
+		sum.Counted = attached // its processes have ended just now
 		return sum
 	}
 	defer c.exit(known, ns)
@@ -69,55 +70,73 @@ func (c *Controller) countInside(known *container, found watcher.Sandbox) (sum t
 		switch {
 		case c.insides[in.Target] == nil: // gone
 		case !in.attached:
-			sum.failed++
-		case !in.owned && !i.Up && !known.ended && time.Since(in.since) < nameAfter:
-			sum.unnamed++
+			sum.Failed++
+		case !in.owned && !i.Up && !known.Ended && time.Since(in.since) < nameAfter:
+			sum.Waiting++
 		default:
-			if c.orphaned(in.Target, known) {
-				c.succeedInside(ns, in)
-			}
-			c.ownInside(in, known)
+			c.ownInside(in, known.Key)
 			if c.Accounts.Owner(in.Target) == known.ID {
-				sum.counted++
+				sum.Counted++
 			} else {
-				sum.others++
+				sum.Others++
 			}
 		}
 	}
 	return sum
 }
 
-// succeedInside has an interface counted on another slot, for who comes after its owner.
-func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) {
+// succeedInsides counts interfaces in a namespace for its next owner.
+func (c *Controller) succeedInsides(to roster.Member, found watcher.Sandbox, orphaned func(usage.Target) bool) error {
+	var left []*inside
+	for target, in := range c.insides {
+		if target.NetNS == found.NetNS && in.attached && orphaned(target) {
+			left = append(left, in)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	known := c.members[to.Key]
+	ns, err := c.enter(known)
+	if err != nil {
+		return err
+	}
+	defer c.exit(known, ns)
+	for _, in := range left {
+		err = errors.Join(err, c.succeedInside(ns, in))
+	}
+	return err
+}
+
+// succeedInside counts an interface on another slot, for the next owner.
+func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) error {
 	slot, err := c.Accounts.Succeed(in.Target, func(slot uint16) error {
 		_, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, slot)
 		return err
 	})
-	if err != nil {
-		c.Log.Warn("count interface for another container", "interface", in.name, "target", in.Target, "err", err)
-	}
 	if slot != 0 { // else it is tried again
 		in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in))
 	}
+	return err
 }
 
 // uplinks returns the interfaces that are to be counted inside, and how many it can't be
 // said of yet. What a nested container sends passes the interfaces of the outer one, so its
 // own are not counted.
-func (c *Controller) uplinks(known *container, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
+func (c *Controller) uplinks(known *member, box *space, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
 	for _, i := range found.Interfaces {
 		if v := c.veths[i.HostIndex]; v != nil && v.inside {
 			wanted = append(wanted, i)
 			continue
 		}
-		if !i.Uplink || known.ParentID != "" || !c.Settings().Interface(i.Name) {
+		if !i.Uplink || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
 		if at := c.insides[targetOf(found, i)]; i.Kind != "veth" || at != nil && at.attached {
 			wanted = append(wanted, i)
 			continue
 		}
-		switch inner, sure := c.innerVeth(known, i.Index); {
+		switch inner, sure := c.innerVeth(known, box, i.Index); {
 		case !sure:
 			open++
 		case !inner:
@@ -131,16 +150,13 @@ func (c *Controller) uplinks(known *container, found watcher.Sandbox) (wanted []
 // container's pair, and not, as in an overlay network, the container's own way out. A
 // nested container is seen a moment after its veth; so where the outer one is not just
 // starting, that is open at first.
-func (c *Controller) innerVeth(known *container, index int) (inner, sure bool) {
-	for _, other := range c.containers {
-		if other.ParentID == known.ID {
-			return true, true
-		}
+func (c *Controller) innerVeth(known *member, box *space, index int) (inner, sure bool) {
+	if box.Nests {
+		return true, true
 	}
-	if known.ended || time.Since(known.since) < noVethAfter {
+	if known.Ended || time.Since(wallclock.Steadily(known.Found.CreatedAt)) < noVethAfter {
 		return false, true
 	}
-	box := known.sandbox
 	if box.veths == nil {
 		box.veths = map[int]time.Time{}
 	}
@@ -170,9 +186,9 @@ func (c *Controller) insideOf(found watcher.Sandbox, i watcher.Interface) *insid
 }
 
 // insideIn counts what is known in a namespace.
-func (c *Controller) insideIn(box *sandbox) (all, attached int) {
+func (c *Controller) insideIn(box *space) (all, attached int) {
 	for target, in := range c.insides {
-		if target.NetNS != box.inode {
+		if target.NetNS != box.ID {
 			continue
 		}
 		all++
@@ -184,14 +200,14 @@ func (c *Controller) insideIn(box *sandbox) (all, attached int) {
 }
 
 // enter opens the namespace of a container; exit gives it up, unless it was held before.
-func (c *Controller) enter(known *container) (*watcher.Namespace, error) {
+func (c *Controller) enter(known *member) (*watcher.Namespace, error) {
 	if known.held != nil {
 		return known.held, nil
 	}
-	return c.Host.Hold(known.Container)
+	return c.Host.Hold(known.Found)
 }
 
-func (c *Controller) exit(known *container, ns *watcher.Namespace) {
+func (c *Controller) exit(known *member, ns *watcher.Namespace) {
 	if ns == known.held {
 		return
 	}
@@ -312,7 +328,7 @@ func (c *Controller) shadowInside(in *inside, shadowed bool) {
 }
 
 // failedInside notes why an interface is not counted.
-func (c *Controller) failedInside(in *inside, known *container, err error) {
+func (c *Controller) failedInside(in *inside, known *member, err error) {
 	if errors.Is(err, tcctl.ErrGone) || errors.Is(err, watcher.ErrGone) {
 		c.endInside(in)
 		return
@@ -325,26 +341,20 @@ func (c *Controller) failedInside(in *inside, known *container, err error) {
 	in.failure = err.Error()
 }
 
-func (c *Controller) ownInside(in *inside, known *container) {
-	if err := c.Accounts.Assign(in.Target, known.ID, in.name); err != nil {
-		c.Log.Warn("note the owner of an interface", "interface", in.name, "container_id", known.ID, "err", err)
-	}
+func (c *Controller) ownInside(in *inside, owner roster.Key) {
+	c.own(in.Target, owner, in.name, in.name)
 	in.owned = true
 }
 
-// ownRest gives a container that ends what is counted in its namespace and had no name for
-// good. It returns how many interfaces are counted there.
-func (c *Controller) ownRest(known *container) (counted int) {
-	box := known.sandbox
-	if box == nil || box.owner != known {
-		return 0
-	}
+// ownRest gives the owner of a namespace, which ends, the interfaces in it that had no name
+// for good. It returns how many interfaces are counted there.
+func (c *Controller) ownRest(box *space) (counted int) {
 	for target, in := range c.insides {
-		if target.NetNS != box.inode || !in.attached {
+		if target.NetNS != box.ID || !in.attached {
 			continue
 		}
 		if !in.owned {
-			c.ownInside(in, known)
+			c.ownInside(in, box.owner)
 		}
 		counted++
 	}
@@ -391,29 +401,20 @@ func (c *Controller) namespaceGone(nsid int) {
 		if in.nsid != nsid {
 			continue
 		}
-		if box := c.sandboxes[in.NetNS]; box != nil && in.attached && !in.owned {
+		if box := c.spaces[in.NetNS]; box != nil && in.attached && !in.owned {
 			c.ownInside(in, box.owner)
 		}
 		c.endInside(in)
 	}
 }
 
-// linkMoved looks at once at the containers that may have got an interface.
-func (c *Controller) linkMoved(nsid int) {
-	for _, known := range c.containers {
-		if known.mayGet(nsid) {
-			known.look.From(firstDelay)
-			c.resolve(known)
-		}
-	}
-}
-
 // reconcileInside looks at what is counted inside of containers, and for what no event
-// told of.
-func (c *Controller) reconcileInside() {
+// told of. It hints at the owners of interfaces that wait for their names.
+func (c *Controller) reconcileInside() (hints []roster.Hint) {
 	looks := 0
-	for _, box := range c.sandboxes {
-		if box.owner.reason != usage.Accounted || !box.uplinks && time.Since(box.looked) < lookEvery {
+	for _, box := range c.spaces {
+		owner := c.members[box.owner]
+		if owner == nil || owner.Reason != usage.Accounted || !box.uplinks && time.Since(box.looked) < lookEvery {
 			continue // others than those accounted are looked at anyway
 		}
 		if !box.uplinks {
@@ -421,30 +422,36 @@ func (c *Controller) reconcileInside() {
 				continue
 			}
 		}
-		c.lookInside(box)
+		hints = append(hints, c.lookInside(box)...)
 	}
 	c.endUnreachable()
+	return hints
 }
 
 // lookInside looks at what is counted inside of a container, and mends that.
-func (c *Controller) lookInside(box *sandbox) {
-	found, err := c.inspect(box.owner)
-	if err != nil || found.NetNS != box.inode {
-		return
+func (c *Controller) lookInside(box *space) []roster.Hint {
+	owner := c.members[box.owner]
+	if owner == nil {
+		return nil
 	}
-	box.nsid = found.NetNSID
-	if sum := c.countInside(box.owner, found); sum.unnamed > 0 {
-		box.owner.look.Again()
+	found, err := c.inspect(owner)
+	if err != nil || found.NetNS != box.ID {
+		return nil
 	}
+	box.NSID = found.NetNSID
+	if sum := c.countInside(owner, box, found); sum.Waiting > 0 {
+		return []roster.Hint{{Key: box.owner}}
+	}
+	return nil
 }
 
 // glance compares an interface with the kernel's counters as they were told in the host's
 // namespace, and goes where it is only if packets pass unseen.
-func (c *Controller) glance(in *inside, kernel watcher.LinkCounters) {
-	box := c.sandboxes[in.NetNS]
+func (c *Controller) glance(in *inside, kernel watcher.LinkCounters) []roster.Hint {
+	box := c.spaces[in.NetNS]
 	after, ok := c.counted(in.Target)
 	if box == nil || !ok || in.check == nil || in.check.before == nil {
-		return
+		return nil
 	}
 	now := reading{*in.check.before, kernel, after}
 	last := in.check.last
@@ -453,16 +460,16 @@ func (c *Controller) glance(in *inside, kernel watcher.LinkCounters) {
 	if !again && !less(now.kernel, last.kernel) && !receive.tooFew() && !transmit.tooFew() {
 		in.check.take(now)
 		in.mend.forget()
-		return
+		return nil
 	}
 	if in.mend.due() {
 		in.mend.tried()
-		c.lookInside(box)
-		return
+		return c.lookInside(box)
 	}
 	if receive.tooFew() || transmit.tooFew() {
 		c.shadowInside(in, true)
 	}
+	return nil
 }
 
 // physical says that a driver keeps the interface's counters. It may do so seconds later,
@@ -473,11 +480,11 @@ func (in *inside) physical() bool { return in.kind == "" }
 // told. One that lives on is counted, for the owner that it had.
 func (c *Controller) endUnreachable() {
 	numbers := map[int]uint64{}
-	for inode, box := range c.sandboxes {
-		numbers[box.nsid] = inode
+	for inode, box := range c.spaces {
+		numbers[box.NSID] = inode
 	}
 	for _, in := range c.insides {
-		if c.sandboxes[in.NetNS] != nil {
+		if c.spaces[in.NetNS] != nil {
 			continue
 		}
 		there, err := c.Host.NamespaceThere(in.nsid)

@@ -230,7 +230,7 @@ func TestKinds(t *testing.T) {
 	overlay := newLAN(t, c.Namespace) // its nic is the container's
 	ip := netip.MustParseAddr("10.99.0.10")
 	overlay.configure(t, c.Namespace, "nic", "nic", ip)
-	r.control.Reload()
+	r.reload()
 	tunnel := newLAN(t, host).tunnel(t, c.Namespace, "vx0", netip.MustParseAddr("10.98.0.10"))
 	r.waitCounted(c.ID, 3)
 	overlay.talk(t, c, ip, 10, 20)
@@ -299,7 +299,7 @@ func TestRemovedInside(t *testing.T) {
 		passed(13*round-3, 24*round-4)
 		nettest.Must(c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "clsact"))(t)
 		l.talk(t, c, ip, 3, 4)
-		r.control.Reload()
+		r.reload()
 		r.asKernel(c, "eth0")
 	}
 	l.talk(t, c, ip, 5, 5)
@@ -354,7 +354,7 @@ func TestInsideChanges(t *testing.T) {
 	l.talk(t, c, second, 5, 5)
 
 	must(t, c.Namespace.LinkDel(nettest.Must(c.Namespace.LinkByName("eth0"))(t)))
-	r.control.Reload()
+	r.reload()
 	r.wait(c.ID, "without eth0", func(u usage.Container) bool { return !u.Interfaces[0].Attached && u.Interfaces[1].Attached })
 	l.macvlan(t, c.Namespace, "eth0", first)
 	r.wait(c.ID, "with eth0 again", func(u usage.Container) bool { return u.Interfaces[0].Attached && u.Interfaces[1].Attached })
@@ -367,14 +367,14 @@ func TestInsideChanges(t *testing.T) {
 	scope := nettest.Scope{Namespaces: map[string]*testnet.Namespace{"inside": c.Namespace}}
 	name := "eth1"
 	r.excluded.Store(&name)
-	r.control.Reload()
+	r.reload()
 	r.wait(c.ID, "excluded", func(u usage.Container) bool { return u.Interfaces[0].Attached && !u.Interfaces[1].Attached })
 	if s := nettest.TakeSnapshot(t, scope); strings.Contains(fmt.Sprint(s), "eth1 clsact") || strings.Contains(fmt.Sprint(s.Qdiscs), "dev eth1 parent ffff") {
 		t.Errorf("something is left on eth1: %v", s)
 	}
 	l.talk(t, c, second, 50, 50)
 	r.excluded.Store(nil)
-	r.control.Reload()
+	r.reload()
 	r.wait(c.ID, "included", func(u usage.Container) bool { return u.Interfaces[1].Attached })
 	l.talk(t, c, second, 1, 1)
 	r.talked(c.ID, 17, 18)
@@ -463,7 +463,7 @@ func TestIngressQdiscInside(t *testing.T) {
 	r := start(t, host, "")
 	r.waitReason(c.ID, usage.AttachFailed)
 	nettest.Must(c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "ingress"))(t)
-	r.control.Reload()
+	r.reload()
 	r.waitCounted(c.ID, 1)
 	l.talk(t, c, ip, 10, 10)
 	r.talked(c.ID, 10, 10)
@@ -482,7 +482,7 @@ func TestNestedInside(t *testing.T) {
 	id := strings.Repeat("ab", 32)
 	nested := nettest.Container(t, host, testnet.ContainerOptions{Join: inner, ID: id, Cgroup: outer.Cgroup + "/docker/" + id})
 	must(t, testnet.Veth(outer.Namespace, "vethinner", inner, "eth0"))
-	r.control.Reload()
+	r.reload()
 	r.waitReason(nested.ID, usage.NoHostVeth)
 	c := r.wait(outer.ID, "counted", func(c usage.Container) bool { return c.Accounted() })
 	if len(c.Interfaces) != 1 || c.Interfaces[0].Name != "eth0" {
@@ -505,7 +505,7 @@ func TestLingeringNamespace(t *testing.T) {
 	held := nettest.Must(testnet.OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", c.PID())))(t)
 	end(t, c)
 	r.wait(c.ID, "stopped", func(u usage.Container) bool { return u.State == usage.Stopped && u.Interfaces[0].Attached })
-	r.control.Reload()
+	r.reload()
 	must(t, l.peer.SendUDP(netip.AddrPortFrom(ip, 9), 5, 100))
 	r.wait(c.ID, "seen to receive on", func(u usage.Container) bool { return u.Receive.Protocol(usage.ProtocolUDP) == datagrams(15) })
 	// Another one that begins there has the interface from then on.

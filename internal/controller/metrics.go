@@ -6,9 +6,8 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics are about our own work, not about traffic.
 type metrics struct {
-	attach    prometheus.Histogram
-	failures  prometheus.Counter
-	overflows *prometheus.CounterVec
+	attach   prometheus.Histogram
+	failures prometheus.Counter
 
 	reattached   prometheus.Counter
 	shadowed     prometheus.Gauge
@@ -26,10 +25,6 @@ func newMetrics() metrics {
 			Name: "nettally_attach_failures_total",
 			Help: "Attempts to attach that failed on an interface that is still there.",
 		}),
-		overflows: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "nettally_watch_overflows_total",
-			Help: "Times that the kernel dropped events, each followed by a look at everything.",
-		}, []string{"source"}),
 	}
 	m.reattached = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "nettally_reattach_total",
@@ -44,11 +39,9 @@ func newMetrics() metrics {
 		Help: "Bytes that our programs counted, over those that the kernel counted on the same interfaces, since this process attached.",
 	})
 	m.completeness.Set(1)
-	m.overflows.WithLabelValues("inotify")
-	m.overflows.WithLabelValues("netlink")
 	return m
 }
 
 func (m metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.attach, m.failures, m.overflows, m.reattached, m.shadowed, m.completeness}
+	return []prometheus.Collector{m.attach, m.failures, m.reattached, m.shadowed, m.completeness}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
 )
@@ -72,10 +73,9 @@ type jobs struct {
 	mu      sync.Mutex
 	waiting []job
 	more    chan struct{}
-	done    chan job
 }
 
-func newJobs() *jobs { return &jobs{more: make(chan struct{}, 1), done: make(chan job)} }
+func newJobs() *jobs { return &jobs{more: make(chan struct{}, 1)} }
 
 func (j *jobs) put(work job) {
 	j.mu.Lock()
@@ -103,9 +103,10 @@ func (c *Controller) move(v *veth, to string) {
 	c.jobs.put(job{index: v.Index, slot: v.slot, from: v.hook, to: to})
 }
 
-// work does the jobs, besides the controller's own goroutine: attaching to tcx takes
-// grace periods, and containers that start must not wait for them.
-func (c *Controller) work(ctx context.Context) {
+// work does the jobs, beside the roster's goroutine: attaching to tcx takes grace periods,
+// and containers that start must not wait for them.
+func (c *Controller) work(ctx context.Context, hand func(func() []roster.Hint) bool) {
+	m := c.mover()
 	for {
 		next, ok := c.jobs.take()
 		if !ok {
@@ -116,76 +117,109 @@ func (c *Controller) work(ctx context.Context) {
 			}
 			continue
 		}
-		next.result = c.do(next)
-		select {
-		case <-ctx.Done():
+		next.result = m.do(next)
+		if !hand(func() []roster.Hint { return c.moved(next) }) {
 			return
-		case c.jobs.done <- next:
 		}
 	}
 }
 
-func (c *Controller) do(j job) error {
+// mover takes programs from one hook to another. It is safe for use beside the roster's
+// goroutine.
+type mover struct {
+	hooks    hooks
+	accounts *usage.Accounts
+}
+
+func (c *Controller) mover() mover { return mover{c.Hooks, c.Accounts} }
+
+func (m mover) do(j job) error {
 	switch {
 	case j.gone:
-		return c.Hooks.DetachTCX(j.index)
+		return m.hooks.DetachTCX(j.index)
 	case j.raise:
-		return c.Hooks.Raise(j.index)
+		return m.hooks.Raise(j.index)
 	case j.off:
-		return c.remove(j.index)
+		return m.remove(j.index)
 	case j.inside:
-		return c.takeOff(j.index)
+		return m.takeOff(j.index)
 	case j.to == HookTCX:
-		return c.toTCX(j)
+		return m.toTCX(j)
 	}
-	return c.toClsact(j)
+	return m.toClsact(j)
+}
+
+// remove ends the counting of an interface that lives on.
+func (m mover) remove(index int) error {
+	own := m.accounts.QdiscOwned(usage.OnHost(index))
+	if err := errors.Join(m.hooks.Detach(index, own), m.hooks.DetachTCX(index)); err != nil {
+		return err
+	}
+	return m.accounts.Close(usage.OnHost(index))
+}
+
+// takeOff takes our programs off both hooks, and leaves the slot as it is.
+func (m mover) takeOff(index int) error {
+	err := errors.Join(m.hooks.Detach(index, m.accounts.QdiscOwned(usage.OnHost(index))), m.hooks.DetachTCX(index))
+	if err != nil {
+		return err
+	}
+	return m.accounts.Quiesce()
+}
+
+// detachClsact takes our filters off, and our qdisc with them.
+func (m mover) detachClsact(ifindex int) error {
+	if err := m.hooks.Detach(ifindex, m.accounts.QdiscOwned(usage.OnHost(ifindex))); err != nil {
+		return err
+	}
+	return m.accounts.DisownQdisc(usage.OnHost(ifindex))
 }
 
 // toTCX leaves each packet counted exactly once: while both hooks are on, the tcx program
 // marks what it counts and the clsact program leaves that alone.
-func (c *Controller) toTCX(j job) error {
+func (m mover) toTCX(j job) error {
 	if j.from == HookTCX {
-		return c.Hooks.AttachTCX(j.index)
+		return m.hooks.AttachTCX(j.index)
 	}
-	if err := errors.Join(c.Accounts.Bind(usage.OnHost(j.index)), c.Accounts.Handover(usage.OnHost(j.index), true)); err != nil {
+	if err := errors.Join(m.accounts.Bind(usage.OnHost(j.index)), m.accounts.Handover(usage.OnHost(j.index), true)); err != nil {
 		return err
 	}
-	if err := c.Hooks.AttachTCX(j.index); err != nil {
-		return errors.Join(err, c.Accounts.Handover(usage.OnHost(j.index), false))
+	if err := m.hooks.AttachTCX(j.index); err != nil {
+		return errors.Join(err, m.accounts.Handover(usage.OnHost(j.index), false))
 	}
 	if j.from == HookClsact {
-		if err := errors.Join(c.Accounts.Quiesce(), c.detachClsact(j.index)); err != nil {
+		if err := errors.Join(m.accounts.Quiesce(), m.detachClsact(j.index)); err != nil {
 			return err // the hand-over stays on, and so the counts right
 		}
 	}
-	return c.endHandover(j.index)
+	return m.endHandover(j.index)
 }
 
 // toClsact is the way back: tcx runs first in the kernel, so the same rule serves.
-func (c *Controller) toClsact(j job) error {
-	if err := c.Accounts.Handover(usage.OnHost(j.index), true); err != nil {
+func (m mover) toClsact(j job) error {
+	if err := m.accounts.Handover(usage.OnHost(j.index), true); err != nil {
 		return err
 	}
-	created, err := c.Hooks.Attach(j.index, j.slot)
+	created, err := m.hooks.Attach(j.index, j.slot)
 	if err != nil {
-		return errors.Join(err, c.Accounts.Handover(usage.OnHost(j.index), false))
+		return errors.Join(err, m.accounts.Handover(usage.OnHost(j.index), false))
 	}
 	if created {
-		if err := c.Accounts.OwnQdisc(usage.OnHost(j.index)); err != nil {
+		if err := m.accounts.OwnQdisc(usage.OnHost(j.index)); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(c.Accounts.Quiesce(), c.Hooks.DetachTCX(j.index)); err != nil {
+	if err := errors.Join(m.accounts.Quiesce(), m.hooks.DetachTCX(j.index)); err != nil {
 		return err
 	}
-	return c.endHandover(j.index)
+	return m.endHandover(j.index)
 }
 
-func (c *Controller) endHandover(index int) error {
-	if err := c.Accounts.Quiesce(); err != nil {
+func (m mover) endHandover(index int) error {
+	if err := m.accounts.Quiesce(); err != nil {
 		return err
 	}
-	return c.Accounts.Handover(usage.OnHost(index), false)
+	return m.accounts.Handover(usage.OnHost(index), false)
 }
 
 // notMoved leaves an interface where it is; the next reconcile tries again.
@@ -203,35 +237,31 @@ func (c *Controller) notMoved(v *veth, j job) {
 }
 
 // moved takes in what became of a job.
-func (c *Controller) moved(j job) {
+func (c *Controller) moved(j job) (hints []roster.Hint) {
 	v := c.veths[j.index]
 	if j.gone || v == nil {
 		if j.result != nil && !errors.Is(j.result, tcctl.ErrGone) {
-			c.Log.Warn("clean up after an interface that is gone", "ifindex", j.index, "err", j.result)
+			c.Log.Warn("could not clean up after an interface that is gone", "ifindex", j.index, "err", j.result)
 		}
-		return
+		return nil
 	}
 	v.moving = false
-	if j.off && j.result == nil {
+	switch {
+	case j.off && j.result == nil:
 		delete(c.veths, j.index)
-		return
-	}
-	if j.result != nil {
+		return nil
+	case j.result != nil:
 		c.notMoved(v, j)
-		return
-	}
-	if j.inside {
-		c.goInside(v)
-		return
-	}
-	if !j.raise {
+		return nil
+	case j.inside:
+		return c.goInside(v)
+	case !j.raise:
 		c.counting(v, j.to, j.from != "")
 	}
 	if v.mending || v.shadowed {
 		c.mended(v)
 	}
-	if !v.owned && v.NetNSID >= 0 {
-		c.findOwner(v)
-	}
+	hints = v.wantsOwner()
 	c.place(v.Index) // elsewhere, if the settings have changed meanwhile
+	return hints
 }

@@ -58,7 +58,7 @@ func TestStopWhileCountersAreRead(t *testing.T) {
 				case <-kind(slow):
 					begun = true
 				case <-time.After(10 * time.Millisecond):
-					r.control.Reload() // which looks at the other ends
+					r.reload() // which looks at the other ends
 				}
 			}
 			r.stop()

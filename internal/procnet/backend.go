@@ -238,9 +238,9 @@ func (b *Backend) Relist() []roster.Hint {
 }
 
 // Reconcile implements [roster.Backend].
-func (b *Backend) Reconcile(listed bool) []roster.Hint {
+func (b *Backend) Reconcile(there func(roster.Key) bool) []roster.Hint {
 	hints := b.pollAll()
-	if listed && b.began.IsZero() {
+	if there != nil && b.began.IsZero() {
 		b.began = time.Now()
 		close(b.adopted)
 	}

@@ -77,7 +77,8 @@ type Backend[F any] interface {
 	// Succeed counts for another owner whatever is counted for containers that have ended.
 	// What was counted for these stays theirs.
 	Succeed(to Member, ended []Key, in Location[F]) error
-	// Update tells of a container that is new, has changed or has ended.
+	// Update tells of a container that is new, has changed, has ended, or was looked at while
+	// it is starting.
 	Update(Member)
 	// Last counts for a container that has ended whatever is not counted for it yet, in the
 	// namespace it was in; that has the ID 0 if it was never known.
@@ -91,8 +92,8 @@ type Backend[F any] interface {
 	// Link takes in an event of [watcher] that is about a link or a namespace.
 	Link(watcher.Event) []Hint
 	// Relist brings links up to date. The containers are brought up to date after it, and
-	// then Reconcile repairs whatever no event told of; listed reports whether all
-	// containers are known, so that what none of them has is nobody's.
+	// then Reconcile repairs whatever no event told of. there reports whether a container is
+	// there, or may be; it is nil if the containers could not be listed.
 	Relist() []Hint
-	Reconcile(listed bool) []Hint
+	Reconcile(there func(Key) bool) []Hint
 }

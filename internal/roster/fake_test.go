@@ -38,6 +38,7 @@ type world struct {
 
 	// What the backend was told.
 	updated  map[Key]Member
+	updates  int
 	released map[Key]int
 	left     []uint64
 	robbed   []string       // whose interfaces were given away while they ran
@@ -204,6 +205,7 @@ func (w *world) there(id string) bool {
 
 func (w *world) Update(m Member) {
 	w.updated[m.Key] = m
+	w.updates++
 	if m.Ended {
 		delete(w.updated, m.Key)
 	}
@@ -240,8 +242,8 @@ func (w *world) Relist() []Hint {
 	return w.relistHints
 }
 
-func (w *world) Reconcile(listed bool) []Hint {
-	w.calls = append(w.calls, fmt.Sprint("reconcile ", listed))
+func (w *world) Reconcile(there func(Key) bool) []Hint {
+	w.calls = append(w.calls, fmt.Sprint("reconcile ", there != nil))
 	var hints []Hint
 	for id, owner := range w.owners {
 		uncounted := func(d *device) bool { return d.owner != owner }

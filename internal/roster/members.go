@@ -19,7 +19,7 @@ const (
 	noInterfaceAfter = 10 * time.Second
 	// No runtime takes longer to start a container.
 	startedAfter = time.Minute
-	// firstDelay is the first time that a container is looked at again; retry doubles it.
+	// firstDelay is the first time that a container is looked at again; each pause doubles the next.
 	firstDelay = 2 * time.Millisecond
 )
 
@@ -30,7 +30,7 @@ func (r *Roster[F]) started(found watcher.Container) {
 		return
 	}
 	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
-	m.look.From(firstDelay)
+	m.look.from(firstDelay)
 	r.members[key] = m
 	r.inside[m.parent()]++
 	r.Accounts.Start(usage.Container{
@@ -95,6 +95,9 @@ func (r *Roster[F]) resolve(m *member) {
 		r.leave(m)
 		r.settle(m, usage.HostNetwork)
 	}
+	if m.look.planned() {
+		r.Backend.Update(m.Member) // its cgroup may be there by now
+	}
 }
 
 // age is how long ago the container's cgroup was made.
@@ -103,7 +106,7 @@ func (m *member) age() time.Duration { return time.Since(m.made) }
 // settle says what became of a member. Only events and the reconcile look at it again.
 func (r *Roster[F]) settle(m *member, reason usage.Reason) {
 	m.Reason = reason
-	m.look.Stop()
+	m.look.stop()
 	owner := ""
 	if box := m.space; box != nil && box.owner != m {
 		owner = box.owner.ID
@@ -118,17 +121,17 @@ func (r *Roster[F]) settle(m *member, reason usage.Reason) {
 // never appear, later events or the reconcile handle it.
 func (r *Roster[F]) later(m *member) {
 	if m.age() < startedAfter {
-		m.look.Again()
+		m.look.again()
 		return
 	}
-	m.look.Stop()
+	m.look.stop()
 	r.Backend.Release(m.Key)
 }
 
 func (r *Roster[F]) lookAgain() {
 	now := time.Now()
 	for _, m := range r.members {
-		if m.look.Due(now) {
+		if m.look.due(now) {
 			r.resolve(m)
 		}
 	}
@@ -139,7 +142,7 @@ func (r *Roster[F]) follow(hints []Hint) {
 	for _, h := range hints {
 		for _, m := range r.members {
 			if h.means(m) {
-				m.look.From(firstDelay)
+				m.look.from(firstDelay)
 				r.resolve(m)
 			}
 		}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/nettally/nettally/internal/retry"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -82,7 +81,7 @@ type member struct {
 	Member
 	made  time.Time // its cgroup; with a monotonic reading
 	space *space    // nil until it is known to be in one of its own
-	look  retry.Plan
+	look  plan
 }
 
 // space is a network namespace with the members in it.
@@ -144,7 +143,7 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 	reconcile := time.NewTimer(r.pause())
 	defer reconcile.Stop()
 	for {
-		again, stop := retry.Timer(r.members, func(m *member) *retry.Plan { return &m.look })
+		again, stop := firstDue(r.members)
 		select {
 		case <-ctx.Done():
 			stop()
@@ -198,17 +197,23 @@ func (r *Roster[F]) handle(e watcher.Event) {
 // reconcile looks at everything and repairs whatever no event told of.
 func (r *Roster[F]) reconcile() {
 	r.follow(r.Backend.Relist())
-	listed := r.relist()
+	var there func(Key) bool
+	if r.relist() {
+		there = r.there
+	}
 	for _, m := range r.members {
 		if m.Reason != usage.Accounted {
 			r.resolve(m)
 		}
 	}
-	r.follow(r.Backend.Reconcile(listed))
+	r.follow(r.Backend.Reconcile(there))
 	for _, id := range r.Accounts.Expire() {
 		r.Names.Forget(id)
 	}
 }
+
+// there reports whether a container is there, or may be.
+func (r *Roster[F]) there(k Key) bool { return r.members[k] != nil || r.hidden[k] }
 
 // relist brings the members up to date with the host. After an error nothing that is
 // missing in the list is taken for gone. It reports whether there was none.

@@ -30,7 +30,7 @@ func (r *Roster[F]) join(m *member, at Location[F]) {
 	r.share(box)
 	if r.first != nil {
 		r.first[at.ID] = at
-		m.look.Stop() // until all are listed
+		m.look.stop() // until all are listed
 		return
 	}
 	r.choose(box, at.CountedFor)
@@ -90,13 +90,13 @@ func (r *Roster[F]) count(box *space, at Location[F]) {
 	}
 	r.conclude(m, r.Backend.Count(m.Member, at))
 	if waits {
-		m.look.Again()
+		m.look.again()
 	}
 }
 
 // ended returns the owners that have ended. All containers have been listed by now.
 func (r *Roster[F]) ended(owners []Key) []Key {
-	return slices.DeleteFunc(slices.Clone(owners), func(k Key) bool { return r.members[k] != nil || r.hidden[k] })
+	return slices.DeleteFunc(slices.Clone(owners), r.there)
 }
 
 // conclude says what became of an owner.
@@ -115,7 +115,7 @@ func (r *Roster[F]) conclude(m *member, o Outcome) {
 		r.settle(m, usage.NoHostVeth)
 	}
 	if o.Waiting > 0 {
-		m.look.Again()
+		m.look.again()
 	}
 }
 
@@ -137,8 +137,8 @@ func (r *Roster[F]) leave(m *member) {
 		return
 	}
 	box.owner, box.left = oldest(box.members), time.Now()
-	box.owner.look.From(succeedAfter)
-	box.owner.look.Again()
+	box.owner.look.from(succeedAfter)
+	box.owner.look.again()
 }
 
 // oldest returns the member whose cgroup was made first.

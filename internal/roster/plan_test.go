@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package retry
+package roster
 
 import (
 	"testing"
@@ -8,32 +8,30 @@ import (
 	"time"
 )
 
-func plan(p *Plan) *Plan { return p }
-
-func TestTimerWaitsForTheFirstPlan(t *testing.T) {
+func TestFirstDueWaitsForTheFirstPlan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		plans := map[string]*Plan{"never": {}, "late": {}, "soon": {}}
-		if fires, _ := Timer(plans, plan); fires != nil {
+		plans := map[Key]*member{{ID: "never"}: {}, {ID: "late"}: {}, {ID: "soon"}: {}}
+		if fires, _ := firstDue(plans); fires != nil {
 			t.Fatal("a timer without a plan")
 		}
-		plans["late"].From(time.Second)
-		plans["late"].Again()
-		plans["soon"].From(5 * time.Millisecond)
-		plans["soon"].Again()
+		plans[Key{ID: "late"}].look.from(time.Second)
+		plans[Key{ID: "late"}].look.again()
+		plans[Key{ID: "soon"}].look.from(5 * time.Millisecond)
+		plans[Key{ID: "soon"}].look.again()
 		began := time.Now()
-		fires, stop := Timer(plans, plan)
+		fires, stop := firstDue(plans)
 		defer stop()
 		now := <-fires
 		if waited := now.Sub(began); waited != 5*time.Millisecond {
 			t.Errorf("fired after %v, want 5ms", waited)
 		}
 		for name, due := range map[string]bool{"never": false, "late": false, "soon": true} {
-			if plans[name].Due(now) != due {
+			if plans[Key{ID: name}].look.due(now) != due {
 				t.Errorf("%s is due: %t, want %t", name, !due, due)
 			}
 		}
-		plans["soon"].Stop()
-		if plans["soon"].Due(now) || plans["soon"].Planned() {
+		plans[Key{ID: "soon"}].look.stop()
+		if plans[Key{ID: "soon"}].look.due(now) || plans[Key{ID: "soon"}].look.planned() {
 			t.Error("a stopped plan is due")
 		}
 	})
@@ -41,10 +39,10 @@ func TestTimerWaitsForTheFirstPlan(t *testing.T) {
 
 func TestDelaysDoubleToASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var p Plan
-		p.From(300 * time.Millisecond)
+		var p plan
+		p.from(300 * time.Millisecond)
 		for _, want := range []time.Duration{300, 600, 1000, 1000} {
-			p.Again()
+			p.again()
 			if got := time.Until(p.next); got != want*time.Millisecond {
 				t.Errorf("waits %v, want %v", got, want*time.Millisecond)
 			}
