@@ -109,6 +109,12 @@ func startDaemon(t testing.TB, at place, more string) *daemon {
 // startListening is startDaemon with a TCP address for the exporter.
 func startListening(t testing.TB, at place, listen, more string) *daemon {
 	t.Helper()
+	return startBinary(t, binary, at, listen, more)
+}
+
+// startBinary is startListening for another nettally than that of this source.
+func startBinary(t testing.TB, binary func() (string, error), at place, listen, more string) *daemon {
+	t.Helper()
 	folder := t.TempDir()
 	d := &daemon{
 		t:      t,

@@ -7,6 +7,7 @@
 package need
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -41,6 +42,16 @@ func Debian(tb testing.TB) {
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil || !slices.Contains(strings.Split(string(release), "\n"), "ID=debian") || runtime.GOARCH != "amd64" {
 		missing(tb, "Debian on amd64")
+	}
+}
+
+// Commit needs the history of this source to have a commit, as every clone has that is not
+// shallow.
+func Commit(tb testing.TB, hash string) {
+	tb.Helper()
+	Commands(tb, "git")
+	if out, err := exec.Command("git", "-c", "safe.directory=*", "cat-file", "-e", hash+"^{commit}").CombinedOutput(); err != nil {
+		missing(tb, fmt.Sprintf("commit %s in the history (git fetch --unshallow): %s", hash, out))
 	}
 }
 
