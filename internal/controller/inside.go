@@ -479,9 +479,9 @@ func (in *inside) physical() bool { return in.kind == "" }
 // endUnreachable ends the counting in namespaces without a container whose end no event
 // told. One that lives on is counted, for the owner that it had.
 func (c *Controller) endUnreachable() {
-	numbers := map[int]uint64{}
-	for inode, box := range c.spaces {
-		numbers[box.NSID] = inode
+	taken := map[int]bool{} // numbers of namespaces with a container
+	for _, box := range c.spaces {
+		taken[box.NSID] = true
 	}
 	for _, in := range c.insides {
 		if c.spaces[in.NetNS] != nil {
@@ -492,7 +492,7 @@ func (c *Controller) endUnreachable() {
 			c.Log.Warn("look for the namespace of an interface", "target", in.Target, "err", err)
 			continue
 		}
-		if other, taken := numbers[in.nsid]; !there || taken && other != in.NetNS {
+		if !there || taken[in.nsid] {
 			c.endInside(in)
 		}
 	}

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/roster"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// An interface that moves between hooks has each packet counted once, by the order in which
+// it is done; and if a step fails, by what is left undone.
+func TestMoveOrder(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.veth(7, 3)
+	k.want("attach clsact 7 slot 1")
+	k.mode, k.fails["attach tcx 7"] = ModeTCX, errInjected
+	k.Relist()
+	k.finish()
+	k.want("bind 7 slot 1", "handover 7 true", "attach tcx 7", "handover 7 false")
+	clear(k.fails)
+	k.Relist()
+	k.finish()
+	k.want("bind 7 slot 1", "handover 7 true", "attach tcx 7", "quiesce", "detach clsact 7 qdisc true", "quiesce", "handover 7 false")
+	k.mode = ModeClsact
+	k.Relist()
+	k.finish()
+	k.want("handover 7 true", "attach clsact 7 slot 1", "quiesce", "detach tcx 7", "quiesce", "handover 7 false")
+
+	k.mode, k.fails["detach clsact 7 qdisc true"] = ModeTCX, errInjected
+	k.Relist()
+	k.finish()
+	k.want("bind 7 slot 1", "handover 7 true", "attach tcx 7", "quiesce", "detach clsact 7 qdisc true")
+	if s := k.slots[1]; !s.Handover {
+		t.Error("both hooks are on, and each counts")
+	}
+	clear(k.fails)
+	k.Relist()
+	k.finish()
+	if s := k.slots[1]; s.Handover || k.filters[7] != 0 {
+		t.Errorf("hand-over %t, filters %v", s.Handover, k.filters)
+	}
+}
+
+// What passed before the first hook was on is seeded, also where that one fails at first.
+func TestFirstHookFails(t *testing.T) {
+	for _, mode := range []Mode{ModeClsact, ModeTCX} {
+		t.Run(string(mode), func(t *testing.T) {
+			k := newKernel(t)
+			k.Adopt(context.Background())
+			k.mode = mode
+			k.fails["attach clsact 7 slot 1"], k.fails["attach tcx 7"] = errInjected, errInjected
+			k.passes(7, false, 5, 6)
+			k.veth(7, 3)
+			k.finish()
+			if mode == ModeClsact && len(k.slots) != 0 {
+				t.Errorf("slots %v stay taken for nothing", k.slots)
+			}
+			clear(k.fails)
+			k.passes(7, false, 1, 1)
+			k.Relist()
+			k.finish()
+			m := k.container("a", 7, 3)
+			if o := k.count(m); o.Counted != 1 {
+				t.Errorf("outcome %+v", o)
+			}
+			if total, seeded := k.total("a"); total != [2]uint64{6, 7} || seeded != total {
+				t.Errorf("%v packets, %v of them seeded; the kernel has 6 and 7", total, seeded)
+			}
+		})
+	}
+}
+
+// A busy interface goes to tcx without clsact. If that fails, its slot is given back, so that
+// the next attempt seeds what has passed.
+func TestFirstTCXFails(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.busy = map[int]bool{7: true}
+	k.fails["attach tcx 7"] = errInjected
+	k.passes(7, false, 5, 6)
+	k.veth(7, 3)
+	k.finish()
+	if len(k.slots) != 0 {
+		t.Errorf("slots %v stay taken", k.slots)
+	}
+	clear(k.fails)
+	k.Relist()
+	k.finish()
+	k.count(k.container("a", 7, 3))
+	if total, seeded := k.total("a"); total != [2]uint64{5, 6} || seeded != total {
+		t.Errorf("%v packets, %v of them seeded; the kernel has 5 and 6", total, seeded)
+	}
+}
+
+// A tcx link outlives its interface by its pin.
+func TestGoneFromTCX(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.mode = ModeTCX
+	k.veth(7, 3)
+	k.finish()
+	k.calls = nil
+	k.Link(watcher.HostVethGone{Index: 7})
+	k.finish()
+	k.want("detach tcx 7")
+	if len(k.slots) != 0 {
+		t.Errorf("slots %v stay taken", k.slots)
+	}
+}
+
+// A process may have ended while it moved an interface, or after others took its place.
+func TestAdoptEdges(t *testing.T) {
+	left := func(k *kernel, handover bool) {
+		k.slots[1] = bpf.Slot{Index: 1, Generation: 1, Target: usage.OnHost(7), Note: bpf.Note{Handover: handover, OwnQdisc: true}}
+		k.rows[1] = [2]bpf.Counters{{Interface: bpf.Volume{Packets: 9}}, {}}
+	}
+	t.Run("in mid-move", func(t *testing.T) {
+		k := newKernel(t)
+		left(k, true)
+		k.tcx[7], k.filters[7] = true, 1
+		k.Adopt(context.Background())
+		k.want("detach clsact 7 qdisc true", "quiesce", "handover 7 false")
+	})
+	t.Run("before tcx was on", func(t *testing.T) {
+		k := newKernel(t)
+		left(k, true)
+		k.filters[7] = 1
+		k.Adopt(context.Background())
+		k.want("detach tcx 7", "quiesce", "handover 7 false")
+	})
+	t.Run("nothing was under way", func(t *testing.T) {
+		k := newKernel(t)
+		left(k, false)
+		k.filters[7] = 1
+		k.Adopt(context.Background())
+		k.want()
+		if _, ok := k.Controller.counted(usage.OnHost(7)); !ok {
+			t.Error("it is not adopted")
+		}
+	})
+	t.Run("the filters are another slot's", func(t *testing.T) {
+		k := newKernel(t)
+		left(k, false)
+		k.filters[7] = 2
+		k.Adopt(context.Background())
+		k.want("detach clsact 7 qdisc true", "detach tcx 7")
+		if _, ok := k.Controller.counted(usage.OnHost(7)); ok || len(k.slots) != 0 {
+			t.Errorf("a slot that nothing counts on is adopted: %v", k.slots)
+		}
+	})
+}
+
+// A cgroup whose programs could not be bound to its slot has neither.
+func TestCgroupNotBound(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.fails["bind cgroup 9"] = errInjected
+	m := k.container("a", 7, 3) // whose cgroup is number 9
+	k.want("bind cgroup 9", "attach cgroup 9", "bind cgroup 9", "detach cgroup 9")
+	if known := k.members[m.Key]; known.cgroup != 0 || k.cgroups[9] {
+		t.Errorf("it is counted by its cgroup %d: %v", known.cgroup, k.cgroups)
+	}
+	clear(k.fails)
+	k.Update(m)
+	k.want("bind cgroup 9", "attach cgroup 9", "bind cgroup 9")
+	if known := k.members[m.Key]; known.cgroup != 9 {
+		t.Error("it is not counted by its cgroup when that can be done")
+	}
+	m.Ended = true
+	k.Update(m)
+	k.want("detach cgroup 9")
+	if len(k.members) != 0 {
+		t.Error("it is known still")
+	}
+}
+
+// Programs on cgroups of which no container is known are taken off, but not those of a
+// container that may be there and can't be seen, and not while that is not known.
+func TestStrayCgroups(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.cgroups[50] = true
+	k.Reconcile(nil)
+	k.want()
+	k.Reconcile(func(roster.Key) bool { return false })
+	k.want("detach cgroup 50")
+	m := k.container("b", 7, 3)
+	k.calls = nil
+	delete(k.members, m.Key) // as after a restart
+	k.Reconcile(func(key roster.Key) bool { return key == m.Key })
+	k.want()
+	k.Reconcile(func(roster.Key) bool { return false })
+	k.want("detach cgroup 9")
+}
+
+// An interface inside of a namespace has its last counts for the owner, also if its name was
+// still to come when the namespace ended.
+func TestNamespaceGoneOwns(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	m := k.container("a", 0, 3)
+	k.count(m)
+	k.insideOn(1003, 3)
+	k.Link(watcher.NamespaceGone{NetNSID: 3})
+	if total, _ := k.total("a"); total != [2]uint64{4, 0} || len(k.insides) != 0 {
+		t.Errorf("the owner has %v packets of 4, and %d interfaces are counted", total, len(k.insides))
+	}
+}
+
+// insideOn makes an interface counted in a namespace that has received 4 packets.
+func (k *kernel) insideOn(netns uint64, nsid int) {
+	k.t.Helper()
+	target := usage.Target{Ifindex: 2, NetNS: netns}
+	slot, _, err := k.Accounts.Open(target, "", HookClsact)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.rows[slot] = [2]bpf.Counters{{Interface: bpf.Volume{Packets: 4}}, {}}
+	k.insides[target] = &inside{Target: target, name: "eth0", kind: "macvlan", nsid: nsid, slot: slot, attached: true, since: time.Now()}
+}
+
+// The host gives the number of a namespace that has ended to another one: what was counted in
+// the first has ended with it.
+func TestReusedNamespaceNumber(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.insideOn(555, 3)
+	k.there[3] = true
+	k.Reconcile(nil)
+	if len(k.insides) != 1 {
+		t.Error("a namespace without a container is taken for gone, though its number is there")
+	}
+	k.count(k.container("other", 0, 3)) // in namespace 1003
+	k.Reconcile(nil)
+	if len(k.insides) != 0 {
+		t.Error("its number is another namespace's, and it is counted still")
+	}
+}
+
+// Whoever comes after an owner that has ended is counted on another slot; the first keeps
+// what it has.
+func TestSucceed(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.veth(7, 3)
+	k.count(k.container("a", 7, 3))
+	k.passes(7, true, 10, 20)
+	b := k.container("b", 7, 3)
+	at, err := k.Locate(b)
+	if err != nil || !slices.Contains(at.CountedFor, roster.Key{ID: "a"}) {
+		t.Fatalf("counted for %v: %v", at.CountedFor, err)
+	}
+	if o := k.Count(b, at); o.Others != 1 || o.Counted != 0 {
+		t.Errorf("outcome %+v", o)
+	}
+	k.calls = nil
+	if err := k.Succeed(b, []roster.Key{{ID: "x"}}, at); err != nil {
+		t.Error(err)
+	}
+	k.want()
+	if err := k.Succeed(b, []roster.Key{{ID: "a"}}, at); err != nil {
+		t.Error(err)
+	}
+	k.want("attach clsact 7 slot 3", "quiesce")
+	k.passes(7, true, 1, 1)
+	if o := k.Count(b, at); o.Counted != 1 {
+		t.Errorf("outcome %+v", o)
+	}
+	for id, want := range map[string][2]uint64{"a": {10, 20}, "b": {1, 1}} {
+		if total, _ := k.total(id); total != want {
+			t.Errorf("%s has %v, want %v", id, total, want)
+		}
+	}
+	// Not while it is on its way between hooks: its programs count on the old slot.
+	k.Controller.veths[7].moving = true
+	if err := k.Succeed(k.container("c", 7, 3), []roster.Key{{ID: "b"}}, at); err == nil {
+		t.Error("an interface that is moving was given another slot")
+	}
+}
+
+// Packets that pass unseen shadow an interface until some are seen again, and are seeded
+// then, once.
+func TestShadowed(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.mode = ModeTCX
+	k.veth(7, 3)
+	k.finish()
+	k.count(k.container("a", 7, 3))
+	k.check()
+	k.passes(7, true, 10, 10)
+	k.check()
+	k.passes(7, false, 3, 4)
+	k.check()
+	if v := k.Controller.veths[7]; !v.shadowed {
+		t.Error("packets passed unseen, and it is not shadowed")
+	}
+	k.check()
+	if v := k.Controller.veths[7]; !v.shadowed {
+		t.Error("nothing was seen since, and it is not shadowed any more")
+	}
+	k.passes(7, true, 5, 5)
+	k.check()
+	if v := k.Controller.veths[7]; v.shadowed {
+		t.Error("packets are seen again, and it is shadowed")
+	}
+	k.check()
+	if total, seeded := k.total("a"); total != [2]uint64{18, 19} || seeded != [2]uint64{3, 4} {
+		t.Errorf("%v packets, %v of them seeded; the kernel has 18 and 19", total, seeded)
+	}
+}
+
+// An interface that is excluded by a reload is not counted any more; its owner keeps what it
+// has.
+func TestExcluded(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.veth(7, 3)
+	k.count(k.container("a", 7, 3))
+	k.passes(7, true, 10, 10)
+	k.calls = nil
+	k.excluded = "veth7"
+	k.Relist()
+	k.finish()
+	k.want("detach clsact 7 qdisc true", "detach tcx 7")
+	k.passes(7, true, 1, 1)
+	if total, _ := k.total("a"); total != [2]uint64{10, 10} || len(k.Controller.veths) != 0 {
+		t.Errorf("%v packets, and %d interfaces are counted", total, len(k.Controller.veths))
+	}
+}
+
+// Stray programs are taken off once all host veths are known, and then no more: what is new
+// is on its way.
+func TestStrayPrograms(t *testing.T) {
+	k := newKernel(t)
+	k.filters[8], k.tcx[9] = 1, true
+	k.Adopt(context.Background())
+	k.veths = append(k.veths, watcher.HostVeth{Index: 7, Name: "veth7", PeerIndex: 2, NetNSID: 3})
+	k.Relist()
+	k.want("attach clsact 7 slot 1", "detach clsact 8 qdisc false", "detach tcx 8", "detach clsact 9 qdisc false", "detach tcx 9")
+	k.Reconcile(nil)
+	k.filters[8] = 1
+	k.Relist()
+	k.want()
+}

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/roster"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/tcctl"
+	"github.com/nettally/nettally/watcher"
+)
+
+// kernel is a host without a kernel: links, hooks, slots and cgroups that note what is done
+// to them, in order, and fail when they are told to. A controller works on it in the
+// goroutine of the test, so that order and failures can be asserted without root.
+type kernel struct {
+	t *testing.T
+	*Controller
+	calls []string
+	fails map[string]error // by verb, as it stands in calls
+
+	veths    []watcher.HostVeth
+	inside   map[string]watcher.Sandbox // by container
+	counters map[int]watcher.LinkCounters
+	there    map[int]bool // numbers of namespaces
+
+	filters map[int]uint16 // slots of the filters on interfaces
+	tcx     map[int]bool
+	cgroups map[uint64]bool // with our programs
+
+	slots map[uint16]bpf.Slot
+	rows  map[uint16][2]bpf.Counters // received, transmitted
+	bound map[int]uint16             // slots of interfaces on tcx
+
+	excluded string
+	mode     Mode
+}
+
+var errInjected = errors.New("injected")
+
+func newKernel(t *testing.T) *kernel {
+	t.Helper()
+	k := &kernel{
+		t: t, fails: map[string]error{}, inside: map[string]watcher.Sandbox{}, counters: map[int]watcher.LinkCounters{}, there: map[int]bool{},
+		filters: map[int]uint16{}, tcx: map[int]bool{}, cgroups: map[uint64]bool{},
+		slots: map[uint16]bpf.Slot{}, rows: map[uint16][2]bpf.Counters{}, bound: map[int]uint16{}, mode: ModeAuto,
+	}
+	k.restart()
+	return k
+}
+
+// restart begins with another controller on the same kernel.
+func (k *kernel) restart() {
+	accounts := usage.New(usage.Options{Datapath: (*fakeSlots)(k), Retention: func() time.Duration { return time.Hour }, Boot: "boot"})
+	k.Controller = New(Options{
+		Host: (*fakeHost)(k), Hooks: (*fakeHooks)(k), Cgroups: (*fakeCgroups)(k), Accounts: accounts, TCX: true,
+		CNIConfig: k.t.TempDir(), Log: slog.New(slog.DiscardHandler),
+		Settings: func() Settings {
+			return Settings{Interface: func(name string) bool { return name != k.excluded }, Mode: k.mode, Cgroup: CgroupAuto}
+		},
+	})
+}
+
+// did notes a call, and returns how it fails.
+func (k *kernel) did(format string, args ...any) error {
+	call := fmt.Sprintf(format, args...)
+	k.calls = append(k.calls, call)
+	return k.fails[call]
+}
+
+// veth adds a host veth that leads into a namespace, and tells of it.
+func (k *kernel) veth(index, nsid int) {
+	v := watcher.HostVeth{Index: index, Name: fmt.Sprint("veth", index), PeerIndex: 2, NetNSID: nsid}
+	k.veths = append(k.veths, v)
+	k.Link(watcher.HostVethSeen{HostVeth: v, SeenAt: time.Now()})
+}
+
+// container makes a container that leads to a host veth known.
+func (k *kernel) container(id string, veth, nsid int) roster.Member {
+	m := roster.Member{Key: roster.Key{ID: id}, Found: watcher.Container{ID: id, Cgroup: "/docker/" + id}, Reason: usage.Starting}
+	k.inside[id] = watcher.Sandbox{
+		NetNS: uint64(1000 + nsid), NetNSID: nsid,
+		Interfaces: []watcher.Interface{{Name: "eth0", Index: 2, HostIndex: veth, Kind: "veth", Up: true}},
+	}
+	k.Accounts.Start(usage.Container{ID: id})
+	k.Update(m)
+	return m
+}
+
+// count counts the namespace of a container for it.
+func (k *kernel) count(m roster.Member) roster.Outcome {
+	k.t.Helper()
+	at, err := k.Locate(m)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return k.Count(m, at)
+}
+
+// finish does the jobs that wait.
+func (k *kernel) finish() {
+	for {
+		next, ok := k.jobs.take()
+		if !ok {
+			return
+		}
+		next.result = k.mover().do(next)
+		k.moved(next)
+	}
+}
+
+// want expects these calls since the last time.
+func (k *kernel) want(calls ...string) {
+	k.t.Helper()
+	if diff := cmp.Diff(calls, k.calls); diff != "" {
+		k.t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	k.calls = nil
+}
+
+// passes has packets of 100 bytes pass an interface, seen by our programs or not.
+func (k *kernel) passes(index int, seen bool, receive, transmit uint64) {
+	c := k.counters[index]
+	c.ReceivePackets, c.ReceiveBytes = c.ReceivePackets+receive, c.ReceiveBytes+100*receive
+	c.TransmitPackets, c.TransmitBytes = c.TransmitPackets+transmit, c.TransmitBytes+100*transmit
+	k.counters[index] = c
+	if !seen {
+		return
+	}
+	for slot, s := range k.slots {
+		if s.Ifindex != index || s.NetNS != 0 {
+			continue
+		}
+		row := k.rows[slot]
+		for i, n := range [2]uint64{receive, transmit} {
+			row[i].Interface.Packets += n
+			row[i].Interface.Bytes += 100 * n
+			row[i].Cells[0].Packets += n
+			row[i].Cells[0].Bytes += 100 * n
+		}
+		k.rows[slot] = row
+	}
+}
+
+// check compares our numbers with the kernel's once.
+func (k *kernel) check() {
+	k.beginReadings()
+	all, _ := (witness{k.Host}).counters(context.Background(), nil)
+	k.selfCheck(all)
+}
+
+// total returns a container's packets, and how many of them were seeded.
+func (k *kernel) total(id string) (packets, seeded [2]uint64) {
+	k.t.Helper()
+	for _, c := range k.Accounts.Snapshot().Containers {
+		if c.ID == id {
+			return [2]uint64{c.Receive.Interface.Packets, c.Transmit.Interface.Packets},
+				[2]uint64{c.Receive.Seeded.Packets, c.Transmit.Seeded.Packets}
+		}
+	}
+	k.t.Errorf("no container %s", id)
+	return packets, seeded
+}
+
+type fakeHost kernel
+
+func (h *fakeHost) HostVeths() ([]watcher.HostVeth, error) { return slices.Clone(h.veths), nil }
+
+func (h *fakeHost) Inspect(c watcher.Container) (watcher.Sandbox, error) {
+	if found, ok := h.inside[c.ID]; ok {
+		return found, nil
+	}
+	return watcher.Sandbox{}, watcher.ErrNoProcess
+}
+
+func (h *fakeHost) Hold(watcher.Container) (*watcher.Namespace, error) {
+	return nil, watcher.ErrNoProcess
+}
+
+func (h *fakeHost) Unified(c watcher.Container) (string, bool) { return c.Cgroup, true }
+
+func (h *fakeHost) Counters(ifindex int, asked func()) (watcher.LinkCounters, error) {
+	c, ok := h.counters[ifindex]
+	if asked != nil {
+		asked()
+	}
+	if !ok {
+		return c, watcher.ErrGone
+	}
+	return c, nil
+}
+
+func (h *fakeHost) AllCounters() (map[int]watcher.LinkCounters, error) {
+	return maps.Clone(h.counters), nil
+}
+
+func (h *fakeHost) CountersIn(int, int) (watcher.LinkCounters, error) {
+	return watcher.LinkCounters{}, watcher.ErrGone
+}
+
+func (h *fakeHost) VisitNamespaces(map[uint64]bool, func(*watcher.Namespace) error) error { return nil }
+func (h *fakeHost) NamespaceThere(nsid int) (bool, error)                                 { return h.there[nsid], nil }
+
+type fakeHooks kernel
+
+func (h *fakeHooks) did(format string, args ...any) error { return (*kernel)(h).did(format, args...) }
+
+func (h *fakeHooks) Attach(ifindex int, slot uint16) (bool, error) {
+	if err := h.did("attach clsact %d slot %d", ifindex, slot); err != nil {
+		return false, err
+	}
+	_, before := h.filters[ifindex]
+	h.filters[ifindex] = slot
+	return !before, nil
+}
+
+func (h *fakeHooks) Detach(ifindex int, removeQdisc bool) error {
+	err := h.did("detach clsact %d qdisc %t", ifindex, removeQdisc)
+	if err == nil {
+		delete(h.filters, ifindex)
+	}
+	return err
+}
+
+func (h *fakeHooks) Current(ifindex int) (uint16, bool, error) {
+	slot, ok := h.filters[ifindex]
+	return slot, ok, nil
+}
+
+func (h *fakeHooks) Interfaces() ([]int, error)    { return slices.Sorted(maps.Keys(h.filters)), nil }
+func (h *fakeHooks) TCXInterfaces() ([]int, error) { return slices.Sorted(maps.Keys(h.tcx)), nil }
+
+func (h *fakeHooks) AttachTCX(ifindex int) error {
+	err := h.did("attach tcx %d", ifindex)
+	if err == nil {
+		h.tcx[ifindex] = true
+	}
+	return err
+}
+
+func (h *fakeHooks) DetachTCX(ifindex int) error {
+	err := h.did("detach tcx %d", ifindex)
+	if err == nil {
+		delete(h.tcx, ifindex)
+	}
+	return err
+}
+
+func (h *fakeHooks) Raise(ifindex int) error { return h.did("raise %d", ifindex) }
+
+func (h *fakeHooks) TCX(ifindex int) (attached, first bool, err error) {
+	return h.tcx[ifindex], h.tcx[ifindex], nil
+}
+
+func (h *fakeHooks) OthersOnTCX(int) (bool, error)                { return false, nil }
+func (h *fakeHooks) AttachInside(int, int, uint16) (bool, error)  { return false, tcctl.ErrGone }
+func (h *fakeHooks) DetachInside(int, int, bool) error            { return tcctl.ErrGone }
+func (h *fakeHooks) CurrentInside(int, int) (uint16, bool, error) { return 0, false, tcctl.ErrGone }
+
+type fakeCgroups kernel
+
+func (g *fakeCgroups) did(format string, args ...any) error { return (*kernel)(g).did(format, args...) }
+
+// ID numbers cgroups by the length of their paths.
+func (g *fakeCgroups) ID(dir string) (uint64, error) { return uint64(len(dir)), nil }
+
+func (g *fakeCgroups) Attach(_ string, id uint64) error {
+	err := g.did("attach cgroup %d", id)
+	if err == nil {
+		g.cgroups[id] = true
+	}
+	return err
+}
+
+func (g *fakeCgroups) Replace(id uint64) error          { return g.did("replace cgroup %d", id) }
+func (g *fakeCgroups) Attached(id uint64) (bool, error) { return g.cgroups[id], nil }
+func (g *fakeCgroups) IDs() ([]uint64, error)           { return slices.Sorted(maps.Keys(g.cgroups)), nil }
+
+func (g *fakeCgroups) Detach(id uint64) error {
+	err := g.did("detach cgroup %d", id)
+	delete(g.cgroups, id)
+	return err
+}
+
+// fakeSlots is the datapath.
+type fakeSlots kernel
+
+func (d *fakeSlots) did(format string, args ...any) error { return (*kernel)(d).did(format, args...) }
+
+func (d *fakeSlots) Take(t bpf.Target) (bpf.Slot, error) {
+	for index := uint16(1); ; index++ {
+		if _, taken := d.slots[index]; !taken {
+			s := bpf.Slot{Index: index, Generation: uint64(time.Now().UnixNano()), Target: t}
+			d.slots[index], d.rows[index] = s, [2]bpf.Counters{}
+			return s, nil
+		}
+	}
+}
+
+func (d *fakeSlots) Keep(s bpf.Slot) error {
+	if before := d.slots[s.Index]; before.Handover != s.Handover {
+		if err := d.did("handover %d %t", s.Ifindex, s.Handover); err != nil {
+			return err
+		}
+	}
+	d.slots[s.Index] = s
+	return nil
+}
+
+func (d *fakeSlots) Bind(s bpf.Slot) error {
+	d.bound[s.Ifindex] = s.Index
+	return d.did("bind %d slot %d", s.Ifindex, s.Index)
+}
+
+func (d *fakeSlots) BindCgroup(s bpf.Slot) error { return d.did("bind cgroup %d", s.Cgroup) }
+func (d *fakeSlots) CgroupBound(s bpf.Slot) bool { return d.cgroups[s.Cgroup] }
+func (d *fakeSlots) Quiesce() error              { return d.did("quiesce") }
+
+func (d *fakeSlots) Release(s bpf.Slot) error {
+	delete(d.slots, s.Index)
+	return nil
+}
+
+func (d *fakeSlots) Slots() []bpf.Slot { return slices.Collect(maps.Values(d.slots)) }
+
+func (d *fakeSlots) Read(s bpf.Slot) (rx, tx bpf.Counters, err error) {
+	if now, ok := d.slots[s.Index]; !ok || now.Generation != s.Generation {
+		return rx, tx, bpf.ErrReleased
+	}
+	return d.rows[s.Index][0], d.rows[s.Index][1], nil
+}
+
+func (d *fakeSlots) Old() []bpf.Old                    { return nil }
+func (d *fakeSlots) Inherit(bpf.Old) (bpf.Slot, error) { return bpf.Slot{}, errors.ErrUnsupported }
+func (d *fakeSlots) Settle() error                     { return nil }
+func (d *fakeSlots) Uncounted() map[string]uint64      { return nil }
+func (d *fakeSlots) Unclassified() map[string]uint64   { return nil }
