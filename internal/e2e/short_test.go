@@ -54,7 +54,7 @@ const firstAct = `mkfifo /tmp/orders && /agent </tmp/orders | {
 	echo "$0" >&3
 	read -r reply
 	[ "$reply" = "{}" ]
-} && for try in $(seq 5000); do
+} && for try in $(seq 60000); do
 	[ "$(cat /sys/class/net/eth0/statistics/tx_packets)" -gt "$1" ] && break # and a question for the address
 	usleep 1000
 done
@@ -87,10 +87,11 @@ func (s *shortLives) run(name string, count, atOnce int) {
 
 func (s *shortLives) live(name string) error {
 	order := fmt.Sprintf(`{"verb":"sendudp","addr":"%s","count":%d,"size":%d}`, s.sink, datagrams, datagramSize)
-	// The kernel drops what waits for the gateway's address beyond this room, and Docker's
-	// bridge may be slow to pass the question on.
+	// The kernel drops what waits for the gateway's address beyond this room, or after so many
+	// questions, one a second; and Docker's bridge may be slow to pass the question on.
 	file := filepath.Join(s.ids, name)
 	said, err := s.docker.Client("run", "--cidfile", file, "--name", name, "--network", "plain", "--sysctl", "net.ipv4.neigh.eth0.unres_qlen_bytes=67108864",
+		"--sysctl", "net.ipv4.neigh.eth0.mcast_solicit=100",
 		dockerhost.Image, "sh", "-c", firstAct, order, fmt.Sprint(datagrams)).Output()
 	if err != nil {
 		return whatItSaid(err)
