@@ -237,7 +237,7 @@ func (c *Controller) vethSeen(v watcher.HostVeth) {
 	}
 	c.veths[v.Index] = v
 	if ok && known.Name != v.Name {
-		c.Accounts.Rename(usage.OnHost(v.Index), v.Name)
+		c.Accounts.Show(usage.OnHost(v.Index), usage.Shown{HostInterface: v.Name, Hook: Hook})
 	}
 	if ok && known == v {
 		return

@@ -490,7 +490,7 @@ func TestShadow(t *testing.T) {
 	assign(t, a, 7, "web", "eth0")
 	a.Explain("web", Accounted)
 	for _, shadowed := range []bool{true, false} {
-		a.Shadow(OnHost(7), shadowed)
+		a.Show(OnHost(7), Shown{HostInterface: "veth7", Hook: "clsact", Shadowed: shadowed})
 		c := a.Snapshot().Containers[0]
 		if c.Accounted() == shadowed || c.Interfaces[0].Shadowed != shadowed {
 			t.Errorf("shadowed %v: accounted %v, reason %q", shadowed, c.Accounted(), c.Reason)
