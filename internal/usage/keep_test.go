@@ -522,6 +522,27 @@ func TestCountsJSON(t *testing.T) {
 	}
 }
 
+// What earlier versions wrote is read as they meant it, whatever order anything is in now.
+func TestCountsOnDisk(t *testing.T) {
+	var got Counts
+	if err := json.Unmarshal([]byte(`[1,2,3,4,5,6,7,8,
+		10,11,12,13,14,15,16,17, 20,21,22,23,24,25,26,27, 30,31,32,33,34,35,36,37, 40,41]`), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := Counts{
+		Interface: Volume{1, 2}, Seeded: Volume{3, 4}, SYN: 5, SYNACK: 6, RST: 7, FIN: 8,
+		Cells: [Families][Protocols]Volume{
+			FamilyIPv4:  {ProtocolTCP: {10, 11}, ProtocolUDP: {12, 13}, ProtocolICMP: {14, 15}, ProtocolOther: {16, 17}},
+			FamilyIPv6:  {ProtocolTCP: {20, 21}, ProtocolUDP: {22, 23}, ProtocolICMP: {24, 25}, ProtocolOther: {26, 27}},
+			FamilyOther: {ProtocolTCP: {30, 31}, ProtocolUDP: {32, 33}, ProtocolICMP: {34, 35}, ProtocolOther: {36, 37}},
+		},
+		Loopback: Volume{40, 41},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // Leftovers of a process whose ledger was lost are their owners' by what is noted with
 // the slots.
 func TestOwnersAreNoted(t *testing.T) {
