@@ -11,6 +11,18 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+const slotsPerChunk = int(classifierCapacitySLOTS_PER_CHUNK)
+
+// chunkOf returns the index of the chunk that has a slot.
+func chunkOf(slot uint16) uint16 { return slot / uint16(slotsPerChunk) }
+
+// The directions index the two results of [Datapath.Read], and the rows in a chunk.
+const (
+	receive    = int(classifierDirectionRECEIVE)
+	transmit   = int(classifierDirectionTRANSMIT)
+	directions = int(classifierDirectionDIRECTIONS)
+)
+
 // chunk is the mapped rows of 64 slots: by CPU, then slot, then direction. Behind those
 // of the last CPU are carry rows, which no program counts on: what an older layout had
 // counted.
@@ -19,7 +31,7 @@ type chunk []classifierRow
 // row returns the row of a slot for one CPU and direction, laid out as the classifiers
 // have it.
 func (c chunk) row(index uint16, cpu, direction int) *classifierRow {
-	return &c[(cpu*slotsPerChunk+int(index%slotsPerChunk))*directions+direction]
+	return &c[(cpu*slotsPerChunk+int(index)%slotsPerChunk)*directions+direction]
 }
 
 // cpus is how many rows a slot has per direction.
@@ -63,7 +75,7 @@ func (d *Datapath) wanted(index int) bool {
 // use notes that slots of a chunk were taken or released, and has chunks made or freed
 // behind the caller's back where that is due.
 func (d *Datapath) use(s Slot, count int) {
-	index := int(s.Index / slotsPerChunk)
+	index := int(chunkOf(s.Index))
 	d.used[index] += count
 	for i := index; i <= index+1 && i < len(d.used) && !d.closed; i++ {
 		if d.wanted(i) != (d.chunks[uint16(i)] != nil) {
@@ -147,34 +159,11 @@ func (d *Datapath) freeChunk(index uint16) {
 
 // row returns one of a slot's rows.
 func (d *Datapath) row(index uint16, cpu, direction int) *classifierRow {
-	return d.chunks[index/slotsPerChunk].row(index, cpu, direction)
+	return d.chunks[chunkOf(index)].row(index, cpu, direction)
 }
 
 // sum returns what a slot has counted in one direction.
 func (d *Datapath) sum(index uint16, direction int) Counters {
-	total := d.chunks[index/slotsPerChunk].sum(index, direction)
+	total := d.chunks[chunkOf(index)].sum(index, direction)
 	return counters(&total)
-}
-
-// counters adds the plain packets to where the others are.
-func counters(row *classifierRow) Counters {
-	c := Counters{
-		Interface: Volume{row.Interface.Bytes, row.Interface.Packets},
-		TCPSYN:    row.TcpSyn,
-		TCPSYNACK: row.TcpSynack,
-		TCPRST:    row.TcpRst,
-		TCPFIN:    row.TcpFin,
-	}
-	for i, cell := range row.Cells {
-		c.Cells[i] = Volume{cell.Bytes, cell.Packets}
-	}
-	const protocols, plainProtocols = 4, 2 // as in classifier.c
-	for i, plain := range row.Plain {
-		cell := &c.Cells[i/plainProtocols*protocols+i%plainProtocols]
-		for _, v := range []*Volume{&c.Interface, cell} {
-			v.Bytes += plain.Bytes
-			v.Packets += plain.Packets
-		}
-	}
-	return c
 }

@@ -31,7 +31,7 @@ enum direction { RECEIVE, TRANSMIT, DIRECTIONS };
  */
 enum family { IPV4, IPV6 };
 enum protocol { TCP, UDP, ICMP, OTHER, PROTOCOLS };
-enum { NON_IP = 2 * PROTOCOLS, CELLS };
+enum cell { NON_IP = 2 * PROTOCOLS, CELLS };
 
 enum trouble {
 	FINE,
@@ -52,7 +52,7 @@ struct volume {
 /* Plain packets, TCP and UDP without anything special, are the same on the interface and
  * on the wire. They are counted once, here: plain = family * PLAIN_PROTOCOLS + protocol.
  */
-enum { PLAIN_PROTOCOLS = UDP + 1, PLAIN = (IPV6 + 1) * PLAIN_PROTOCOLS };
+enum plain { PLAIN_PROTOCOLS = UDP + 1, PLAIN = (IPV6 + 1) * PLAIN_PROTOCOLS };
 
 /* The counters of one slot, direction and CPU: four cache lines, of which plain packets
  * touch one. Each packet is in plain, or in both of interface and cells.
@@ -90,8 +90,10 @@ struct packet {
 	enum segmentation segmentation;
 };
 
-/* Slots share a chunk of rows, so that memory follows the attachments. */
-#define SLOTS_PER_CHUNK 64
+/* Slots have the numbers of a classid. They share chunks of rows, so that memory follows the
+ * attachments.
+ */
+enum capacity { SLOTS_PER_CHUNK = 64, SLOTS = 65536 };
 
 /* Rows by CPU, then slot, then direction. One more "CPU" is user space's: what an older
  * layout of these maps had counted.
@@ -106,7 +108,7 @@ struct chunk {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 65536 / SLOTS_PER_CHUNK);
+	__uint(max_entries, SLOTS / SLOTS_PER_CHUNK);
 	__type(key, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__array(values, struct chunk);
@@ -146,7 +148,7 @@ _Static_assert(sizeof(struct slot) == 320, "a slot has no padding");
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SLOTS);
 	__type(key, __u32);
 	__type(value, struct slot);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
@@ -156,7 +158,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SLOTS);
 	__type(key, __u32);   /* ifindex */
 	__type(value, __u32); /* slot */
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
@@ -172,6 +174,20 @@ struct {
 	__type(key, __u64);   /* cgroup id */
 	__type(value, __u32); /* slot */
 } members SEC(".maps");
+
+/* The enums that user space shares. No program uses this, and no loader makes a map of its
+ * section: it brings the enums into the object's BTF, from which bpf2go has them for Go.
+ */
+static const struct {
+	enum direction direction;
+	enum family family;
+	enum protocol protocol;
+	enum cell cell;
+	enum plain plain;
+	enum trouble trouble;
+	enum capacity capacity;
+	enum slot_flags slot_flags;
+} shared __attribute__((used, section("enums")));
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)

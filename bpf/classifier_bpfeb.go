@@ -13,10 +13,56 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type classifierCapacity uint32
+
+const (
+	classifierCapacitySLOTS_PER_CHUNK classifierCapacity = 64
+	classifierCapacitySLOTS           classifierCapacity = 65536
+)
+
+type classifierCell uint32
+
+const (
+	classifierCellNON_IP classifierCell = 8
+	classifierCellCELLS  classifierCell = 9
+)
+
 type classifierCpuTroubles struct {
 	_     structs.HostLayout
 	Count [8]uint64
 }
+
+type classifierDirection uint32
+
+const (
+	classifierDirectionRECEIVE    classifierDirection = 0
+	classifierDirectionTRANSMIT   classifierDirection = 1
+	classifierDirectionDIRECTIONS classifierDirection = 2
+)
+
+type classifierFamily uint32
+
+const (
+	classifierFamilyIPV4 classifierFamily = 0
+	classifierFamilyIPV6 classifierFamily = 1
+)
+
+type classifierPlain uint32
+
+const (
+	classifierPlainPLAIN_PROTOCOLS classifierPlain = 2
+	classifierPlainPLAIN           classifierPlain = 4
+)
+
+type classifierProtocol uint32
+
+const (
+	classifierProtocolTCP       classifierProtocol = 0
+	classifierProtocolUDP       classifierProtocol = 1
+	classifierProtocolICMP      classifierProtocol = 2
+	classifierProtocolOTHER     classifierProtocol = 3
+	classifierProtocolPROTOCOLS classifierProtocol = 4
+)
 
 type classifierRow struct {
 	_     structs.HostLayout
@@ -56,6 +102,27 @@ type classifierSlot struct {
 	Netns     uint64
 	Cgroup    uint64
 }
+
+type classifierSlotFlags uint32
+
+const (
+	classifierSlotFlagsOWN_QDISC classifierSlotFlags = 1
+	classifierSlotFlagsHANDOVER  classifierSlotFlags = 2
+	classifierSlotFlagsTOLD      classifierSlotFlags = 4
+)
+
+type classifierTrouble uint32
+
+const (
+	classifierTroubleFINE             classifierTrouble = 0
+	classifierTroubleNO_ROW           classifierTrouble = 1
+	classifierTroubleTRUNCATED        classifierTrouble = 2
+	classifierTroubleMALFORMED        classifierTrouble = 3
+	classifierTroubleTOO_MANY_HEADERS classifierTrouble = 4
+	classifierTroubleNO_SLOT          classifierTrouble = 5
+	classifierTroubleIMPLAUSIBLE_GSO  classifierTrouble = 6
+	classifierTroubleTROUBLES         classifierTrouble = 7
+)
 
 // Names of all BPF objects in the ELF.
 //

@@ -35,16 +35,7 @@ import (
 
 // MaxSlots is how many interfaces and cgroups can be counted at once: slot 0 is what a filter
 // without a classid would count on, and belongs to nobody.
-const MaxSlots = 65535
-
-const slotsPerChunk = 64
-
-// Directions index the two results of [Datapath.Read], and the rows in a chunk.
-const (
-	receive = iota
-	transmit
-	directions
-)
+const MaxSlots = int(classifierCapacitySLOTS) - 1
 
 var (
 	// ErrInUse means that another process has the pin path.

@@ -58,11 +58,11 @@ type Note struct {
 	SeededReceive, SeededTransmit Volume
 }
 
-// The flags of a pinned slot, by enum slot_flags in classifier.c.
+// The flags of a pinned slot.
 const (
-	flagOwnQdisc = 1 << iota
-	flagHandover
-	flagTold
+	flagOwnQdisc = uint32(classifierSlotFlagsOWN_QDISC)
+	flagHandover = uint32(classifierSlotFlagsHANDOVER)
+	flagTold     = uint32(classifierSlotFlagsTOLD)
 )
 
 // Keep puts the slot's note in the place of the one that was kept. It is in the kernel

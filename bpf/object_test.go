@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"github.com/google/go-cmp/cmp"
 )
 
 // Both objects that are committed, one of which this machine cannot run, are what
@@ -36,7 +37,32 @@ func TestObjects(t *testing.T) {
 			if len(spec.Programs) != len(types) {
 				t.Errorf("%d programs, want %d", len(spec.Programs), len(types))
 			}
+			checkMaps(t, spec)
 		})
+	}
+}
+
+// checkMaps holds the maps to the constants that come with an object, and to their number:
+// the section that brings the constants is none of them.
+func checkMaps(t *testing.T, spec *ebpf.CollectionSpec) {
+	t.Helper()
+	sizes := map[string]uint32{}
+	for name, m := range spec.Maps {
+		sizes[name] = m.MaxEntries
+	}
+	all := uint32(MaxSlots) + 1
+	want := map[string]uint32{
+		"chunks": all / uint32(slotsPerChunk), "slots": all, "routes": all,
+		"members": 0, "troubles": 1, // by the number of CPUs when they are loaded
+	}
+	if diff := cmp.Diff(want, sizes); diff != "" {
+		t.Errorf("entries of the maps (-want +got):\n%s", diff)
+	}
+	if rows := spec.Maps["chunks"].InnerMap.MaxEntries; rows != uint32(slotsPerChunk*directions) {
+		t.Errorf("%d rows in a chunk per CPU, want %d of each direction", rows, slotsPerChunk)
+	}
+	for _, m := range []*ebpf.MapSpec{spec.Maps["chunks"].InnerMap, spec.Maps["slots"], spec.Maps["troubles"]} {
+		t.Logf("%s has values of %d bytes", m.Name, m.ValueSize)
 	}
 }
 

@@ -66,7 +66,7 @@ func (o *older) open() (err error) {
 	defer outer.Close()
 	for _, s := range slots {
 		o.left[s.Generation] = s
-		if err := o.openChunk(outer, s.Index/slotsPerChunk); err != nil {
+		if err := o.openChunk(outer, chunkOf(s.Index)); err != nil {
 			return fmt.Errorf("open rows of slot %d: %w", s.Index, err)
 		}
 	}
@@ -212,20 +212,20 @@ func (d *Datapath) settle(from *older, between []*older, s Slot) error {
 func (d *Datapath) inheritor(between []*older, generation uint64) (chunk, uint16) {
 	for _, o := range between {
 		if s, ok := o.left[generation]; ok {
-			return o.chunks[s.Index/slotsPerChunk], s.Index
+			return o.chunks[chunkOf(s.Index)], s.Index
 		}
 	}
 	s, ok := d.heir(generation)
 	if !ok {
 		return nil, 0
 	}
-	return d.chunks[s.Index/slotsPerChunk], s.Index
+	return d.chunks[chunkOf(s.Index)], s.Index
 }
 
 // moveTo sets the carry rows of a slot to what an old one counted.
 func (o *older) moveTo(rows chunk, index uint16, s Slot) {
 	for direction := range directions {
-		rows.carry(index, direction, o.chunks[s.Index/slotsPerChunk].sum(s.Index, direction))
+		rows.carry(index, direction, o.chunks[chunkOf(s.Index)].sum(s.Index, direction))
 	}
 }
 

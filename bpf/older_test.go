@@ -51,7 +51,7 @@ func (o *v1) close() {
 // take takes a slot as v1 did, and makes its rows.
 func (o *v1) take(t *testing.T, s Slot) Slot {
 	t.Helper()
-	index := s.Index / slotsPerChunk
+	index := chunkOf(s.Index)
 	if o.chunks[index] == nil {
 		rows, err := ebpf.NewMap(o.inner)
 		must(t, err)
@@ -76,7 +76,7 @@ func (o *v1) count(s Slot, seed uint64) total {
 	var sums [directions]words
 	for direction := range directions {
 		for cpu := range o.cpus {
-			row := (*words)(unsafe.Pointer(o.chunks[s.Index/slotsPerChunk].row(s.Index, cpu, direction)))
+			row := (*words)(unsafe.Pointer(o.chunks[chunkOf(s.Index)].row(s.Index, cpu, direction)))
 			for w := range row {
 				row[w] = r.Uint64N(1 << 50)
 				sums[direction][w] += row[w]

@@ -5,25 +5,10 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
-
-// Volume is an amount of packets.
-type Volume struct{ Bytes, Packets uint64 }
-
-// Counters is what one direction of a slot counted.
-type Counters struct {
-	Interface Volume // one packet per socket buffer
-
-	// Cells are the wire numbers: IPv4 0 to 3, IPv6 4 to 7, neither 8; within a family
-	// TCP, UDP, ICMP, other.
-	Cells [9]Volume
-
-	TCPSYN, TCPSYNACK, TCPRST, TCPFIN uint64
-}
 
 // Take takes a slot, with all its counters at 0.
 //
@@ -44,7 +29,7 @@ func (d *Datapath) place(s Slot, choose func(*Slot) error) (Slot, error) {
 		if !errors.Is(err, errNoRows) {
 			return placed, err
 		}
-		chunk := placed.Index / slotsPerChunk
+		chunk := chunkOf(placed.Index)
 		if err := d.makeChunk(chunk); err != nil {
 			return Slot{}, fmt.Errorf("make rows for slot %d: %w", placed.Index, err)
 		}
@@ -65,7 +50,7 @@ func (d *Datapath) tryPlace(s Slot, choose func(*Slot) error) (Slot, error) {
 	if err := choose(&s); err != nil {
 		return s, err
 	}
-	rows := d.chunks[s.Index/slotsPerChunk]
+	rows := d.chunks[chunkOf(s.Index)]
 	if rows == nil {
 		return s, errNoRows
 	}
@@ -129,34 +114,6 @@ func (d *Datapath) Read(s Slot) (rx, tx Counters, err error) {
 	return d.sum(s.Index, receive), d.sum(s.Index, transmit), nil
 }
 
-// Uncounted returns the number of packets that found no row or, at tcx, no slot, and so
-// stand nowhere.
-func (d *Datapath) Uncounted() map[string]uint64 {
-	return d.trouble(map[string]int{"no_row": 1, "no_slot": 5})
-}
-
-// Unclassified returns the number of packets whose headers could not be read, or that claim
-// to be a super-packet the kernel's own stack does not make. They are counted, as one packet
-// each, and as "other" where the headers before the trouble do not say more.
-func (d *Datapath) Unclassified() map[string]uint64 {
-	return d.trouble(map[string]int{"truncated": 2, "malformed": 3, "too_many_headers": 4, "implausible_gso": 6})
-}
-
-// trouble sums error cells over CPUs, by the numbers of enum trouble in
-// classifier.c.
-func (d *Datapath) trouble(cells map[string]int) map[string]uint64 {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	counts := make(map[string]uint64, len(cells))
-	for cause, cell := range cells {
-		counts[cause] = 0
-		for cpu := range d.troubles {
-			counts[cause] += atomic.LoadUint64(&d.troubles[cpu].Count[cell])
-		}
-	}
-	return counts
-}
-
 // recall takes over the slots that an earlier process left in use.
 func (d *Datapath) recall() error {
 	slots, err := slotsIn(d.maps.Slots)
@@ -164,7 +121,7 @@ func (d *Datapath) recall() error {
 		return fmt.Errorf("read slots: %w", err)
 	}
 	for _, s := range slots {
-		if err := d.makeChunk(s.Index / slotsPerChunk); err != nil {
+		if err := d.makeChunk(chunkOf(s.Index)); err != nil {
 			return fmt.Errorf("open rows of slot %d: %w", s.Index, err)
 		}
 		d.mu.Lock()

@@ -28,13 +28,14 @@ func (c *Controller) vethSeen(v watcher.HostVeth, seenAt time.Time) []roster.Hin
 			c.bandwidth = usesBandwidth(c.CNIConfig)
 		}
 	}
-	if known.attached() && known.Name != v.Name {
-		c.Accounts.Rename(usage.OnHost(v.Index), v.Name)
-	}
 	if v.NetNSID < 0 && known.attached() {
 		v.NetNSID = known.NetNSID // the peer is back, to be removed: we want to know from where
 	}
+	renamed := known.Name != v.Name
 	known.HostVeth = v
+	if known.attached() && renamed {
+		c.show(known)
+	}
 	if !known.attached() && c.wentInside(v) {
 		known.inside = true
 	}
@@ -144,8 +145,7 @@ func (c *Controller) counting(v *veth, hook string, again bool) {
 	v.hook, v.failure = hook, ""
 	// An adopted one is its owner's already.
 	v.owned = c.Accounts.Owner(usage.OnHost(v.Index)) != ""
-	c.Accounts.Rename(usage.OnHost(v.Index), v.Name) // an adopted one has no name yet
-	c.Accounts.Hook(usage.OnHost(v.Index), hook)
+	c.show(v) // an adopted one has no name yet
 	if !again {
 		c.seed(c.witnessed(v), reading{})
 	}
@@ -153,6 +153,11 @@ func (c *Controller) counting(v *veth, hook string, again bool) {
 		v.check = c.begin(c.witnessed(v))
 	}
 	c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index, "hook", hook)
+}
+
+// show says how a host veth is shown.
+func (c *Controller) show(v *veth) {
+	c.Accounts.Show(usage.OnHost(v.Index), usage.Shown{HostInterface: v.Name, Hook: v.hook, Shadowed: v.shadowed})
 }
 
 // failed notes why an interface is not counted.

@@ -322,7 +322,7 @@ func (c *Controller) shadowInside(in *inside, shadowed bool) {
 		return
 	}
 	in.shadowed = shadowed
-	c.Accounts.Shadow(in.Target, shadowed)
+	c.Accounts.Show(in.Target, usage.Shown{Hook: HookClsact, Shadowed: shadowed})
 	c.Log.Warn("packets pass an interface inside a container, and our programs see them or not",
 		"interface", in.name, "target", in.Target, "seen", !shadowed)
 }

@@ -136,7 +136,7 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 		return
 	}
 	v.shadowed = shadowed
-	c.Accounts.Shadow(usage.OnHost(v.Index), shadowed)
+	c.show(v)
 	if shadowed {
 		c.Log.Warn("packets pass an interface that our programs don't see", "interface", v.Name, "hook", v.hook)
 		return

@@ -156,6 +156,27 @@ func TestDocumentsTakenAway(t *testing.T) {
 	same(t, b.documents("quota"), map[string]string{"a": "1", "b": "2"})
 }
 
+// A save that fails after the file was lost leaves it to the next one to put all back.
+func TestDocumentsTakenAwayAndRefused(t *testing.T) {
+	b := newBench(t)
+	d := b.Documents("quota")
+	put(t, d, "a", "1", "b", "1")
+	if err := os.Remove(b.path); err != nil {
+		t.Fatal(err)
+	}
+	b.flush() // makes another
+	if _, err := b.file.write.Exec(`CREATE TEMP TRIGGER refuse BEFORE INSERT ON documents WHEN NEW.key = 'z'
+		BEGIN SELECT RAISE(ABORT, 'refused'); END`); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Save(map[string][]byte{"a": []byte("2"), "z": []byte("2")}, []string{"b"}); err == nil {
+		t.Fatal("saved in spite of a refusal")
+	}
+	same(t, b.documents("quota"), map[string]string{})
+	put(t, d, "c", "3")
+	same(t, b.documents("quota"), map[string]string{"a": "1", "b": "1", "c": "3"})
+}
+
 func TestDocumentsOnFullDisk(t *testing.T) {
 	b, mount := onDisk(t)
 	d := b.Documents("quota")

@@ -209,7 +209,7 @@ func (b *Backend) vethSeen(v watcher.HostVeth) (hints []roster.Hint) {
 	}
 	b.veths[v.Index] = v
 	if ok && known.Name != v.Name {
-		b.Accounts.Rename(usage.OnHost(v.Index), v.Name)
+		b.Accounts.Show(usage.OnHost(v.Index), usage.Shown{HostInterface: v.Name, Hook: Hook})
 	}
 	if ok && known == v {
 		return nil

@@ -315,10 +315,7 @@ func (b *Backend) count(i *iface, now, six duplex) {
 }
 
 // The cells of what is known to be IPv6, and of all else: of protocols nothing is known.
-const (
-	cellIPv6 = int(usage.FamilyIPv6)*int(usage.Protocols) + int(usage.ProtocolOther)
-	cellElse = int(usage.FamilyOther) * int(usage.Protocols)
-)
+var cellIPv6, cellElse = bpf.Cell(bpf.IPv6, bpf.Other), bpf.NonIP
 
 // growth tells what has been counted and was not told. What of it was IPv6 is counted at
 // another place in the kernel, so it is told as far as it fits in.

@@ -10,7 +10,6 @@ package usage
 
 import (
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nettally/nettally/bpf"
@@ -66,20 +65,24 @@ type Options struct {
 	Clock *wallclock.Clock
 }
 
+// timeOfDay is for what outlives the process.
+func (o *Options) timeOfDay() time.Time {
+	if o.Clock == nil {
+		return o.Now()
+	}
+	return o.Clock.Now()
+}
+
 // Accounts is the usage of every container on the host.
 //
 // Its methods are safe for concurrent use.
 type Accounts struct {
-	Options
+	Slots
 	recalls chan struct{}
 
-	mu          sync.Mutex
-	containers  map[string]*account
-	attachments map[Target]*attachment
-	closed      []*attachment // whose slot is held until it is written, oldest first
-	discarded   []*attachment // whose slot is held for a moment, oldest first
-	orphans     []orphan
-	restored    map[uint64]restored // attachments of an earlier process, by generation
+	// Guarded by the mutex of Slots.
+	containers map[string]*account
+	restored   map[uint64]restored // attachments of an earlier process, by generation
 }
 
 // account is one container's usage.
@@ -94,20 +97,6 @@ type account struct {
 	written    *Record   // what the ledger has
 }
 
-// tally is the usage of one interface of a container, over all host veths it had, or of
-// its cgroup, over its lives.
-type tally struct {
-	host       string // the last one's name
-	hook       string
-	at         Place     // the last one's
-	attachedAt time.Time // the first time
-	final      Traffic   // of the veths that are gone, and written
-	live       []*attachment
-	told       bool // of a cgroup: its numbers have been shown
-	// priors is what final holds of the last targets: nettally may come back to one.
-	priors []Attachment
-}
-
 // New returns accounts without a container.
 func New(o Options) *Accounts {
 	if o.Identify == nil {
@@ -117,20 +106,11 @@ func New(o Options) *Accounts {
 		o.Now = time.Now
 	}
 	return &Accounts{
-		Options:     o,
-		recalls:     make(chan struct{}, 1),
-		containers:  map[string]*account{},
-		attachments: map[Target]*attachment{},
-		restored:    map[uint64]restored{},
+		Slots:      Slots{Options: o, attachments: map[Target]*attachment{}},
+		recalls:    make(chan struct{}, 1),
+		containers: map[string]*account{},
+		restored:   map[uint64]restored{},
 	}
-}
-
-// timeOfDay is for what outlives the process.
-func (a *Accounts) timeOfDay() time.Time {
-	if a.Clock == nil {
-		return a.Now()
-	}
-	return a.Clock.Now()
 }
 
 // Start opens the account of a container, or goes on with the one it had before a
@@ -161,32 +141,8 @@ func (a *Accounts) account(id string) *account {
 	return known
 }
 
-// tally returns the tally of an interface, a new one if there is none.
-func (c *account) tally(name string) *tally {
-	t := c.tallies[name]
-	if t == nil {
-		t = &tally{}
-		c.tallies[name] = t
-	}
-	return t
-}
-
-// tallyOf returns the tally of an interface or of the cgroup, a new one if there is none.
-func (c *account) tallyOf(cgroup bool, name string) *tally {
-	if !cgroup {
-		return c.tally(name)
-	}
-	if c.cgroup == nil {
-		c.cgroup = &tally{}
-	}
-	return c.cgroup
-}
-
-// tellsCgroup says whether the numbers of the cgroup are told: from [Accounts.Tell] on.
-func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.cgroup.told }
-
 // Stop says that a container has ended. Its interfaces are counted on until
-// [Accounts.Close].
+// [Slots.Close].
 func (a *Accounts) Stop(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -227,6 +183,33 @@ func (a *Accounts) Share(id, owner string) {
 	defer a.mu.Unlock()
 	if c := a.containers[id]; c != nil {
 		c.SharesWith = owner
+	}
+}
+
+// Assign gives a target, and all it has counted, to a container, which calls an interface
+// by name. A target keeps its first owner.
+func (a *Accounts) Assign(target Target, id, name string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, c := a.attachments[target], a.containers[id]
+	if at == nil || c == nil || at.tally != nil {
+		return nil
+	}
+	at.slot.Container, at.slot.Interface = id, name
+	c.tallyOf(target.Cgroup != 0, name).own(at)
+	before := a.before(at)
+	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
+	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
+	// An owner that can't be noted is known as long as this process lives, and then by the
+	// ledger.
+	return a.Datapath.Keep(at.slot)
+}
+
+// less returns what is left of a volume, never less than nothing.
+func less(v bpf.Volume, by Volume) bpf.Volume {
+	return bpf.Volume{
+		Bytes:   v.Bytes - min(v.Bytes, by.Bytes),
+		Packets: v.Packets - min(v.Packets, by.Packets),
 	}
 }
 

@@ -3,6 +3,7 @@
 package usage
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -225,6 +226,32 @@ func TestExpire(t *testing.T) {
 	}
 	if left := a.Snapshot().Containers; len(left) != 1 || left[0].ID != "running" {
 		t.Errorf("left %+v, want running alone", left)
+	}
+}
+
+// A container whose end the ledger does not have yet stays, however long a disk takes.
+func TestExpireWaitsForLedger(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	for _, id := range []string{"never written", "written while it ran"} {
+		a.Start(Container{ID: id})
+		a.Recall(id, nil)
+	}
+	a.Written(slices.DeleteFunc(a.Pending(true), func(r Record) bool { return r.ID == "never written" }))
+	for id := range a.Running() {
+		a.Stop(id)
+	}
+	clock.now = clock.now.Add(time.Hour + time.Second)
+	if gone := a.Expire(); len(gone) != 0 {
+		t.Errorf("expired before the ledger had their end: %q", gone)
+	}
+	ended := a.Pending(false)
+	if len(ended) != 2 || ended[0].State != Stopped || ended[1].State != Stopped {
+		t.Fatalf("to be written: %+v", ended)
+	}
+	a.Written(ended)
+	if gone := a.Expire(); len(gone) != 2 {
+		t.Errorf("expired after that: %q", gone)
 	}
 }
 

@@ -26,7 +26,7 @@ const settleAfter = time.Second
 func (a *Accounts) Restore(records []Record) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	there := a.generations()
+	there := a.inUse()
 	for _, r := range records {
 		c := a.account(r.ID)
 		c.Container = r.Container
@@ -38,14 +38,14 @@ func (a *Accounts) Restore(records []Record) {
 	}
 }
 
-// generations are those of the slots in use, also of slots that are yet to be inherited.
-func (a *Accounts) generations() map[uint64]bool {
+// inUse returns the generations of the slots in use, also of those yet to be inherited.
+func (s *Slots) inUse() map[uint64]bool {
 	there := map[uint64]bool{}
-	for _, s := range a.Datapath.Slots() {
-		there[s.Generation] = true
+	for _, slot := range s.Datapath.Slots() {
+		there[slot.Generation] = true
 	}
-	for _, s := range a.Datapath.Old() {
-		there[s.Generation] = true
+	for _, old := range s.Datapath.Old() {
+		there[old.Generation] = true
 	}
 	return there
 }
@@ -134,7 +134,7 @@ func (a *Accounts) Recall(id string, kept *Record) {
 	c.unrecalled = false
 	if kept != nil {
 		c.Container = c.Container.identifiedBy(kept.Container)
-		a.recall(c, kept, a.generations())
+		a.recall(c, kept, a.inUse())
 	}
 }
 
@@ -168,30 +168,30 @@ func (a *Accounts) record(c *account) Record {
 	return r
 }
 
-func (a *Accounts) recordTally(t *tally, of Tally) Tally {
+func (s *Slots) recordTally(t *tally, of Tally) Tally {
 	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, At: t.at, AttachedAt: t.attachedAt, Final: t.final}
 	kept.Attachments = append(kept.Attachments, t.priors...)
 	for _, at := range t.live {
-		now := a.attachment(at)
+		now := s.attachment(at)
 		if now.Folded {
 			kept.Final = kept.Final.Plus(now.Counted)
-			before, _ := t.priorOn(a.Boot, now.Target)
-			now = now.after(before) // as [Accounts.fold] will have it
+			before, _ := t.priorOn(s.Boot, now.Target)
+			now = now.after(before) // as [tally.fold] will have it
 		}
 		kept.Attachments = append(kept.Attachments, now)
 	}
 	return kept
 }
 
-func (a *Accounts) attachment(at *attachment) Attachment {
+func (s *Slots) attachment(at *attachment) Attachment {
 	return Attachment{
-		Boot:       a.Boot,
+		Boot:       s.Boot,
 		Generation: at.slot.Generation,
 		Target:     at.slot.Target,
-		Counted:    a.mustRead(at),
+		Counted:    at.read(s.Datapath),
 		Passed:     at.passed,
 		Earlier:    at.earlier,
-		Folded:     !at.closedAt.IsZero() && a.Now().Sub(at.closedAt) >= settleAfter,
+		Folded:     !at.closedAt.IsZero() && s.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }
 

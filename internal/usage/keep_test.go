@@ -490,7 +490,7 @@ func TestShadow(t *testing.T) {
 	assign(t, a, 7, "web", "eth0")
 	a.Explain("web", Accounted)
 	for _, shadowed := range []bool{true, false} {
-		a.Shadow(OnHost(7), shadowed)
+		a.Show(OnHost(7), Shown{HostInterface: "veth7", Hook: "clsact", Shadowed: shadowed})
 		c := a.Snapshot().Containers[0]
 		if c.Accounted() == shadowed || c.Interfaces[0].Shadowed != shadowed {
 			t.Errorf("shadowed %v: accounted %v, reason %q", shadowed, c.Accounted(), c.Reason)
@@ -519,6 +519,27 @@ func TestCountsJSON(t *testing.T) {
 	}
 	if err := json.Unmarshal(fmt.Append(nil, slices.Repeat([]int{1}, 99)), &c); err == nil {
 		t.Error("read counts of 99 numbers")
+	}
+}
+
+// What earlier versions wrote is read as they meant it, whatever order anything is in now.
+func TestCountsOnDisk(t *testing.T) {
+	var got Counts
+	if err := json.Unmarshal([]byte(`[1,2,3,4,5,6,7,8,
+		10,11,12,13,14,15,16,17, 20,21,22,23,24,25,26,27, 30,31,32,33,34,35,36,37, 40,41]`), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := Counts{
+		Interface: Volume{1, 2}, Seeded: Volume{3, 4}, SYN: 5, SYNACK: 6, RST: 7, FIN: 8,
+		Cells: [Families][Protocols]Volume{
+			FamilyIPv4:  {ProtocolTCP: {10, 11}, ProtocolUDP: {12, 13}, ProtocolICMP: {14, 15}, ProtocolOther: {16, 17}},
+			FamilyIPv6:  {ProtocolTCP: {20, 21}, ProtocolUDP: {22, 23}, ProtocolICMP: {24, 25}, ProtocolOther: {26, 27}},
+			FamilyOther: {ProtocolTCP: {30, 31}, ProtocolUDP: {32, 33}, ProtocolICMP: {34, 35}, ProtocolOther: {36, 37}},
+		},
+		Loopback: Volume{40, 41},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

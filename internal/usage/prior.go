@@ -27,11 +27,11 @@ func (t *tally) priorOn(boot string, target Target) (_ Attachment, ok bool) {
 
 // last returns the last attachment of a target that was counted earlier, folded or about to
 // be. Its Counted is of all that the target had: the kernel's own counters of it begin there.
-func (a *Accounts) last(t *tally, target Target) (last Attachment, ok bool) {
-	last, ok = t.priorOn(a.Boot, target)
+func (s *Slots) last(t *tally, target Target) (last Attachment, ok bool) {
+	last, ok = t.priorOn(s.Boot, target)
 	for _, at := range t.live {
 		if at.slot.Target == target && !at.closedAt.IsZero() {
-			last, ok = a.attachment(at).after(last), true
+			last, ok = s.attachment(at).after(last), true
 		}
 	}
 	return last, ok
@@ -47,11 +47,11 @@ func (at Attachment) after(last Attachment) Attachment {
 }
 
 // before returns what was counted of an attachment's target before it, for whomever.
-func (a *Accounts) before(at *attachment) Traffic {
+func (s *Slots) before(at *attachment) Traffic {
 	if at.earlier != (Traffic{}) || at.tally == nil {
 		return at.earlier
 	}
-	last, _ := a.last(at.tally, at.slot.Target)
+	last, _ := s.last(at.tally, at.slot.Target)
 	return last.Counted
 }
 
@@ -63,8 +63,12 @@ type Opens struct {
 
 // Pass says how many connections were opened before those that a slot counts: the kernel
 // counts them, and they are in no number of ours.
-func (a *Accounts) Pass(target Target, passed Opens) {
-	a.change(target, func(at *attachment) { at.passed = passed })
+func (s *Slots) Pass(target Target, passed Opens) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := s.attachments[target]; at != nil {
+		at.passed = passed
+	}
 }
 
 // Earlier is what was counted of a target on earlier slots since the host booted.

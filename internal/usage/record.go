@@ -37,7 +37,7 @@ type Attachment struct {
 	Generation uint64 `json:"generation"`
 	Target
 	Counted Traffic `json:"counted"`
-	Passed  Opens   `json:"passed,omitzero"` // see [Accounts.Pass]
+	Passed  Opens   `json:"passed,omitzero"` // see [Slots.Pass]
 	// Earlier is what was counted of the target before, if that was for other containers.
 	Earlier Traffic `json:"earlier,omitzero"`
 	// Folded: Counted is part of Final already, and the slot is to be released.

@@ -39,7 +39,7 @@ func (a *Accounts) Snapshot() Snapshot {
 		if target.Cgroup != 0 {
 			s.Cgroups++
 		} else if at.tally == nil {
-			s.Unowned = append(s.Unowned, a.show(at))
+			s.Unowned = append(s.Unowned, at.unowned(a.Datapath))
 		}
 	}
 	for _, o := range a.orphans {
@@ -60,20 +60,7 @@ func (a *Accounts) container(c *account) Container {
 	out.OnHost = out.Reason == HostNetwork
 	out.Shares = out.Shares || out.Reason == SharedNetwork
 	for _, name := range slices.Sorted(maps.Keys(c.tallies)) {
-		t := c.tallies[name]
-		i := Interface{
-			Name:          name,
-			HostInterface: t.host,
-			Hook:          t.hook,
-			At:            cmp.Or(t.at, AtHost),
-			AttachedAt:    t.attachedAt,
-			Traffic:       t.final,
-		}
-		for _, at := range t.live {
-			i.Traffic = i.Traffic.Plus(a.mustRead(at))
-			i.Attached = i.Attached || at.closedAt.IsZero()
-			i.Shadowed = i.Shadowed || at.closedAt.IsZero() && at.shadowed
-		}
+		i := c.tallies[name].owned(a.Datapath, name)
 		out.Interfaces = append(out.Interfaces, i)
 		out.Traffic = out.Traffic.Plus(i.Traffic)
 		if i.Shadowed && out.Reason == Accounted {
@@ -81,24 +68,9 @@ func (a *Accounts) container(c *account) Container {
 		}
 	}
 	if c.tellsCgroup() {
-		a.addCgroup(&out, c.cgroup)
+		out.addCgroup(c.cgroup.owned(a.Datapath, ""))
 	}
 	return out
-}
-
-// addCgroup adds what was counted of a container's cgroup. Where that is all there can be,
-// the container is accounted by it.
-func (a *Accounts) addCgroup(out *Container, t *tally) {
-	sum := t.final
-	attached := out.State == Stopped
-	for _, at := range t.live {
-		sum = sum.Plus(a.mustRead(at))
-		attached = attached || at.closedAt.IsZero()
-	}
-	out.IP, out.IPSince = &sum, t.attachedAt
-	if attached && out.Reason != Shadowed {
-		out.Reason = Accounted
-	}
 }
 
 // identify takes in what a runtime says of a container, and stays with what it said
@@ -128,16 +100,3 @@ func (c Container) identifiedBy(before Container) Container {
 
 // networkModes are what we can tell of a container's network by ourselves.
 var networkModes = map[Reason]string{HostNetwork: "host", SharedNetwork: "container"}
-
-// show is an attachment as an interface that nobody owns.
-func (a *Accounts) show(at *attachment) Interface {
-	return Interface{
-		HostInterface: at.host,
-		Hook:          at.hook,
-		At:            at.place(),
-		AttachedAt:    at.at,
-		Attached:      at.closedAt.IsZero(),
-		Shadowed:      at.shadowed,
-		Traffic:       a.mustRead(at),
-	}
-}
