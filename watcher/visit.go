@@ -96,6 +96,7 @@ func (v *visit) watch(dir string, inode uint64) bool {
 	switch {
 	case err == nil:
 		v.watched[dir] = inode
+		v.index.add(dir)
 	case ofDirectory(err):
 		v.skip(dir, err)
 	case !vanished(err) && v.unwatched == nil:
