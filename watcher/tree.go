@@ -34,15 +34,22 @@ import (
 type tree struct {
 	root       string
 	patterns   []*regexp.Regexp
-	notify     *fsnotify.Watcher // nil: nothing is watched
-	watched    map[string]uint64 // path within the hierarchy → inode
-	containers map[string]found  // the same
+	notify     *fsnotify.Watcher  // nil: nothing is watched
+	watched    map[string]watched // by path within the hierarchy
+	shares     shares             // of the watches
+	containers map[string]found
 	closed     map[string]*peeked
 	opened     map[string]bool // a service stays open for when it is started again
 	index      index           // the directories that one of these has
 	skips      *skips
 	changes    []Event // not yet delivered
 	unwatched  error   // why directories are not watched, of the last walk
+}
+
+// watched is a directory that is watched.
+type watched struct {
+	inode uint64
+	uid   uint32 // of its owner, see ownerOf
 }
 
 type found struct {
@@ -71,7 +78,8 @@ func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 		root:       root,
 		patterns:   patterns,
 		skips:      skips,
-		watched:    map[string]uint64{},
+		watched:    map[string]watched{},
+		shares:     newShares(),
 		containers: map[string]found{},
 		closed:     map[string]*peeked{},
 		opened:     map[string]bool{},
@@ -152,8 +160,8 @@ func (t *tree) list() []Container {
 
 // inode returns the inode under which a directory is known, 0 if it isn't.
 func (t *tree) inode(dir string) uint64 {
-	if inode, ok := t.watched[dir]; ok {
-		return inode
+	if w, ok := t.watched[dir]; ok {
+		return w.inode
 	}
 	if p := t.closed[dir]; p != nil {
 		return p.inode
@@ -285,8 +293,9 @@ func (t *tree) prune(seen map[string]bool) {
 // 0 stands for any.
 func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
 	for _, d := range dirs {
-		if inode, ok := t.watched[d]; ok && lost(d, inode) {
+		if w, ok := t.watched[d]; ok && lost(d, w.inode) {
 			delete(t.watched, d)
+			t.shares.count(w.uid, -1)
 			_ = t.notify.Remove(t.path(d)) // fails where the kernel was first
 		}
 		if p := t.closed[d]; p != nil && lost(d, p.inode) {
