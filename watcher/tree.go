@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -35,14 +34,22 @@ import (
 type tree struct {
 	root       string
 	patterns   []*regexp.Regexp
-	notify     *fsnotify.Watcher // nil: nothing is watched
-	watched    map[string]uint64 // path within the hierarchy → inode
-	containers map[string]found  // the same
+	notify     *fsnotify.Watcher  // nil: nothing is watched
+	watched    map[string]watched // by path within the hierarchy
+	shares     shares             // of the watches
+	containers map[string]found
 	closed     map[string]*peeked
 	opened     map[string]bool // a service stays open for when it is started again
+	index      index           // the directories that one of these has
 	skips      *skips
 	changes    []Event // not yet delivered
 	unwatched  error   // why directories are not watched, of the last walk
+}
+
+// watched is a directory that is watched.
+type watched struct {
+	inode uint64
+	uid   uint32 // of its owner, see ownerOf
 }
 
 type found struct {
@@ -71,10 +78,12 @@ func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 		root:       root,
 		patterns:   patterns,
 		skips:      skips,
-		watched:    map[string]uint64{},
+		watched:    map[string]watched{},
+		shares:     newShares(),
 		containers: map[string]found{},
 		closed:     map[string]*peeked{},
 		opened:     map[string]bool{},
+		index:      index{},
 	}
 }
 
@@ -151,8 +160,8 @@ func (t *tree) list() []Container {
 
 // inode returns the inode under which a directory is known, 0 if it isn't.
 func (t *tree) inode(dir string) uint64 {
-	if inode, ok := t.watched[dir]; ok {
-		return inode
+	if w, ok := t.watched[dir]; ok {
+		return w.inode
 	}
 	if p := t.closed[dir]; p != nil {
 		return p.inode
@@ -220,6 +229,7 @@ func (t *tree) meet(c Container, st unix.Stat_t) {
 	}
 	c.CreatedAt = createdAt(st)
 	t.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
+	t.index.add(c.Cgroup)
 	t.changes = append(t.changes, ContainerStarted{c})
 	for dir := path.Dir(c.Cgroup); dir != "/"; dir = path.Dir(dir) {
 		if _, container := t.containers[dir]; container || isLeafUnit(path.Base(dir)) {
@@ -233,6 +243,7 @@ func (t *tree) open(dir string) {
 	delete(t.closed, dir)
 	if len(t.opened) < maxOpened {
 		t.opened[dir] = true
+		t.index.add(dir)
 	}
 }
 
@@ -240,6 +251,7 @@ func (t *tree) open(dir string) {
 func (t *tree) close(dir string, inode uint64) {
 	if p := t.closed[dir]; p == nil || p.inode != inode {
 		t.closed[dir] = &peeked{inode: inode}
+		t.index.add(dir)
 	}
 }
 
@@ -259,11 +271,7 @@ func createdAt(st unix.Stat_t) time.Time {
 // below: all but what the kernel says is there, since that is known of the other one. Kernels
 // before 2026 keep the watch of a removed cgroup, without an event, until it is removed by hand.
 func (t *tree) forget(dir string) {
-	below := strings.TrimSuffix(dir, "/") + "/"
-	t.drop(func(d string, inode uint64) bool {
-		if d != dir && !strings.HasPrefix(d, below) {
-			return false
-		}
+	t.drop(t.index.below(dir), func(d string, inode uint64) bool {
 		st, err := t.stat(d)
 		return err != nil || st.Ino != inode
 	})
@@ -272,7 +280,7 @@ func (t *tree) forget(dir string) {
 // prune drops what a walk has not seen and is gone. What it could not see may still be
 // there: the kernel is asked about each.
 func (t *tree) prune(seen map[string]bool) {
-	t.drop(func(d string, inode uint64) bool {
+	t.drop(t.index.below("/"), func(d string, inode uint64) bool {
 		if seen[d] {
 			return false
 		}
@@ -281,25 +289,32 @@ func (t *tree) prune(seen map[string]bool) {
 	})
 }
 
-// drop forgets the directories that are lost, by path and inode; 0 stands for any.
-func (t *tree) drop(lost func(dir string, inode uint64) bool) {
-	for d, inode := range t.watched {
-		if lost(d, inode) {
+// drop forgets those of some directories, inner before outer, that are lost by path and inode;
+// 0 stands for any.
+func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
+	for _, d := range dirs {
+		if w, ok := t.watched[d]; ok && lost(d, w.inode) {
 			delete(t.watched, d)
+			t.shares.count(w.uid, -1)
 			_ = t.notify.Remove(t.path(d)) // fails where the kernel was first
 		}
-	}
-	maps.DeleteFunc(t.closed, func(d string, p *peeked) bool { return lost(d, p.inode) })
-	maps.DeleteFunc(t.opened, func(d string, _ bool) bool { return path.Ext(d) != ".service" && lost(d, 0) })
-	var gone []string
-	for d, f := range t.containers {
-		if lost(d, f.inode) {
-			gone = append(gone, d)
+		if p := t.closed[d]; p != nil && lost(d, p.inode) {
+			delete(t.closed, d)
 		}
+		if t.opened[d] && path.Ext(d) != ".service" && lost(d, 0) {
+			delete(t.opened, d)
+		}
+		if f, ok := t.containers[d]; ok && lost(d, f.inode) {
+			t.changes = append(t.changes, ContainerStopped{ID: f.ID, Cgroup: d})
+			delete(t.containers, d)
+		}
+		t.index.remove(d, t.knows)
 	}
-	slices.SortFunc(gone, func(a, b string) int { return strings.Compare(b, a) }) // inner before outer
-	for _, d := range gone {
-		t.changes = append(t.changes, ContainerStopped{ID: t.containers[d].ID, Cgroup: d})
-		delete(t.containers, d)
-	}
+}
+
+// knows reports whether something is known of a directory.
+func (t *tree) knows(dir string) bool {
+	_, watched := t.watched[dir]
+	_, container := t.containers[dir]
+	return watched || container || t.opened[dir] || t.closed[dir] != nil
 }

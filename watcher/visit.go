@@ -18,6 +18,7 @@ type visit struct {
 	deep    bool             // look into closed directories, too
 	seen    map[string]bool  // if not nil, the directories that exist
 	skipped map[string]error // directories of which some below could not be looked at
+	owners  map[string]owner // of the directories that were asked for
 }
 
 // directory visits a directory and what is below it; leaf says that it is inside
@@ -92,10 +93,17 @@ func (v *visit) watch(dir string, inode uint64) bool {
 	if _, ok := v.watched[dir]; ok || v.notify == nil {
 		return false
 	}
+	owner := v.ownerOf(dir)
+	if !v.shares.room(owner.uid) {
+		v.skip(owner.top, ErrTooMany)
+		return false
+	}
 	err := v.notify.Add(v.path(dir))
 	switch {
 	case err == nil:
-		v.watched[dir] = inode
+		v.watched[dir] = watched{inode, owner.uid}
+		v.shares.count(owner.uid, 1)
+		v.index.add(dir)
 	case ofDirectory(err):
 		v.skip(dir, err)
 	case !vanished(err) && v.unwatched == nil:

@@ -136,6 +136,7 @@ type Watcher struct {
 	mu       sync.Mutex // guards what follows
 	tree     *tree      // nil unless Run runs
 	degraded map[string]error
+	rescans  time.Time // not before
 }
 
 // rescanEvery is how often containers are looked for in closed directories, and everywhere
@@ -322,6 +323,8 @@ func (w *Watcher) walk() error {
 func (w *Watcher) followCgroups(ctx context.Context, events chan<- Event) error {
 	rescan := time.NewTicker(w.rescanEvery)
 	defer rescan.Stop()
+	lost := newRecovery()
+	defer lost.timer.Stop()
 	w.rewalk()
 	for w.deliver(ctx, events) {
 		created, failed := w.notifications()
@@ -332,7 +335,14 @@ func (w *Watcher) followCgroups(ctx context.Context, events chan<- Event) error 
 		case e := <-created:
 			w.examine(e)
 		case err := <-failed:
-			w.recover(err)
+			if !errors.Is(err, fsnotify.ErrEventOverflow) {
+				w.log.Warn("could not read cgroup notifications", "err", err)
+			}
+			lost.want(time.Now())
+		case <-lost.timer.C:
+			began := time.Now()
+			w.recover()
+			lost.done(time.Now(), time.Since(began))
 		case <-rescan.C:
 			w.rescan()
 		}
@@ -349,10 +359,16 @@ func (w *Watcher) notifications() (<-chan fsnotify.Event, <-chan error) {
 	return w.tree.notify.Events, w.tree.notify.Errors
 }
 
-// rescan stands in for inotify, and looks where nothing is watched.
+// rescan stands in for inotify, and looks where nothing is watched. Users can make that take
+// long, by many directories: then it comes less often.
 func (w *Watcher) rescan() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	began := time.Now()
+	if began.Before(w.rescans) {
+		return
+	}
+	defer func() { w.rescans = time.Now().Add((recoverShare - 1) * time.Since(began)) }()
 	if w.degraded["inotify"] == nil {
 		w.tree.peek()
 	} else if err := w.walk(); err != nil {
@@ -389,10 +405,7 @@ func (w *Watcher) examine(e fsnotify.Event) {
 }
 
 // recover lists anew what lost notifications would have said.
-func (w *Watcher) recover(err error) {
-	if !errors.Is(err, fsnotify.ErrEventOverflow) {
-		w.log.Warn("read cgroup notifications", "err", err)
-	}
+func (w *Watcher) recover() {
 	w.rewalk()
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -123,7 +123,7 @@ func damaged(path string, err error) error {
 }
 
 func checkClock(ctx context.Context, f *file) error {
-	mark, err := readMark(ctx, f.lookup)
+	mark, steady, err := readMarks(ctx, f.lookup)
 	if err != nil {
 		return fmt.Errorf("read last write of ledger %s: %w", f.path, err)
 	}
@@ -132,7 +132,7 @@ func checkClock(ctx context.Context, f *file) error {
 		return err
 	}
 	var guard wallclock.Guard
-	guard.Restore(mark)
+	guard.Restore(mark, steady)
 	now := read()
 	if state := guard.Look(now); state == wallclock.Ahead || state == wallclock.Behind {
 		return fmt.Errorf("compare the clock with ledger %s: it is %s, and by the last write it should be %s (%s); set the clock",

@@ -11,56 +11,76 @@ import (
 	"github.com/nettally/nettally/internal/wallclock"
 )
 
-// Keys of meta, for the last moment at which the clock was trusted. A ledger of an older
-// version has the first alone.
+// Keys of meta, for the last moment at which the clock was trusted, and since when it had gone
+// steadily at the last write. A ledger of an older version has the first alone.
 const (
-	lastWrite       = "last_write"         // Unix nanoseconds
-	lastWriteBoot   = "last_write_boot"    // nanoseconds since boot
-	lastWriteBootID = "last_write_boot_id" // see wallclock.Reading
+	lastWrite        = "last_write"         // Unix nanoseconds
+	lastWriteBoot    = "last_write_boot"    // nanoseconds since boot
+	lastWriteBootID  = "last_write_boot_id" // see wallclock.Reading
+	lastWriteCarried = "last_write_carried" // 1 or 0, see wallclock.Mark
+	steadySince      = "steady_since"       // as last_write
+	steadyBoot       = "steady_boot"
+	steadyBootID     = "steady_boot_id"
 )
 
 // look reads the clock, and holds it against the last write first if that was not done yet.
 func (l *Ledger) look(ctx context.Context, db queryer) (wallclock.Look, error) {
 	if !l.referenced {
-		mark, err := readMark(ctx, db)
+		mark, steady, err := readMarks(ctx, db)
 		if err != nil {
 			return wallclock.Look{}, fmt.Errorf("read time of the last write: %w", err)
 		}
-		l.Clock.Restore(mark)
+		l.Clock.Restore(mark, steady)
 		l.referenced = true
 	}
 	return l.Clock.Look(), nil
 }
 
-func readMark(ctx context.Context, db queryer) (m wallclock.Mark, err error) {
+func readMarks(ctx context.Context, db queryer) (mark, steady wallclock.Mark, err error) {
 	rows, err := db.QueryContext(ctx, "SELECT key, value FROM meta")
 	if err != nil {
-		return m, err
+		return mark, steady, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var key string
 		var value int64
 		if err := rows.Scan(&key, &value); err != nil {
-			return m, err
+			return mark, steady, err
 		}
 		switch key {
 		case lastWrite:
-			m.Wall = fromNanos(value)
+			mark.Wall = fromNanos(value)
 		case lastWriteBoot:
-			m.Boot = time.Duration(value)
+			mark.Boot = time.Duration(value)
 		case lastWriteBootID:
-			m.BootID = value
+			mark.BootID = value
+		case lastWriteCarried:
+			mark.Carried = value != 0
+		case steadySince:
+			steady.Wall = fromNanos(value)
+		case steadyBoot:
+			steady.Boot = time.Duration(value)
+		case steadyBootID:
+			steady.BootID = value
 		}
 	}
-	return m, rows.Err()
+	return mark, steady, rows.Err()
 }
 
 // noteWrite notes when the ledger was last written, in the transaction that does it.
-func noteWrite(ctx context.Context, tx *sql.Tx, m wallclock.Mark) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES (?, ?), (?, ?), (?, ?)
+func noteWrite(ctx context.Context, tx *sql.Tx, clock wallclock.Look) error {
+	m, s := clock.Mark, clock.Steady
+	carried := 0
+	if m.Carried {
+		carried = 1
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value)
+		VALUES (?, ?), (?, ?), (?, ?), (?, ?), (?, ?), (?, ?), (?, ?)
 		ON CONFLICT (key) DO UPDATE SET value = excluded.value`,
-		lastWrite, nanos(m.Wall), lastWriteBoot, int64(m.Boot), lastWriteBootID, m.BootID)
+		lastWrite, nanos(m.Wall), lastWriteBoot, int64(m.Boot), lastWriteBootID, m.BootID,
+		lastWriteCarried, carried,
+		steadySince, nanos(s.Wall), steadyBoot, int64(s.Boot), steadyBootID, s.BootID)
 	return err
 }
 

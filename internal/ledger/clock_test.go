@@ -169,3 +169,44 @@ func TestWrongClock(t *testing.T) {
 		}
 	}
 }
+
+// The ledger was copied to another host, which has been up for years. Its history does not go
+// on in the years to come.
+func TestCopiedToAnotherHost(t *testing.T) {
+	for synced, wait := range map[bool]time.Duration{true: 0, false: wallclock.BootedFor} {
+		b := newBench(t)
+		b.flush(record("a1", "web", 100))
+		b.pass(24 * time.Hour)
+		b.host = wallclock.Reading{Wall: b.now.Add(-2 * year), BootID: 7}
+		b.restart()
+		b.flush(record("a1", "web", 150))
+		if state := b.Clock.State(); state != wallclock.Unproven {
+			t.Errorf("the clock %s", state)
+		}
+		b.pass(wait)
+		b.host.Synced = synced
+		b.flush(record("a1", "web", 170))
+		same(t, b.Clock.State(), wallclock.Agrees)
+		same(t, b.total(), made(100, 50, 20))
+		for _, r := range b.query(Query{To: b.now.Add(100 * year)}) {
+			if r.Start.After(b.now) {
+				t.Errorf("usage in the hour of %s, and it is %s", r.Start, b.now)
+			}
+		}
+	}
+}
+
+// A process that is restarted often trusts a clock of this boot in the end.
+func TestTrustComesOverRestarts(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 100))
+	b.reboot(0)
+	for range int(wallclock.BootedFor / time.Minute) {
+		b.flush(record("a1", "web", 100))
+		same(t, b.Clock.State(), wallclock.Unproven)
+		b.restart()
+		b.pass(time.Minute)
+	}
+	b.flush(record("a1", "web", 100))
+	same(t, b.Clock.State(), wallclock.Agrees)
+}

@@ -150,7 +150,7 @@ func (d *Documents) withLost(put map[string][]byte, drop []string) map[string][]
 func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte, drop []string) error {
 	clock, err := d.ledger.look(ctx, tx)
 	if err == nil {
-		err = noteWrite(ctx, tx, clock.Mark)
+		err = noteWrite(ctx, tx, clock)
 	}
 	if err != nil {
 		return err

@@ -78,7 +78,7 @@ func TestDocumentsInOlderLedger(t *testing.T) {
 	b.restart()
 	put(t, b.Documents("quota"), "a", "1")
 	same(t, b.documents("quota"), map[string]string{"a": "1"})
-	same(t, b.count("meta"), 3)
+	same(t, b.count("meta"), 7)
 	same(t, b.Status().SetAside, "")
 }
 

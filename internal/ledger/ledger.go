@@ -30,7 +30,7 @@
 //   - subjects: whose usage it is, as its identity was at the flush. Usage that was
 //     recorded before a container's name was known is put under its name.
 //   - meta: when the ledger was last written with a clock that was trusted: by that, since
-//     boot, and of which boot.
+//     boot, and of which boot. Since when the clock has gone steadily, in the same way.
 //   - documents: what other rooms remember, by kind and key, see [Documents].
 //
 // Hours that are older than the retention are added up to days, the local days of

@@ -206,7 +206,7 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 				return err
 			}
 		}
-		return noteWrite(ctx, tx, clock.Mark)
+		return noteWrite(ctx, tx, clock)
 	})
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func (l *Ledger) tidy(ctx context.Context) error {
 		if clock, err = l.look(ctx, tx); err != nil {
 			return err
 		}
-		if err = noteWrite(ctx, tx, clock.Mark); err != nil {
+		if err = noteWrite(ctx, tx, clock); err != nil {
 			return err
 		}
 		if clock.State != wallclock.Agrees {

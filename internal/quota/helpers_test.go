@@ -32,6 +32,7 @@ type memory struct {
 	hang      chan struct{} // not nil: a save waits for it
 	clock     *wallclock.Clock
 	mark      wallclock.Mark // of the last save, as a ledger notes it
+	steady    wallclock.Mark
 }
 
 func (m *memory) Load() (map[string][]byte, error) {
@@ -56,7 +57,8 @@ func (m *memory) Save(put map[string][]byte, drop []string) error {
 		delete(m.documents, key)
 	}
 	maps.Copy(m.documents, put)
-	m.mark = m.clock.Look().Mark
+	clock := m.clock.Look()
+	m.mark, m.steady = clock.Mark, clock.Steady
 	m.saves++
 	return nil
 }
@@ -121,7 +123,7 @@ func (b *bench) reboot(after, off time.Duration) {
 func (b *bench) restart() {
 	log := slog.New(slog.NewTextHandler(&b.log, nil))
 	clock := wallclock.New(b.reading, log)
-	clock.Restore(b.store.mark)
+	clock.Restore(b.store.mark, b.store.steady)
 	b.store.clock = clock
 	b.engine = New(Options{
 		Rules: func() (rules []Rule) {

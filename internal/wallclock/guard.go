@@ -61,21 +61,34 @@ type Mark struct {
 	Wall   time.Time
 	Boot   time.Duration
 	BootID int64
+	// Carried means that the time was trusted in another boot, or on another host, and was
+	// carried over to this one: it is the earliest that it can be.
+	Carried bool
 }
 
 // IsZero reports whether nothing is known of an earlier time.
 func (m Mark) IsZero() bool { return m.Wall.IsZero() }
 
-// expected returns the wall time that a reading should have, at least: after a reboot the
-// host may have been off for a while before it booted.
-func (m Mark) expected(r Reading) time.Time {
-	switch m.BootID {
-	case r.BootID:
-		return m.Wall.Add(r.Boot - m.Boot)
-	case 0:
-		return m.Wall
+// expected returns the wall time that a reading of the same boot should have; at least that,
+// if the mark was carried over.
+func (m Mark) expected(r Reading) time.Time { return m.Wall.Add(r.Boot - m.Boot) }
+
+// carry returns the mark for the boot that a reading is of. On the same host the time since
+// boot has passed since the mark. But a ledger may come from another host, which was at work
+// while this one was up for years: so only the time that a service takes to start is added,
+// and none that contradicts a wall clock which is past the mark.
+func (m Mark) carry(r Reading) Mark {
+	if m.BootID == r.BootID || m.IsZero() {
+		return m
 	}
-	return m.Wall.Add(r.Boot)
+	wall := m.Wall
+	if m.BootID != 0 { // else it may be of this boot
+		wall = wall.Add(min(r.Boot, BootedFor))
+	}
+	if past := r.Wall.Sub(m.Wall); past >= -Tolerance && r.Wall.Before(wall) {
+		wall = m.Wall.Add(max(past, 0))
+	}
+	return Mark{Wall: wall.Round(0), Boot: r.Boot, BootID: r.BootID, Carried: true}
 }
 
 // follows reports whether the wall clock has gone steadily from m to a reading.
@@ -86,16 +99,20 @@ func (m Mark) follows(r Reading) bool {
 // Guard judges readings of the host's clocks. The zero Guard trusts its first one.
 type Guard struct {
 	state State
-	mark  Mark // the last reading that was trusted
+	mark  Mark // the last reading that was trusted, or what it was carried over to
 	since Mark // the wall clock has gone steadily
 	now   time.Time
 }
 
 // Restore makes the mark of the last save the reference, unless there was none. Readings that
-// were trusted before, for want of it, are judged anew.
-func (g *Guard) Restore(m Mark) {
+// were trusted before, for want of it, are judged anew. steady is what [Guard.Steady] said at
+// that time, so that a process that is often restarted comes to trust a clock all the same.
+func (g *Guard) Restore(m, steady Mark) {
 	if !m.IsZero() {
 		g.mark = m
+	}
+	if !steady.IsZero() {
+		g.since = steady
 	}
 }
 
@@ -104,6 +121,7 @@ func (g *Guard) Look(r Reading) State {
 	if !g.since.follows(r) {
 		g.since = r.mark()
 	}
+	g.mark = g.mark.carry(r)
 	expected := g.mark.expected(r)
 	g.state = g.judge(r, expected)
 	if g.state != Agrees && r.Boot-g.since.Boot >= patience(g.state, r.Synced) {
@@ -123,7 +141,7 @@ func (g *Guard) judge(r Reading, expected time.Time) State {
 		return Agrees // there is nothing yet that it could harm
 	case diff < -Tolerance:
 		return Behind
-	case g.mark.BootID != r.BootID:
+	case g.mark.Carried:
 		return Unproven
 	case diff > Tolerance:
 		return Ahead
@@ -152,5 +170,8 @@ func (g *Guard) State() State { return g.state }
 // when a clock that is behind is taken for right.
 func (g *Guard) Now() time.Time { return g.now }
 
-// Mark returns what to save.
+// Mark returns the reference to save.
 func (g *Guard) Mark() Mark { return g.mark }
+
+// Steady returns since when the wall clock has gone steadily, to be saved beside the mark.
+func (g *Guard) Steady() Mark { return g.since }

@@ -75,7 +75,7 @@ func TestGuard(t *testing.T) {
 				m = Mark{Wall: noon}
 			}
 			if !test.fresh {
-				g.Restore(m)
+				g.Restore(m, Mark{})
 			}
 			now, r := noon.Add(test.off), Reading{Boot: time.Hour, BootID: 1}
 			if test.off > 0 {
@@ -102,14 +102,91 @@ func TestGuard(t *testing.T) {
 // While the clock is not trusted, time goes on by as much as is known to have passed.
 func TestTimeGoesOn(t *testing.T) {
 	var g Guard
-	g.Restore(saved)
+	g.Restore(saved, Mark{})
 	g.Look(Reading{Wall: noon.Add(year), Boot: time.Hour + time.Minute, BootID: 1})
 	same(t, g.Now(), noon.Add(time.Minute))
 	same(t, g.Mark(), saved)
 	// Of another boot it is known that this one has lasted.
 	g.Look(Reading{Wall: noon.Add(-year), Boot: 3 * time.Minute, BootID: 2})
 	same(t, g.Now(), noon.Add(3*time.Minute))
-	same(t, g.Mark(), saved)
+	same(t, g.Mark(), Mark{Wall: noon.Add(3 * time.Minute), Boot: 3 * time.Minute, BootID: 2, Carried: true})
+	g.Look(Reading{Wall: noon.Add(-year), Boot: day, BootID: 2})
+	same(t, g.Now(), noon.Add(day))
+}
+
+// A ledger that comes from another host says nothing of how long this one has been up: no time
+// passes by that, and a clock that is past the last save is trusted as after a boot.
+func TestOtherHost(t *testing.T) {
+	for name, test := range map[string]struct {
+		past  time.Duration // the wall clock is past the last save
+		want  State
+		least time.Duration // the time is past the last save
+		trust time.Duration
+	}{
+		"at once":               {5 * time.Second, Unproven, 5 * time.Second, BootedFor},
+		"its clock was ahead":   {-2 * time.Second, Unproven, 0, BootedFor},
+		"a month later":         {30 * day, Unproven, BootedFor, BootedFor},
+		"its clock was way off": {-day, Behind, BootedFor, SteadyFor},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var g Guard
+			g.Restore(saved, Mark{Wall: noon, Boot: time.Hour, BootID: 1})
+			r := Reading{Wall: noon.Add(test.past), Boot: 2 * year, BootID: 2}
+			same(t, g.Look(r), test.want)
+			same(t, g.Now(), noon.Add(test.least))
+			r.Wall, r.Boot = r.Wall.Add(test.trust), r.Boot+test.trust
+			same(t, g.Look(r), Agrees)
+			same(t, g.Now(), r.Wall)
+		})
+	}
+}
+
+// A process that ends before a clock is trusted leaves the waiting to the next one.
+func TestTrustComesOverRestarts(t *testing.T) {
+	for name, test := range map[string]struct {
+		boot  int64 // that the save is of, where the host is in boot 2
+		off   time.Duration
+		state State
+		after time.Duration
+	}{
+		"booted": {1, day, Unproven, BootedFor}, "ahead": {2, day, Ahead, SteadyFor}, "behind": {2, -day, Behind, SteadyFor},
+		"booted, behind": {1, -day, Behind, SteadyFor},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mark, steady := Mark{Wall: noon, Boot: time.Minute, BootID: test.boot}, Mark{}
+			for passed := time.Duration(0); passed <= test.after; passed += time.Minute {
+				var g Guard
+				r := Reading{Wall: noon.Add(test.off + passed), Boot: time.Minute + passed, BootID: 2}
+				want := test.state
+				if passed == test.after {
+					want = Agrees
+				}
+				g.Look(r) // before the ledger is read
+				g.Restore(mark, steady)
+				if got := g.Look(r); got != want {
+					t.Fatalf("after %s: the clock %s, want %s", passed, got, want)
+				}
+				if now := noon.Add(passed); want != Agrees && g.Now().Sub(now) > time.Minute {
+					t.Fatalf("after %s: the time is %s", passed, g.Now())
+				}
+				mark, steady = g.Mark(), g.Steady()
+			}
+		})
+	}
+}
+
+// What another boot has run steadily, or a clock that was stepped since, does not count.
+func TestSteadinessIsOfOneBoot(t *testing.T) {
+	for name, steady := range map[string]Mark{
+		"another boot": {Wall: noon.Add(-10 * day), Boot: time.Hour, BootID: 1},
+		"stepped":      {Wall: noon.Add(-10 * day), Boot: time.Second, BootID: 2},
+	} {
+		var g Guard
+		g.Restore(saved, steady)
+		if got := g.Look(Reading{Wall: noon.Add(day), Boot: 3 * time.Minute, BootID: 2}); got != Unproven {
+			t.Errorf("%s: the clock %s", name, got)
+		}
+	}
 }
 
 // A reference that is found late, since the disk could not be read, holds all the same.
@@ -117,9 +194,9 @@ func TestRestoredLate(t *testing.T) {
 	var g Guard
 	r := Reading{Wall: noon.Add(year), Boot: time.Minute, BootID: 2}
 	same(t, g.Look(r), Agrees)
-	g.Restore(Mark{})
+	g.Restore(Mark{}, Mark{})
 	same(t, g.Look(r), Agrees)
-	g.Restore(saved)
+	g.Restore(saved, Mark{})
 	same(t, g.Look(r), Unproven)
 	same(t, g.Now(), noon.Add(time.Minute))
 }

@@ -89,8 +89,8 @@ type Look struct {
 	// Wall is what the wall clock says, right or wrong, and Boot is CLOCK_BOOTTIME.
 	Wall time.Time
 	Boot time.Duration
-	// Mark is what to save.
-	Mark Mark
+	// Mark and Steady are what to save: see [Guard.Restore].
+	Mark, Steady Mark
 }
 
 // Look reads the clocks and judges them. Each change is logged once.
@@ -98,13 +98,16 @@ func (c *Clock) Look() Look {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.read()
-	expected := c.guard.Mark().expected(r)
+	expected := c.guard.Mark().carry(r).expected(r)
 	state := c.guard.Look(r)
 	if state != c.told {
 		c.told = state
 		c.tell(state, r, expected)
 	}
-	return Look{State: state, Now: c.guard.Now(), Wall: r.Wall, Boot: r.Boot, Mark: c.guard.Mark()}
+	return Look{
+		State: state, Now: c.guard.Now(), Wall: r.Wall, Boot: r.Boot,
+		Mark: c.guard.Mark(), Steady: c.guard.Steady(),
+	}
 }
 
 // Now returns the time as [Clock.Look] does.
@@ -122,10 +125,10 @@ func (c *Clock) Began(wall time.Time) time.Time {
 }
 
 // Restore makes the mark of the last save the reference: see [Guard.Restore].
-func (c *Clock) Restore(m Mark) {
+func (c *Clock) Restore(m, steady Mark) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.guard.Restore(m)
+	c.guard.Restore(m, steady)
 }
 
 // State returns how the clock stood at the last look.

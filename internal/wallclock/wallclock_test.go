@@ -17,7 +17,7 @@ func TestClockTells(t *testing.T) {
 	var log bytes.Buffer
 	r := Reading{Wall: noon, Boot: time.Hour, BootID: 1}
 	c := New(func() Reading { return r }, slog.New(slog.NewTextHandler(&log, nil)))
-	c.Restore(saved)
+	c.Restore(saved, Mark{})
 	for _, s := range []struct {
 		off          time.Duration
 		boot         int64
@@ -53,7 +53,7 @@ func TestClockTells(t *testing.T) {
 func TestBegan(t *testing.T) {
 	r := Reading{Wall: noon.Add(-year), Boot: 5 * time.Minute, BootID: 2}
 	c := New(func() Reading { return r }, slog.New(slog.DiscardHandler))
-	c.Restore(saved)
+	c.Restore(saved, Mark{})
 	same(t, c.Began(r.Wall.Add(-time.Minute)), noon.Add(4*time.Minute))
 	same(t, c.Began(r.Wall.Add(time.Hour)), noon.Add(5*time.Minute))
 	r.Wall, r.Synced = noon.Add(day), true
