@@ -351,3 +351,23 @@ func TestStrayPrograms(t *testing.T) {
 	k.Relist()
 	k.want()
 }
+
+// On tcx the programs are told the next slot, and stay as they are.
+func TestSucceedOnTCX(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.mode = ModeTCX
+	k.veth(7, 3)
+	k.finish()
+	k.count(k.container("a", 7, 3))
+	b := k.container("b", 7, 3)
+	at, err := k.Locate(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.calls = nil
+	if err := k.Succeed(b, []roster.Key{{ID: "a"}}, at); err != nil {
+		t.Error(err)
+	}
+	k.want("bind 7 slot 3", "quiesce")
+}

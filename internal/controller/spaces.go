@@ -183,10 +183,14 @@ func (c *Controller) Succeed(to roster.Member, ended []roster.Key, in roster.Loc
 
 // succeed counts a host veth on another slot, for the next owner.
 func (c *Controller) succeed(v *veth) error {
-	slot, err := c.Accounts.Succeed(usage.OnHost(v.Index), func(slot uint16) error {
+	swap := func(slot uint16) error {
 		_, err := c.Hooks.Attach(v.Index, slot)
 		return err
-	})
+	}
+	if v.hook == HookTCX {
+		swap = nil
+	}
+	slot, err := c.Accounts.Succeed(usage.OnHost(v.Index), swap)
 	if slot == 0 {
 		return err // it is tried again
 	}

@@ -199,10 +199,6 @@ func (w *world) Succeed(to Member, ended []Key, in Location[string]) error {
 	return nil
 }
 
-func (w *world) there(id string) bool {
-	return slices.ContainsFunc(w.containers, func(c watcher.Container) bool { return c.ID == id })
-}
-
 func (w *world) Update(m Member) {
 	w.updated[m.Key] = m
 	w.updates++

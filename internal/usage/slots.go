@@ -65,9 +65,6 @@ type Shown struct {
 	Shadowed      bool   // the kernel counts packets there that do not reach our programs
 }
 
-// hookTCX is the hook where programs find the slot by [Slots.Bind].
-const hookTCX = "tcx"
-
 // maxClosed is how many slots may wait for a ledger that does not come round to it.
 const maxClosed = 1024
 
@@ -94,7 +91,7 @@ func (s *Slots) Open(target Target, host, hook string) (slot uint16, on string, 
 
 // Succeed begins to count a target on another slot, for another owner: the totals so far
 // stay with the old one. swap, which must not call the accounts, makes the programs count
-// on the slot; nil, and for tcx, binding the slot is enough. A slot other than 0 is the one
+// on the slot; for those that [Slots.Bind] tells the slot, as on tcx, it is nil. A slot other than 0 is the one
 // that counts now, also with an error.
 func (s *Slots) Succeed(target Target, swap func(slot uint16) error) (slot uint16, err error) {
 	old, slot, err := s.takeOver(target, swap)
@@ -125,7 +122,7 @@ func (s *Slots) takeOver(target Target, swap func(slot uint16) error) (old *atta
 	err = s.Datapath.Keep(taken)
 	switch {
 	case err != nil:
-	case swap == nil, old.shown.Hook == hookTCX:
+	case swap == nil:
 		err = s.Datapath.Bind(taken)
 	default:
 		err = swap(taken.Index)
