@@ -214,3 +214,38 @@ func TestReadOwners(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// A client may reach an IPv4 address by a socket of IPv6, and may have said that it sends no
+// more: it is the same peer.
+func TestPeerOfMappedAddress(t *testing.T) {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for _, make := range []func() *lookup{newLookup, withoutDiag} {
+		var fd int
+		as(t, visitor, func() { fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		to := &unix.SockaddrInet6{Port: listener.Addr().(*net.TCPAddr).Port, Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}
+		if err := unix.Connect(fd, to); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		server, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		l := make()
+		defer l.close()
+		if got := l.peer(server); got != uidPeer(visitor) {
+			t.Errorf("peer %q", got)
+		}
+	}
+}
