@@ -24,14 +24,15 @@ const (
 	userWatchShare = 4
 )
 
-// shares divides the watches among the owners of directories. The zero shares have none.
+// shares divide what there is so much of, such as watches, among the owners of directories.
 type shares struct {
-	most  int // of all users together
+	most  int // for all users together
 	all   int
 	users map[uint32]int
 }
 
-func newShares() shares {
+// watchShares returns the shares of the watches that the kernel gives to root.
+func watchShares() shares {
 	most := 8192
 	text, err := os.ReadFile("/proc/sys/fs/inotify/max_user_watches")
 	if n, bad := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && bad == nil {
@@ -40,12 +41,12 @@ func newShares() shares {
 	return shares{most: most / userWatchShare, users: map[uint32]int{}}
 }
 
-// room reports whether one more directory of a user may be watched; root's always may.
+// room reports whether there is some for one more directory of a user. For root there is.
 func (s *shares) room(uid uint32) bool {
 	return uid == 0 || s.users[uid] < maxUserWatches && s.all < s.most
 }
 
-// count notes n watches more on directories of a user.
+// count notes that n directories more of a user have theirs.
 func (s *shares) count(uid uint32, n int) {
 	if uid == 0 {
 		return

@@ -4,6 +4,7 @@ package watcher
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -71,7 +72,7 @@ func TestManyDirectoriesOfAUser(t *testing.T) {
 
 // TestAllUsersShareWatches: users together leave root most of the watches.
 func TestAllUsersShareWatches(t *testing.T) {
-	s := newShares()
+	s := watchShares()
 	s.most = 2*maxUserWatches + 1
 	for uid := range uint32(4) {
 		for s.room(uid) && s.users[uid] < 2*maxUserWatches && uid > 0 {
@@ -84,5 +85,33 @@ func TestAllUsersShareWatches(t *testing.T) {
 	s.count(1, -maxUserWatches)
 	if _, there := s.users[1]; there || !s.room(4) {
 		t.Errorf("watches by user: %v", s.users)
+	}
+}
+
+// TestServicesOfAUser: services that a user made, and removed again, do not keep the watcher
+// from remembering those of the host that hold containers.
+func TestServicesOfAUser(t *testing.T) {
+	need.Root(t)
+	root := newCgroup(t, hierarchies(t)["v2"])
+	const uid = 61_290
+	makeDirs(t, root+"/user")
+	check(t, os.Chown(root+"/user", uid, uid))
+	tree := newTree(root, nil, newSkips(slog.New(slog.DiscardHandler)))
+	const batch = 500
+	for from := 0; from <= maxOpened; from += batch {
+		for i := range batch {
+			makeDirs(t, fmt.Sprintf("%s/user/%d.service/%s", root, from+i, hexID(from+i)))
+		}
+		check(t, tree.walk())
+		for i := range batch {
+			service := fmt.Sprintf("%s/user/%d.service", root, from+i)
+			removeDirs(t, service+"/"+hexID(from+i), service)
+		}
+		check(t, tree.walk())
+	}
+	makeDirs(t, root+"/host.service/"+hexID(1))
+	check(t, tree.walk())
+	if !tree.leaf("/user") && tree.leaf("/host.service") {
+		t.Errorf("a service of the host is not remembered, and %d are", len(tree.opened))
 	}
 }

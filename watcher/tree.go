@@ -39,8 +39,9 @@ type tree struct {
 	shares     shares             // of the watches
 	containers map[string]found
 	closed     map[string]*peeked
-	opened     map[string]bool // a service stays open for when it is started again
-	index      index           // the directories that one of these has
+	opened     map[string]uint32 // by path, its owner; the host's services stay open for when they are started again
+	openings   shares            // of those
+	index      index             // the directories that one of these has
 	skips      *skips
 	changes    []Event // not yet delivered
 	unwatched  error   // why directories are not watched, of the last walk
@@ -69,7 +70,8 @@ const (
 	// one: what was made in it may not have been there for the first.
 	newPeeks = 2
 
-	// maxOpened bounds what services that are gone leave behind.
+	// maxOpened bounds what the host's services that are gone leave behind. Those of users
+	// leave nothing, and while they are there have at most half of it.
 	maxOpened = 10_000
 )
 
@@ -79,10 +81,11 @@ func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 		patterns:   patterns,
 		skips:      skips,
 		watched:    map[string]watched{},
-		shares:     newShares(),
+		shares:     watchShares(),
 		containers: map[string]found{},
 		closed:     map[string]*peeked{},
-		opened:     map[string]bool{},
+		opened:     map[string]uint32{},
+		openings:   shares{most: maxOpened / 2, users: map[uint32]int{}},
 		index:      index{},
 	}
 }
@@ -173,17 +176,22 @@ func (t *tree) inode(dir string) uint64 {
 func (t *tree) leaf(dir string) bool {
 	around := "/"
 	if c, ok := Identify(dir, t.patterns); ok {
-		if !t.opened[c.Cgroup] {
+		if !t.isOpen(c.Cgroup) {
 			return true
 		}
 		around = c.Cgroup
 	}
 	for ; len(dir) > len(around); dir = path.Dir(dir) {
-		if isLeafUnit(path.Base(dir)) && !t.opened[dir] {
+		if isLeafUnit(path.Base(dir)) && !t.isOpen(dir) {
 			return true
 		}
 	}
 	return false
+}
+
+func (t *tree) isOpen(dir string) bool {
+	_, open := t.opened[dir]
+	return open
 }
 
 func isLeafUnit(name string) bool {
@@ -220,31 +228,6 @@ func (t *tree) stat(dir string) (unix.Stat_t, error) {
 // one that goes away meanwhile gives ENODEV.
 func vanished(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
-}
-
-// meet takes note of a container.
-func (t *tree) meet(c Container, st unix.Stat_t) {
-	if _, known := t.containers[c.Cgroup]; known {
-		return
-	}
-	c.CreatedAt = createdAt(st)
-	t.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
-	t.index.add(c.Cgroup)
-	t.changes = append(t.changes, ContainerStarted{c})
-	for dir := path.Dir(c.Cgroup); dir != "/"; dir = path.Dir(dir) {
-		if _, container := t.containers[dir]; container || isLeafUnit(path.Base(dir)) {
-			t.open(dir)
-		}
-	}
-}
-
-// open has a directory watched like those that were never closed, once it is visited.
-func (t *tree) open(dir string) {
-	delete(t.closed, dir)
-	if len(t.opened) < maxOpened {
-		t.opened[dir] = true
-		t.index.add(dir)
-	}
 }
 
 // close has a directory peeked into.
@@ -301,8 +284,9 @@ func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
 		if p := t.closed[d]; p != nil && lost(d, p.inode) {
 			delete(t.closed, d)
 		}
-		if t.opened[d] && path.Ext(d) != ".service" && lost(d, 0) {
+		if uid, ok := t.opened[d]; ok && (uid != 0 || path.Ext(d) != ".service") && lost(d, 0) {
 			delete(t.opened, d)
+			t.openings.count(uid, -1)
 		}
 		if f, ok := t.containers[d]; ok && lost(d, f.inode) {
 			t.changes = append(t.changes, ContainerStopped{ID: f.ID, Cgroup: d})
@@ -316,5 +300,5 @@ func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
 func (t *tree) knows(dir string) bool {
 	_, watched := t.watched[dir]
 	_, container := t.containers[dir]
-	return watched || container || t.opened[dir] || t.closed[dir] != nil
+	return watched || container || t.isOpen(dir) || t.closed[dir] != nil
 }

@@ -43,9 +43,9 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	inside := leaf
 	switch {
 	case container:
-		leaf = !v.opened[dir]
+		leaf = !v.isOpen(dir)
 	case !inside:
-		leaf = isLeafUnit(path.Base(dir)) && !v.opened[dir]
+		leaf = isLeafUnit(path.Base(dir)) && !v.isOpen(dir)
 	}
 	closed := leaf && (container || !inside)
 	if closed {
@@ -66,7 +66,7 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	if v.children(dir, leaf) && v.watch(dir, st.Ino) {
 		v.children(dir, leaf)
 	}
-	if closed && v.opened[dir] {
+	if closed && v.isOpen(dir) {
 		v.watch(dir, st.Ino)
 		v.children(dir, false)
 	}
@@ -117,6 +117,36 @@ func (v *visit) watch(dir string, inode uint64) bool {
 func (v *visit) skip(dir string, err error) {
 	if err != nil && !vanished(err) {
 		v.skipped[dir] = cause(err)
+	}
+}
+
+// meet takes note of a container.
+func (v *visit) meet(c Container, st unix.Stat_t) {
+	if _, known := v.containers[c.Cgroup]; known {
+		return
+	}
+	c.CreatedAt = createdAt(st)
+	v.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
+	v.index.add(c.Cgroup)
+	v.changes = append(v.changes, ContainerStarted{c})
+	for dir := path.Dir(c.Cgroup); dir != "/"; dir = path.Dir(dir) {
+		if _, container := v.containers[dir]; container || isLeafUnit(path.Base(dir)) {
+			v.open(dir)
+		}
+	}
+}
+
+// open makes a directory one that is watched like those that were never closed, once it is
+// visited.
+func (v *visit) open(dir string) {
+	delete(v.closed, dir)
+	if v.isOpen(dir) {
+		return
+	}
+	if uid := v.ownerOf(dir).uid; v.openings.room(uid) && len(v.opened) < maxOpened {
+		v.opened[dir] = uid
+		v.openings.count(uid, 1)
+		v.index.add(dir)
 	}
 }
 

@@ -213,23 +213,56 @@ func less(v bpf.Volume, by Volume) bpf.Volume {
 	}
 }
 
+// maxEnded is how many stopped containers are remembered. Users can make a thousand in a second,
+// by directories of the shape of one. A host that starts one every 17 s has so many in a day.
+const maxEnded = 5000
+
 // Expire drops the containers that stopped longer ago than the retention, are not
-// counted any more, and are in the ledger. It returns their ids.
+// counted any more, and are in the ledger. Of more than [maxEnded] it drops the others, too:
+// first those that were never counted, then those that stopped first. It returns their ids.
 func (a *Accounts) Expire() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var gone []string
 	before := a.Now().Add(-a.Retention())
+	var ended []*account
 	for id, c := range a.containers {
-		if c.State == Stopped && c.stopped.Before(before) && !c.counting() && (!a.Kept || c.isWritten()) {
+		switch {
+		case c.State != Stopped || c.counting() || a.Kept && !c.isWritten() && !c.leavesNothing():
+		case c.stopped.Before(before):
 			delete(a.containers, id)
 			gone = append(gone, id)
+		default:
+			ended = append(ended, c)
 		}
+	}
+	slices.SortFunc(ended, (*account).compareEnd)
+	for _, c := range ended[:max(0, len(ended)-maxEnded)] {
+		delete(a.containers, c.ID)
+		gone = append(gone, c.ID)
 	}
 	_ = a.releaseDiscarded() // one that stays is given up at the next start
 	a.orphans = slices.DeleteFunc(a.orphans, func(o orphan) bool { return o.at.Before(before) })
 	return gone
 }
+
+// compareEnd returns a negative number if c is to be dropped before another one.
+func (c *account) compareEnd(other *account) int {
+	if c.isBlank() != other.isBlank() {
+		if c.isBlank() {
+			return -1
+		}
+		return 1
+	}
+	return c.stopped.Compare(other.stopped)
+}
+
+// isBlank reports whether a container was never counted, in none of its lives that are known.
+func (c *account) isBlank() bool { return len(c.tallies) == 0 && c.cgroup == nil }
+
+// leavesNothing reports whether the ledger need not know that a container has stopped: it
+// was never counted, and is not in there.
+func (c *account) leavesNothing() bool { return c.written == nil && c.isBlank() }
 
 func (c *account) counting() bool {
 	for _, t := range c.tallies {

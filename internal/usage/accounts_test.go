@@ -237,7 +237,10 @@ func TestExpireWaitsForLedger(t *testing.T) {
 		a.Start(Container{ID: id})
 		a.Recall(id, nil)
 	}
+	open(t, a, 7, "veth7")
+	assign(t, a, 7, "never written", "eth0")
 	a.Written(slices.DeleteFunc(a.Pending(true), func(r Record) bool { return r.ID == "never written" }))
+	closeInterface(t, a, 7)
 	for id := range a.Running() {
 		a.Stop(id)
 	}

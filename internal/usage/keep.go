@@ -139,13 +139,14 @@ func (a *Accounts) Recall(id string, kept *Record) {
 }
 
 // Pending returns the records that differ from what was last written; every one, if all
-// is set. Those that the ledger was not asked about yet are left out: it may know more.
+// is set. Those that the ledger was not asked about yet are left out: it may know more. So are
+// those that have ended without being counted, of which users can make any number.
 func (a *Accounts) Pending(all bool) []Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var pending []Record
 	for _, c := range a.containers {
-		if c.unrecalled {
+		if c.unrecalled || c.State == Stopped && c.leavesNothing() {
 			continue
 		}
 		r := a.record(c)
