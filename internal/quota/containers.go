@@ -30,7 +30,7 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 	k.check = e.checks
 	if !k.goneAt.IsZero() {
 		k.goneAt, k.firstAt = time.Time{}, e.reckoned
-		e.markContainer(k)
+		e.dirty.markContainer(k)
 	}
 	if k.version == 0 && (c.Name == "" || c.Name == c.ID) && now.Sub(k.firstAt) < nameWithin && now.Sub(k.firstAt) >= 0 {
 		return // it gets its name in a moment
@@ -54,20 +54,20 @@ func (e *Engine) count(k *container, total numbers, source string, age time.Dura
 		e.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
 		growth = numbers{}
 		k.last, k.source = total, source
-		e.markContainer(k)
+		e.dirty.markContainer(k)
 	}
 	k.source = source
 	if growth == (numbers{}) {
 		return
 	}
 	k.last = total
-	e.markContainer(k)
+	e.dirty.markContainer(k)
 	for _, st := range k.feeds {
 		if n := st.rule.span.of(growth); n > 0 {
 			st.add(n)
 			st.tick = usage.Add(st.tick, n)
 			e.touch(st)
-			e.mark(st)
+			e.dirty.mark(st)
 		}
 	}
 }
@@ -77,7 +77,7 @@ func (e *Engine) connect(k *container, c *usage.Container, source string, total 
 	met := !k.known
 	if met {
 		k.known, k.last, k.source = true, total, source
-		e.markContainer(k)
+		e.dirty.markContainer(k)
 	}
 	before := k.feeds
 	k.feeds = nil
@@ -117,7 +117,7 @@ func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now
 	}
 	st.add(n)
 	e.touch(st)
-	e.mark(st)
+	e.dirty.mark(st)
 }
 
 // ownerHas says whether the container that owns the interfaces of another one's network is
@@ -145,14 +145,14 @@ func (e *Engine) rename(before []*state, k *container, to *state) {
 		return
 	}
 	from := before[i]
-	for _, a := range slices.Clone(e.firing[from]) {
+	for _, a := range e.book.of(from) {
 		e.resolve(a, e.last)
 	}
 	to.merge(from)
 	from.used = 0
 	e.drop(from)
 	e.touch(to)
-	e.mark(to)
+	e.dirty.mark(to)
 }
 
 func (e *Engine) leave(states []*state) {
@@ -209,13 +209,13 @@ func (e *Engine) depart(now time.Time) {
 			k.goneAt = now
 			e.leave(k.feeds)
 			k.feeds, k.version = nil, 0
-			e.markContainer(k)
+			e.dirty.markContainer(k)
 			if !k.known {
 				delete(e.containers, id)
 			}
 		case k.goneAt.After(now): // by a clock that was ahead
 			k.goneAt = now
-			e.markContainer(k)
+			e.dirty.markContainer(k)
 		case now.Sub(k.goneAt) > forgetAfter:
 			e.forgetContainer(k)
 		}

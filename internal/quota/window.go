@@ -106,5 +106,5 @@ func (st *state) advance(to int64) {
 // were of the time to come.
 func (e *Engine) moveWindow(st *state, to int64) {
 	*st.window = st.window.moved(to)
-	e.mark(st)
+	e.dirty.mark(st)
 }
