@@ -3,6 +3,7 @@
 package quota
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"os"
@@ -26,6 +27,7 @@ type earlierWrite struct {
 type earlier struct {
 	documents map[string][]byte
 	said      []string                   // "id state", as quota's documents had it
+	number    map[string]uint64          // of what was said
 	taken     map[string]map[string]bool // "id state", by notifier
 	noted     map[string]map[string]bool // of those, what the documents know
 }
@@ -35,12 +37,13 @@ func (e *earlier) write(t *testing.T, w earlierWrite) {
 	for key, value := range w.Put {
 		e.documents[prefix+key] = value
 		if strings.HasPrefix(key, alertPrefix) && w.Kind == "quota" {
-			var a Alert
+			var a savedAlert
 			if err := json.Unmarshal(value, &a); err != nil {
 				t.Fatal(err)
 			}
 			if said := a.ID + " " + a.State; !slices.Contains(e.said, said) {
 				e.said = append(e.said, said)
+				e.number[said] = a.Sequence
 			}
 		}
 	}
@@ -114,7 +117,7 @@ func TestUpgrade(t *testing.T) {
 	if err := json.Unmarshal(text, &writes); err != nil {
 		t.Fatal(err)
 	}
-	e := &earlier{documents: map[string][]byte{}, taken: map[string]map[string]bool{}, noted: map[string]map[string]bool{}}
+	e := &earlier{documents: map[string][]byte{}, number: map[string]uint64{}, taken: map[string]map[string]bool{}, noted: map[string]map[string]bool{}}
 	for n, w := range writes {
 		e.write(t, w)
 		b := e.bench(t)
@@ -140,6 +143,10 @@ func TestUpgrade(t *testing.T) {
 					t.Errorf("after write %d: %s is told %s after its end", n, name, said)
 				}
 			}
+			began := slices.DeleteFunc(slices.Clone(got), func(said string) bool { return strings.HasSuffix(said, Resolved) })
+			if !slices.IsSortedFunc(began, func(x, y string) int { return cmp.Compare(e.number[x], e.number[y]) }) {
+				t.Errorf("after write %d: %s is told in another order: %q", n, name, began)
+			}
 			if len(slices.Compact(slices.Sorted(slices.Values(got)))) != len(got) {
 				t.Errorf("after write %d: %s is told twice: %q", n, name, got)
 			}
@@ -162,6 +169,27 @@ func TestUpgrade(t *testing.T) {
 	}
 	if removed := "msg=\"notifier removed\" notifier=gone dropped="; !strings.Contains(e.log(t), removed) {
 		t.Errorf("nothing says that deliveries were dropped:\n%s", e.log(t))
+	}
+}
+
+// What an earlier version was killed with between two queues: an end that was handed to none.
+func TestUpgradeOfOwedEnd(t *testing.T) {
+	for owed, want := range map[bool][]string{true: {"m web 50 resolved"}, false: nil} {
+		b := newBench(t, monthly())
+		b.pass(0)
+		a := Alert{ID: "x", Quota: "m", Key: "web", Level: "50", State: Resolved, StartsAt: noon, EndsAt: noon, Notifiers: []string{"ops", "gone"}}
+		b.store.documents[alertKey("x")], _ = json.Marshal(struct {
+			Alert
+			Sequence uint64 `json:"sequence"`
+			Owed     bool   `json:"owed,omitempty"`
+		}{a, 7, owed})
+		b.restart()
+		b.pass(0)
+		same(t, b.took(), want)
+		same(t, b.store.saves, 2+len(want)) // the second has it in this version's words, the third no delivery
+		b.restart()
+		b.pass(0)
+		same(t, b.took(), []string(nil))
 	}
 }
 

@@ -177,6 +177,61 @@ func TestAlertmanagerKnowsLabels(t *testing.T) {
 	}
 }
 
+// Of two alerts with the same labels the one that fires is told, also if it is older.
+func TestAlertmanagerFiringWins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, managed("m"))
+		m := b.catch("m")
+		stop := b.run()
+		newer := firing("newer", "m")
+		newer.Level, newer.StartsAt = "older", start.Add(time.Minute)
+		b.Send(firing("older", "m"))
+		b.Send(newer)
+		time.Sleep(firesAtLeast + time.Second)
+		newer.State, newer.EndsAt = quota.Resolved, start.Add(time.Hour)
+		b.Send(newer)
+		before := len(m.said())
+		time.Sleep(10 * firesAtLeast)
+		stop()
+		told := m.said()[before:]
+		if diff := cmp.Diff([]string{"older firing"}, slices.Compact(told)); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
+		if len(told) < 9 {
+			t.Errorf("told %d times in ten minutes", len(told))
+		}
+	})
+}
+
+// Nothing is left of alerts that are over, whether they were told or another took their place.
+func TestAlertmanagerForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, managed("m"))
+		w := &worker{config: b.configs[0], target: &receiver{}, source: b.box, log: b.options.Log, series: &series{}, now: time.Now}
+		m := newManager(w, b.options)
+		for n := range 3 { // with the same labels
+			a := firing(fmt.Sprint(n), "m")
+			a.Level, a.StartsAt = "x", start.Add(time.Duration(n)*time.Second)
+			b.Send(a)
+			m.round(t.Context())
+			a.State, a.EndsAt = quota.Resolved, a.StartsAt
+			b.Send(a)
+			m.round(t.Context())
+		}
+		for range 20 {
+			time.Sleep(time.Minute)
+			m.round(t.Context())
+		}
+		for n := range 3 {
+			b.box.forget(fmt.Sprint(n))
+		}
+		m.round(t.Context())
+		if len(m.reports) > 0 {
+			t.Errorf("%d reports are left", len(m.reports))
+		}
+	})
+}
+
 // A hundred alerts are one request; if it is refused for one of them, the others are
 // told one by one.
 func TestAlertmanagerBatches(t *testing.T) {
