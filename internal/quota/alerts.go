@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -57,6 +58,17 @@ func (b *book) active(st *state, level string) *entry {
 // of returns the alerts of a key that fire, which may be resolved meanwhile.
 func (b *book) of(st *state) []*entry { return slices.Clone(b.firing[st]) }
 
+// levels counts the first levels of a key that fire.
+func (b *book) levels(st *state) (n uint8) {
+	for _, percent := range st.rule.AlertAt {
+		if b.active(st, strconv.Itoa(percent)) == nil {
+			break
+		}
+		n++
+	}
+	return n
+}
+
 // begin takes in an alert that fires from now on.
 func (b *book) begin(a *entry, st *state, notifiers []string, now time.Time) {
 	b.byID[a.ID] = a
@@ -64,7 +76,7 @@ func (b *book) begin(a *entry, st *state, notifiers []string, now time.Time) {
 	b.note(a, now)
 	a.fired = a.sequence
 	b.address(a, notifiers, now)
-	b.said = append(b.said, a.Alert)
+	b.say(a)
 }
 
 // end takes note that an alert of a key, nil if that is gone, is over.
@@ -79,7 +91,13 @@ func (b *book) end(a *entry, st *state, when, now time.Time) {
 		b.out.add(name, a.Alert)
 	}
 	a.deliveredTo = nil
+	b.say(a)
+}
+
+// say logs a change of an alert, which the check that runs returns.
+func (b *book) say(a *entry) {
 	b.said = append(b.said, a.Alert)
+	b.out.log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", a.Used, "limit", a.Limit)
 }
 
 // note numbers a change of an alert.

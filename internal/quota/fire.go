@@ -38,7 +38,6 @@ func (e *Engine) fire(st *state, level string, now time.Time) {
 	e.measure(a, st, now)
 	a.Summary = summary(a, st)
 	e.book.begin(a, st, r.Notify, now)
-	e.logAlert(a)
 }
 
 func alertID(quota, key string, began time.Time, level string) string {
@@ -67,11 +66,6 @@ func (e *Engine) resolve(a *entry, when time.Time) {
 		e.measure(a, st, when)
 	}
 	e.book.end(a, st, when, e.now)
-	e.logAlert(a)
-}
-
-func (e *Engine) logAlert(a *entry) {
-	e.Log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", a.Used, "limit", a.Limit)
 }
 
 func (e *Engine) resolveLevel(st *state, level string, when time.Time) {

@@ -138,23 +138,25 @@ func (k *keeper) stop() {
 	if k.busy {
 		k.done(<-k.results)
 	}
-	k.Flush()
+	k.flush()
 	k.publish(everything)
 }
 
 // Flush saves everything. Call it when Run has returned and nobody acknowledges deliveries any
 // more, so that none is told again after the next start. A store that fails is logged.
-func (e *Engine) Flush() {
-	e.mu.Lock()
-	b, loaded := e.collect(true), e.loaded
-	e.mu.Unlock()
+func (e *Engine) Flush() { (&keeper{Engine: e}).flush() }
+
+func (k *keeper) flush() {
+	k.mu.Lock()
+	b, loaded := k.collect(true), k.loaded
+	k.mu.Unlock()
 	if !loaded || len(b.put)+len(b.drop) == 0 {
 		return
 	}
-	if err := e.Store.Save(b.put, b.drop); err != nil {
-		e.Log.Error("quotas are not kept on disk", "err", err)
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		e.putBack(b)
+	if err := k.Store.Save(b.put, b.drop); err != nil {
+		k.Log.Error("quotas are not kept on disk", "err", err)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.putBack(b)
 	}
 }

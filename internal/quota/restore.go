@@ -165,6 +165,6 @@ func (e *restorer) restoreFiring() {
 		}
 	}
 	for st := range e.book.firing {
-		e.relevel(st)
+		st.level = e.book.levels(st)
 	}
 }

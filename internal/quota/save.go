@@ -137,7 +137,7 @@ type batch struct {
 
 // collect returns what is to be saved: alerts and deliveries, and with all set everything. It
 // is taken for saved from then on.
-func (e *Engine) collect(all bool) *batch {
+func (e *keeper) collect(all bool) *batch {
 	b := &batch{all: all, put: map[string][]byte{}}
 	e.book.take(b)
 	e.outbox.take(b)
@@ -179,7 +179,7 @@ func (b *batch) add(key string, value any) {
 }
 
 // putBack lets what could not be saved be saved later.
-func (e *Engine) putBack(b *batch) {
+func (e *keeper) putBack(b *batch) {
 	for _, a := range b.alerts {
 		e.book.mark(a)
 	}

@@ -287,7 +287,7 @@ func (e *Engine) reconcile(st *state, now time.Time) {
 	if rearmed && r.Rate == nil {
 		st.epoch = now.UnixNano()
 	}
-	e.relevel(st)
+	st.level = e.book.levels(st)
 	e.touch(st)
 	e.dirty.mark(st)
 }
@@ -305,15 +305,4 @@ func (e *Engine) holds(st *state, a *entry, now time.Time) bool {
 	percent, err := strconv.Atoi(a.Level)
 	i := slices.Index(r.AlertAt, percent)
 	return err == nil && i >= 0 && st.used >= r.thresholds[i]
-}
-
-// relevel counts the first levels that fire.
-func (e *Engine) relevel(st *state) {
-	st.level = 0
-	for _, percent := range st.rule.AlertAt {
-		if e.book.active(st, strconv.Itoa(percent)) == nil {
-			return
-		}
-		st.level++
-	}
 }
