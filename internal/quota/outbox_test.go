@@ -270,3 +270,53 @@ func BenchmarkAdd(b *testing.B) {
 		})
 	}
 }
+
+// Alerts of the time in which the disk could not be read are told once: not again when it can
+// be, also if they are under way then, nor if the earlier process had told them.
+func TestOutboxLoadedLate(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("other"), func(r *Rule) { r.Limit = 2000 }))
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 500)
+	b.pass(time.Second)
+	b.transmit("a1", 300)
+	b.check(time.Second)
+	b.keeper.done(b.begin())
+	same(t, b.took(), []string{"m web 50 firing"})
+	same(t, b.next("ops"), "80 firing") // it waits
+
+	b.store.fail(errDisk)
+	b.restart()
+	b.rules = append(b.rules, monthly(named("new"), every(Lifetime)))
+	b.transmit("a1", 300)
+	b.check(time.Second)
+	b.keeper.retry = time.Time{}
+	b.keeper.step(time.Now())
+	b.keeper.done(<-b.keeper.results)
+	var levels []string
+	d, ok := b.engine.Next("ops", 0)
+	for ; ok && d.Alert.Quota != "new"; d, ok = b.engine.Next("ops", 0) {
+		levels = append(levels, d.Alert.Quota+" "+d.Alert.Level)
+		b.engine.Done(d, false)
+	}
+	same(t, d.Alert.Quota+" "+d.Alert.Level, "new 50") // and is under way
+	b.store.fail(nil)
+	b.keeper.retry = time.Time{}
+	b.keeper.step(time.Now())
+	b.keeper.done(<-b.keeper.results)
+	b.engine.Done(d, false)
+	b.check(time.Second)
+	b.save()
+	for _, a := range b.sent {
+		levels = append(levels, a.Quota+" "+a.Level)
+	}
+	counts := map[string]int{}
+	for _, level := range levels {
+		counts[level]++
+	}
+	same(t, counts["m 100"], 1)
+	if counts["m 80"] == 0 || counts["other 50"] != 1 {
+		t.Errorf("told %v", counts)
+	}
+	same(t, b.kept(deliveryPrefix), []string(nil))
+}

@@ -250,7 +250,7 @@ func TestMetrics(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(b.Metrics()...)
 	want := `
-# HELP nettally_notify_dropped_total Alerts that were given up: a notifier refused them for good, or too many were waiting for it.
+# HELP nettally_notify_dropped_total Alerts that were given up: a notifier refused them for good, failed for an hour on them alone, or too many were waiting for it.
 # TYPE nettally_notify_dropped_total counter
 nettally_notify_dropped_total{notifier="a"} 0
 nettally_notify_dropped_total{notifier="m"} 0

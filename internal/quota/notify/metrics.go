@@ -35,7 +35,7 @@ func newMetrics(source Source) *metrics {
 		failures: desc("failures_total",
 			"Attempts to tell a notifier that failed. The alerts are tried again, but for those that are dropped."),
 		dropped: desc("dropped_total",
-			"Alerts that were given up: a notifier refused them for good, or too many were waiting for it."),
+			"Alerts that were given up: a notifier refused them for good, failed for an hour on them alone, or too many were waiting for it."),
 		queue: desc("queue", "Alerts that a notifier is still to be told."),
 	}
 }
