@@ -19,6 +19,8 @@ const (
 	bytesMax   = 80 << 20
 	// shedEvery is how often the log says that deliveries were dropped.
 	shedEvery = time.Minute
+	// goneMax bounds the keys that are to be deleted while the disk fails.
+	goneMax = 2 * waitingMax
 )
 
 // Means is how a notifier is told.
@@ -39,7 +41,8 @@ type Delivery struct {
 	Alert    Alert
 	Number   uint64 // ascending over all deliveries, over restarts too
 
-	queued *Delivery // the one that this is a copy of
+	queued  *Delivery // the one that this is a copy of
+	written bool      // it may be on disk
 }
 
 func (d *Delivery) key() string {
@@ -68,7 +71,7 @@ type outbox struct {
 	// ready is the number up to which all is on disk, or has waited for the disk for long
 	// enough. What is above it is told nobody.
 	ready   uint64
-	fresh   []*Delivery   // not written yet
+	fresh   []*Delivery   // those that wait and are not written yet, in order
 	gone    []string      // keys of documents to delete
 	changed chan struct{} // closed at the next change
 	acks    chan struct{} // holds a token while there may be documents to delete
@@ -142,23 +145,36 @@ func (o *outbox) Changed() <-chan struct{} {
 	return o.changed
 }
 
-func (q *queue) find(number uint64) (int, bool) {
-	if len(q.waiting) > 0 && q.waiting[0].Number >= number { // nearly always
-		return 0, q.waiting[0].Number == number
+func (q *queue) find(number uint64) (int, bool) { return find(q.waiting, number) }
+
+// find returns where the first delivery is whose number is not below another.
+func find(in []*Delivery, number uint64) (int, bool) {
+	if len(in) > 0 && in[0].Number >= number { // nearly always
+		return 0, in[0].Number == number
 	}
-	return slices.BinarySearchFunc(q.waiting, number, func(d *Delivery, n uint64) int { return cmp.Compare(d.Number, n) })
+	return slices.BinarySearchFunc(in, number, func(d *Delivery, n uint64) int { return cmp.Compare(d.Number, n) })
+}
+
+// cut takes one out. It is nearly always the first.
+func cut(from []*Delivery, i int) []*Delivery {
+	if i > 0 {
+		return slices.Delete(from, i, i+1)
+	}
+	from[0] = nil
+	return from[1:]
 }
 
 // remove takes a delivery out, on disk too. The caller holds mu.
 func (o *outbox) remove(q *queue, i int) {
 	d := q.waiting[i]
 	q.bytes -= d.size()
-	o.gone = append(o.gone, d.key())
-	if i == 0 {
-		q.waiting[0] = nil
-		q.waiting = q.waiting[1:]
-	} else {
-		q.waiting = slices.Delete(q.waiting, i, i+1)
+	q.waiting = cut(q.waiting, i)
+	if at, found := find(o.fresh, d.Number); found {
+		o.fresh = cut(o.fresh, at)
+	}
+	// While the disk fails, what was in vain to be written is hardly there.
+	if d.written && len(o.gone) < goneMax {
+		o.gone = append(o.gone, d.key())
 	}
 	select {
 	case o.acks <- struct{}{}:
@@ -274,25 +290,27 @@ func (o *outbox) take(b *batch) {
 	defer o.mu.Unlock()
 	b.sequence = o.number
 	b.gone, o.gone = o.gone, nil
-	gone := map[string]bool{}
-	for _, key := range b.gone {
-		gone[key] = true
+	b.drop = slices.Clip(b.gone)
+	b.deliveries, o.fresh = o.fresh, nil
+	for _, d := range b.deliveries {
+		d.written = true
+		b.add(d.key(), d.Alert)
 	}
-	for _, d := range o.fresh {
-		if !gone[d.key()] {
-			b.deliveries = append(b.deliveries, d)
-			b.add(d.key(), d.Alert)
-		}
-	}
-	o.fresh = nil
-	b.drop = append(b.drop, b.gone...)
 }
 
 // putBack lets what could not be written be written later.
 func (o *outbox) putBack(b *batch) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.fresh = append(b.deliveries, o.fresh...)
+	acknowledged := func(d *Delivery) bool {
+		q := o.queues[d.Notifier]
+		if q == nil {
+			return true
+		}
+		_, waits := q.find(d.Number)
+		return !waits
+	}
+	o.fresh = append(slices.DeleteFunc(b.deliveries, acknowledged), o.fresh...)
 	o.gone = append(b.gone, o.gone...)
 }
 
@@ -325,12 +343,14 @@ func (o *outbox) restore(saved []*Delivery, last uint64, known func(id string) b
 	for _, q := range queued {
 		for _, d := range q.waiting {
 			d.Number += last
+			d.written = false
 			if !known(d.Alert.ID) {
 				o.fresh = append(o.fresh, d)
 				o.push(d)
 			}
 		}
 	}
+	slices.SortFunc(o.fresh, func(a, b *Delivery) int { return cmp.Compare(a.Number, b.Number) })
 	o.number += last
 	o.ready += last
 	o.wake()

@@ -252,6 +252,32 @@ func TestOutboxIsBounded(t *testing.T) {
 	}
 }
 
+// While the disk fails, what was told leaves nothing behind but a bounded number of keys.
+func TestOutboxIsBoundedWhileDiskFails(t *testing.T) {
+	o := newOutbox(slog.New(slog.DiscardHandler))
+	o.route(map[string]Means{"n": ByDelivery})
+	for i := range goneMax + 1000 {
+		o.add("n", Alert{ID: fmt.Sprint(i)})
+		o.publish(everything)
+		if i%2 == 0 { // a save that fails, once with an acknowledgement in between
+			b := &batch{put: map[string][]byte{}}
+			o.take(b)
+			if i%4 == 0 {
+				d, _ := o.Next("n", 0)
+				o.Done(d, false)
+			}
+			o.putBack(b)
+		}
+		for d, ok := o.Next("n", 0); ok; d, ok = o.Next("n", 0) {
+			o.Done(d, false)
+		}
+	}
+	same(t, len(o.fresh), 0)
+	if len(o.gone) > goneMax {
+		t.Errorf("%d keys are kept", len(o.gone))
+	}
+}
+
 // BenchmarkAdd is a change of an alert, while nothing or very much waits.
 func BenchmarkAdd(b *testing.B) {
 	for _, waiting := range []int{0, waitingMax} {

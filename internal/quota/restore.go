@@ -110,7 +110,7 @@ func (e *restorer) restoreDelivery(name string, value []byte) error {
 	if err != nil {
 		return err
 	}
-	d := &Delivery{Notifier: notifier, Number: number}
+	d := &Delivery{Notifier: notifier, Number: number, written: true}
 	if err := json.Unmarshal(value, &d.Alert); err != nil {
 		return err
 	}

@@ -181,7 +181,9 @@ func (b *batch) add(key string, value any) {
 // putBack lets what could not be saved be saved later.
 func (e *keeper) putBack(b *batch) {
 	for _, a := range b.alerts {
-		e.book.mark(a)
+		if e.book.byID[a.ID] == a { // otherwise it was forgotten meanwhile
+			e.book.mark(a)
+		}
 	}
 	e.outbox.putBack(b)
 	for _, r := range b.rules {

@@ -83,7 +83,7 @@ func TestAlertmanagerSeesWhatItMissed(t *testing.T) {
 func TestAlertmanagerAfterRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, managed("m"))
-		m := b.catch("m")
+		b.catch("m")
 		stop := b.run()
 		now := func(a quota.Alert) quota.Alert { a.StartsAt = time.Now(); return a }
 		b.Send(now(firing("old", "m")))
@@ -95,7 +95,7 @@ func TestAlertmanagerAfterRestart(t *testing.T) {
 		b.Send(late)
 		time.Sleep(10 * time.Second)
 		b.restart()
-		m = b.catch("m")
+		m := b.catch("m")
 		stop = b.run()
 		synctest.Wait()
 		wantSaid(t, m, "old resolved", "late firing")
