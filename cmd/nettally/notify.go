@@ -34,6 +34,18 @@ func notifiers(config *configs.Config) []notify.Config {
 	return all
 }
 
+// means are how the notifiers of a configuration are told.
+func means(config *configs.Config) map[string]quota.Means {
+	all := map[string]quota.Means{}
+	for _, n := range config.Notifiers {
+		all[n.Name] = quota.ByDelivery
+		if n.Alertmanager != nil {
+			all[n.Name] = quota.ByState
+		}
+	}
+	return all
+}
+
 // generatorURL is where people read more of an alert, as far as we know: our own page.
 func generatorURL(config *configs.Config) string {
 	if config.Exporter.Listen == "" {

@@ -208,22 +208,21 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		d.log.Error("read what was counted before", "err", err)
 	}
 	d.accounts.Restore(records)
+	var rules ruleCache // of the engine's lock
+	d.quotas = quota.New(quota.Options{
+		Rules:     func() []quota.Rule { return rules.of(d.config.Load()) },
+		Notifiers: func() map[string]quota.Means { return means(d.config.Load()) },
+		Store:     d.ledger.Documents("quota", "notify"),
+		Clock:     d.clock,
+		Log:       d.log,
+	})
 	d.notify = notify.New(notify.Options{
 		Notifiers:    func() []notify.Config { return notifiers(d.config.Load()) },
-		Store:        d.ledger.Documents("notify"),
+		Source:       d.quotas,
 		TimeOfDay:    func() (time.Time, bool) { now := d.clock.Look(); return now.Now, now.State == wallclock.Agrees },
 		Log:          d.log,
 		GeneratorURL: generatorURL(d.config.Load()),
 		Version:      buildInfo().Version,
-	})
-	var rules ruleCache // of the engine's lock
-	d.quotas = quota.New(quota.Options{
-		Rules:   func() []quota.Rule { return rules.of(d.config.Load()) },
-		Store:   d.ledger.Documents("quota"),
-		Notify:  d.notify.Send,
-		Started: d.notify.Reconcile,
-		Clock:   d.clock,
-		Log:     d.log,
 	})
 	return nil
 }
@@ -349,10 +348,10 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
-	// What quotas say in the end is to be taken in.
+	// What quotas say in the end is to be told, and that it was is to be saved.
 	told, done := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
-	group.Go(func() error { return d.notify.Run(told) })
+	group.Go(func() error { defer d.quotas.Flush(); return d.notify.Run(told) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 

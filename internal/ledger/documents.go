@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -36,8 +37,9 @@ CREATE TABLE documents (
 // They are kept in memory too: when the file is lost, or damaged, the next save puts
 // back what had been in it.
 type Documents struct {
-	ledger *Ledger
-	kind   string
+	ledger  *Ledger
+	kind    string
+	earlier []string
 
 	// What follows belongs to who has the ledger's disk.
 	saved  map[string][]byte // what is on the disk
@@ -45,8 +47,21 @@ type Documents struct {
 }
 
 // Documents returns the documents of a kind. It opens nothing.
-func (l *Ledger) Documents(kind string) *Documents {
-	return &Documents{ledger: l, kind: kind, saved: map[string][]byte{}}
+//
+// Documents of earlier kinds, which an earlier version kept, are among them: their keys begin
+// with that kind and a slash. So they can be replaced in one transaction.
+func (l *Ledger) Documents(kind string, earlier ...string) *Documents {
+	return &Documents{ledger: l, kind: kind, earlier: earlier, saved: map[string][]byte{}}
+}
+
+// place returns the kind and the key that a key stands for.
+func (d *Documents) place(key string) (kind, rest string) {
+	for _, kind := range d.earlier {
+		if rest, ok := strings.CutPrefix(key, kind+"/"); ok {
+			return kind, rest
+		}
+	}
+	return d.kind, key
 }
 
 // Load returns all documents of the kind by their keys. Of a ledger that does not exist
@@ -76,7 +91,11 @@ func (d *Documents) load(ctx context.Context) (map[string][]byte, error) {
 		if _, err = d.ledger.look(ctx, f.lookup); err != nil {
 			return err
 		}
-		found, err = loadDocuments(ctx, f.lookup, d.kind)
+		found = map[string][]byte{}
+		err = loadDocuments(ctx, f.lookup, d.kind, "", found)
+		for _, kind := range d.earlier {
+			err = cmp.Or(err, loadDocuments(ctx, f.lookup, kind, kind+"/", found))
+		}
 		return err
 	})
 	if err != nil {
@@ -86,22 +105,22 @@ func (d *Documents) load(ctx context.Context) (map[string][]byte, error) {
 	return found, nil
 }
 
-func loadDocuments(ctx context.Context, db queryer, kind string) (map[string][]byte, error) {
+// loadDocuments adds the documents of a kind to those that were found, with a prefix.
+func loadDocuments(ctx context.Context, db queryer, kind, prefix string, found map[string][]byte) error {
 	rows, err := db.QueryContext(ctx, "SELECT key, value FROM documents WHERE kind = ?", kind)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer rows.Close()
-	found := map[string][]byte{}
 	for rows.Next() {
 		var key string
 		var value []byte
 		if err := rows.Scan(&key, &value); err != nil {
-			return nil, err
+			return err
 		}
-		found[key] = value
+		found[prefix+key] = value
 	}
-	return found, rows.Err()
+	return rows.Err()
 }
 
 // Save writes documents and deletes others, all of it or nothing. After a power cut it is
@@ -161,7 +180,8 @@ func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte
 	}
 	defer gone.Close()
 	for _, key := range drop {
-		if _, err := gone.ExecContext(ctx, d.kind, key); err != nil {
+		kind, key := d.place(key)
+		if _, err := gone.ExecContext(ctx, kind, key); err != nil {
 			return err
 		}
 	}
@@ -175,7 +195,8 @@ func (d *Documents) write(ctx context.Context, tx *sql.Tx, put map[string][]byte
 		if value == nil {
 			value = []byte{} // which SQLite would take for NULL
 		}
-		if _, err := set.ExecContext(ctx, d.kind, key, value); err != nil {
+		kind, key := d.place(key)
+		if _, err := set.ExecContext(ctx, kind, key, value); err != nil {
 			return err
 		}
 	}

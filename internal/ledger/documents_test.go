@@ -55,6 +55,25 @@ func TestDocuments(t *testing.T) {
 	same(t, b.documents("notify"), map[string]string{"a": "other"})
 }
 
+// Documents of an earlier kind can be read, and replaced in one transaction.
+func TestDocumentsOfEarlierKind(t *testing.T) {
+	b := newBench(t)
+	put(t, b.Documents("quota"), "a", "1")
+	put(t, b.Documents("notify"), "hook/a", "2", "hook/b", "3")
+	b.restart()
+	d := b.Documents("quota", "notify")
+	found, err := d.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, found, map[string][]byte{"a": []byte("1"), "notify/hook/a": []byte("2"), "notify/hook/b": []byte("3")})
+	if err := d.Save(map[string][]byte{"c": []byte("4")}, []string{"notify/hook/a", "a"}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, b.documents("quota"), map[string]string{"c": "4"})
+	same(t, b.documents("notify"), map[string]string{"hook/b": "3"})
+}
+
 // A ledger of the version before documents gets the table and keeps the rest.
 func TestDocumentsInOlderLedger(t *testing.T) {
 	b := newBench(t)

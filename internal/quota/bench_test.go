@@ -93,7 +93,7 @@ func BenchmarkSave(b *testing.B) {
 		c.use(0, 1)
 		c.check(time.Second)
 		b.StartTimer()
-		batch := c.engine.collect(true)
+		batch := c.keeper.collect(true)
 		b.StopTimer()
 		size := 0
 		for key, value := range batch.put {

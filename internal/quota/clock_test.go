@@ -155,7 +155,7 @@ func TestStateOfWrongClock(t *testing.T) {
 		r.start = start
 		_, r.end = r.Period.Bounds(start)
 		r.states["web"].epoch, r.dirty = start.UnixNano(), true
-		b.engine.mark(r.states["web"])
+		b.engine.dirty.mark(r.states["web"])
 		b.save()
 		b.store.mark = wallclock.Mark{Wall: b.store.mark.Wall} // as such a version saved it
 		b.reboot(time.Minute, 0)

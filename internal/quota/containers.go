@@ -9,17 +9,25 @@ import (
 	"github.com/nettally/nettally/internal/usage"
 )
 
+// sighting is a container as one check finds it.
+type sighting struct {
+	*Engine
+	now    time.Time
+	c      *usage.Container
+	k      *container
+	source string
+	total  numbers
+}
+
 // take counts what a container has used since it was last seen.
 func (e *Engine) take(c *usage.Container, now time.Time) {
+	k := e.containers[c.ID]
 	if c.Unrecalled { // its total is not whole
-		if k := e.containers[c.ID]; k != nil && k.goneAt.IsZero() {
+		if k != nil && k.goneAt.IsZero() {
 			k.check = e.checks
 		}
 		return
 	}
-	traffic, source := counted(*c)
-	total := numbersOf(traffic)
-	k := e.containers[c.ID]
 	if k == nil {
 		k = &container{id: c.ID, firstAt: e.reckoned, fresh: e.fresh}
 		e.containers[c.ID] = k
@@ -30,15 +38,17 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 	k.check = e.checks
 	if !k.goneAt.IsZero() {
 		k.goneAt, k.firstAt = time.Time{}, e.reckoned
-		e.markContainer(k)
+		e.dirty.markContainer(k)
 	}
 	if k.version == 0 && (c.Name == "" || c.Name == c.ID) && now.Sub(k.firstAt) < nameWithin && now.Sub(k.firstAt) >= 0 {
 		return // it gets its name in a moment
 	}
+	traffic, source := counted(*c)
+	s := sighting{Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic)}
 	if k.version != e.version || !k.identity.is(c, source) {
-		e.connect(k, c, source, total, now)
+		s.connect()
 	}
-	e.count(k, total, source, k.age(c, source))
+	s.count()
 }
 
 // count adds the growth of a total to the keys it feeds.
@@ -46,85 +56,88 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 // One on the host's network has the numbers of its cgroup from the moment on when it is
 // known to be there, some seconds after it began, and had none at all before: what it has
 // by then, at an age, is its first.
-func (e *Engine) count(k *container, total numbers, source string, age time.Duration) {
-	growth, ok := total.minus(k.last)
-	first := k.source != "" && k.last == (numbers{}) && age < forgetAfter
-	if !ok || source != k.source && !first {
+func (s *sighting) count() {
+	k := s.k
+	growth, ok := s.total.minus(k.last)
+	first := k.source != "" && k.last == (numbers{}) && k.age(s.c, s.source) < forgetAfter
+	if !ok || s.source != k.source && !first {
 		// It never goes back, but with the numbers of another kind.
-		e.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
+		s.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
 		growth = numbers{}
-		k.last, k.source = total, source
-		e.markContainer(k)
+		k.last, k.source = s.total, s.source
+		s.dirty.markContainer(k)
 	}
-	k.source = source
+	k.source = s.source
 	if growth == (numbers{}) {
 		return
 	}
-	k.last = total
-	e.markContainer(k)
+	k.last = s.total
+	s.dirty.markContainer(k)
 	for _, st := range k.feeds {
 		if n := st.rule.span.of(growth); n > 0 {
 			st.add(n)
 			st.tick = usage.Add(st.tick, n)
-			e.touch(st)
-			e.mark(st)
+			s.touch(st)
+			s.dirty.mark(st)
 		}
 	}
 }
 
 // connect finds the keys that a container is counted under from now on.
-func (e *Engine) connect(k *container, c *usage.Container, source string, total numbers, now time.Time) {
+func (s *sighting) connect() {
+	c, k := s.c, s.k
 	met := !k.known
 	if met {
-		k.known, k.last, k.source = true, total, source
-		e.markContainer(k)
+		k.known, k.last, k.source = true, s.total, s.source
+		s.dirty.markContainer(k)
 	}
 	before := k.feeds
 	k.feeds = nil
-	for _, r := range e.ordered {
-		key := r.key(c, source)
-		if key == "" || e.ownerHas(r, c, source, key) {
+	for _, r := range s.ordered {
+		key := r.key(c, s.source)
+		if key == "" || s.ownerHas(r, key) {
 			continue
 		}
 		late := r.states[key] == nil && r.initialFor(c)
-		st := e.state(r, key)
+		st := s.state(r, key)
 		if late {
 			st.add(r.Initial)
 			st.base = usage.Add(st.base, r.Initial)
 		}
-		e.rename(before, k, st)
+		s.rename(before, st)
 		st.members++
 		st.name = c.Name
-		st.source(source)
+		st.source(s.source)
 		k.feeds = append(k.feeds, st)
-		e.join(k, c, st, met, now)
+		s.join(st, met)
 	}
-	e.leave(before)
-	k.version, k.name = e.version, c.Name
-	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, source, c.Shares, c.SharesWith, c.Labels}
+	s.leave(before)
+	k.version, k.name = s.version, c.Name
+	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, s.source, c.Shares, c.SharesWith, c.Labels}
 }
 
 // join adds what a container counted before it fed a key, where that belongs to it.
-func (e *Engine) join(k *container, c *usage.Container, st *state, met bool, now time.Time) {
-	r, n := st.rule, st.rule.span.of(k.last)
+func (s *sighting) join(st *state, met bool) {
+	r, k := st.rule, s.k
+	n := r.span.of(k.last)
 	switch {
-	case met && !k.fresh && k.age(c, k.source) < forgetAfter:
+	case met && !k.fresh && k.age(s.c, k.source) < forgetAfter:
 		// All of it is news: one that we have forgotten was counted before that.
-	case (r.isNew || met && k.fresh) && belongs(r, c, k.source, now):
+	case (r.isNew || met && k.fresh) && belongs(r, s.c, k.source, s.now):
 		st.base = usage.Add(st.base, n) // the time it took is not known to the projection
 	default:
 		return
 	}
 	st.add(n)
-	e.touch(st)
-	e.mark(st)
+	s.touch(st)
+	s.dirty.mark(st)
 }
 
 // ownerHas says whether the container that owns the interfaces of another one's network is
 // counted under the same key: what both use is in its numbers.
-func (e *Engine) ownerHas(r *rule, c *usage.Container, source, key string) bool {
-	owner := e.containers[c.SharesWith]
-	if source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
+func (s *sighting) ownerHas(r *rule, key string) bool {
+	owner := s.containers[s.c.SharesWith]
+	if s.source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
 		return false
 	}
 	i := owner.identity
@@ -132,27 +145,27 @@ func (e *Engine) ownerHas(r *rule, c *usage.Container, source, key string) bool 
 	return r.key(&as, sourceInterface) == key
 }
 
+// rename moves what a container used while it had no name to its name.
+func (s *sighting) rename(before []*state, to *state) {
+	i := slices.IndexFunc(before, func(st *state) bool { return st.rule == to.rule })
+	if i < 0 || before[i] == to || to.rule.Per != PerName || before[i].key != s.k.id {
+		return
+	}
+	from := before[i]
+	for _, a := range s.book.of(from) {
+		s.resolve(a, s.last)
+	}
+	to.merge(from)
+	from.used = 0
+	s.drop(from)
+	s.touch(to)
+	s.dirty.mark(to)
+}
+
 // initialFor says whether a key that a container has made comes late: it was there when the
 // rule began, in the running period, and had no name yet or was not found.
 func (r *rule) initialFor(c *usage.Container) bool {
 	return !r.isNew && r.Initial > 0 && c.StartedAt.Before(r.began) && (!r.Period.calendar() || !r.began.Before(r.start))
-}
-
-// rename moves what a container used while it had no name to its name.
-func (e *Engine) rename(before []*state, k *container, to *state) {
-	i := slices.IndexFunc(before, func(st *state) bool { return st.rule == to.rule })
-	if i < 0 || before[i] == to || to.rule.Per != PerName || before[i].key != k.id {
-		return
-	}
-	from := before[i]
-	for _, a := range slices.Clone(e.firing[from]) {
-		e.resolve(a, e.last)
-	}
-	to.merge(from)
-	from.used = 0
-	e.drop(from)
-	e.touch(to)
-	e.mark(to)
 }
 
 func (e *Engine) leave(states []*state) {
@@ -209,13 +222,13 @@ func (e *Engine) depart(now time.Time) {
 			k.goneAt = now
 			e.leave(k.feeds)
 			k.feeds, k.version = nil, 0
-			e.markContainer(k)
+			e.dirty.markContainer(k)
 			if !k.known {
 				delete(e.containers, id)
 			}
 		case k.goneAt.After(now): // by a clock that was ahead
 			k.goneAt = now
-			e.markContainer(k)
+			e.dirty.markContainer(k)
 		case now.Sub(k.goneAt) > forgetAfter:
 			e.forgetContainer(k)
 		}

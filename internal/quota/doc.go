@@ -44,8 +44,10 @@
 //
 // Usage is saved every ten seconds, together with the totals that it was made of. What
 // was counted since the last save is found again as the difference to the totals then,
-// so nothing is lost and nothing counted twice by a kill at any time. An alert is
-// saved before it is handed over, and saved as handed over afterwards: a kill in between
-// has it handed over again, with the same id. A disk that fails delays an alert by half
-// a second and stops nothing.
+// so nothing is lost and nothing counted twice by a kill at any time.
+//
+// An alert is saved with one delivery for each notifier in one transaction, and told
+// afterwards, as [Engine.Next] and [Engine.Firing] say. Deliveries are deleted once they are
+// acknowledged: a kill in between makes one told again, with the same id. A disk that fails
+// delays an alert by half a second and stops nothing.
 package quota

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -35,18 +34,14 @@ type store interface {
 	Save(put map[string][]byte, drop []string) error
 }
 
-// Options is what an engine works with. All but Started are needed.
+// Options is what an engine works with. All are needed.
 type Options struct {
 	// Rules returns the rules in force, checked, with names of their own. It is called
 	// at each check, and returns the same slice while nothing has changed.
 	Rules func() []Rule
 	Store store
-	// Notify is handed each alert that fired or was resolved, once and in order, and one that
-	// fires again if its rule names other notifiers. It must not block.
-	Notify func(Alert)
-	// Started is told once what fires, when an earlier process's state is loaded and usage
-	// was looked at. It must not block.
-	Started func(firing []Alert)
+	// Notifiers returns how each notifier is told. It is called at each check, after Rules.
+	Notifiers func() map[string]Means
 	// Clock says what time it is, and whether to trust it. It must know when Store was last
 	// written once that is loaded.
 	Clock *wallclock.Clock
@@ -56,6 +51,7 @@ type Options struct {
 // Engine counts usage against rules. It is safe for concurrent use.
 type Engine struct {
 	Options
+	*outbox
 
 	mu         sync.Mutex
 	loaded     bool // what was saved is known
@@ -65,8 +61,7 @@ type Engine struct {
 	rules      map[string]*rule
 	ordered    []*rule // those of current
 	containers map[string]*container
-	alerts     map[string]*entry   // by id
-	firing     map[*state][]*entry // those of alerts that fire
+	book       book
 	hot        map[*state]struct{} // rates that are above their bound, or fire
 	touched    []*state            // used something since the last check
 	checks     uint64              // so far
@@ -76,9 +71,6 @@ type Engine struct {
 	reckoned   time.Time           // now, by last and the time since boot alone
 	read       time.Time           // the counters were, when rates were measured last
 	measured   uint64              // the check that did that
-	sequence   uint64              // of the last change of an alert
-	outbox     []parcel            // still to be handed over
-	changed    []Alert             // by the check that runs
 	dirty      changes
 }
 
@@ -129,7 +121,7 @@ func (i *identity) is(c *usage.Container, source string) bool {
 
 // New returns an engine that knows nothing yet.
 func New(o Options) *Engine {
-	e := &Engine{Options: o}
+	e := &Engine{Options: o, outbox: newOutbox(o.Log)}
 	e.clear()
 	return e
 }
@@ -137,10 +129,9 @@ func New(o Options) *Engine {
 func (e *Engine) clear() {
 	e.rules, e.ordered = map[string]*rule{}, nil
 	e.containers = map[string]*container{}
-	e.alerts = map[string]*entry{}
-	e.firing = map[*state][]*entry{}
+	e.book = newBook(e.outbox)
 	e.hot = map[*state]struct{}{}
-	e.touched, e.outbox, e.current, e.dirty = nil, nil, nil, changes{}
+	e.touched, e.current, e.dirty = nil, nil, changes{}
 	e.last, e.read, e.fresh = time.Time{}, time.Time{}, true
 	e.version++
 }
@@ -155,15 +146,9 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 	k.load()
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
-	started := e.Started
 	for {
 		if !e.idle() {
 			e.Check(snapshot())
-		}
-		// While what was saved is not known, nobody knows what fires.
-		if started != nil && e.knows() {
-			started(e.firingNow())
-			started = nil
 		}
 		k.step(time.Now())
 		for waiting := true; waiting; {
@@ -175,7 +160,10 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 				k.done(r)
 				k.step(time.Now())
 			case <-k.patience():
-				k.deliver(everything)
+				k.publish(everything)
+				k.waits = time.Time{}
+			case <-k.acks:
+				k.step(time.Now())
 			case <-tick.C:
 				waiting = false
 			}
@@ -193,38 +181,32 @@ func (e *Engine) idle() bool {
 	}
 	clock := e.Clock.Look()
 	e.now, e.lastBoot = clock.Now, clock.Boot
+	e.route(e.Notifiers())
 	e.rest()
 	return true
 }
 
-// knows says whether what was saved is known.
-func (e *Engine) knows() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.loaded
-}
-
-// firingNow returns the alerts that fire.
-func (e *Engine) firingNow() []Alert {
-	return slices.DeleteFunc(e.Alerts(), func(a Alert) bool { return a.State != Firing })
-}
-
 // Check counts what containers have used since the last check, and returns the alerts
 // that fired or were resolved by that, in order. Rates are measured by the snapshot's times,
-// which should have a monotonic reading, as time.Now has. It touches no store and hands
-// nothing over: that is Run's.
+// which should have a monotonic reading, as time.Now has. It touches no store, and
+// nobody is told: that is Run's.
 func (e *Engine) Check(snap usage.Snapshot) []Alert {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	clock := e.Clock.Look()
 	now := clock.Now
 	e.checks++
-	e.now, e.changed, e.reckoned = now, nil, now
+	e.now, e.book.said, e.reckoned = now, nil, now
 	if !e.last.IsZero() {
 		e.reckoned = e.last.Add(clock.Boot - e.lastBoot)
 	}
 	e.lastBoot = clock.Boot
-	e.adopt(e.Rules(), now)
+	rules := e.Rules()
+	rerouted := e.route(e.Notifiers())
+	e.adopt(rules, now)
+	if rerouted {
+		e.readdress(now)
+	}
 	if len(e.rules) == 0 {
 		e.rest()
 		return nil
@@ -248,10 +230,12 @@ func (e *Engine) Check(snap usage.Snapshot) []Alert {
 	}
 	e.settle(now, read)
 	if e.checks%pruneEvery == 0 {
-		e.prune()
+		for _, id := range e.book.prune(now) {
+			e.dirty.drop(alertKey(id))
+		}
 	}
 	e.last, e.fresh = now, false
-	return e.changed
+	return e.book.said
 }
 
 // rest forgets containers while there are no rules, so that nothing is saved for nobody.
@@ -333,8 +317,17 @@ func (e *Engine) adoptOne(next *Rule, now time.Time) {
 		}
 	}
 	for _, st := range r.states {
-		for _, a := range e.firing[st] {
-			e.readdress(a, now)
+		for _, a := range e.book.of(st) {
+			e.book.address(a, r.Notify, now)
+		}
+	}
+}
+
+// readdress looks at all that fires again, once there are other notifiers.
+func (e *Engine) readdress(now time.Time) {
+	for st, alerts := range e.book.firing {
+		for _, a := range alerts {
+			e.book.address(a, st.rule.Notify, now)
 		}
 	}
 }
@@ -357,71 +350,6 @@ func (e *Engine) forget(r *rule) {
 	e.version++ // feeds lead to its states
 }
 
-// turn ends a period that is over, and moves windows on. A clock that is not trusted ends no
-// period, so that it forgives nothing. Windows go on with the time that has passed since it was.
-func (e *Engine) turn(r *rule, clock wallclock.Look) {
-	now := clock.Now
-	switch {
-	case r.Period.Every == Rolling:
-		e.turnWindows(r, now)
-	case r.Rate == nil && r.Period.calendar() && clock.State == wallclock.Agrees:
-		e.turnPeriod(r, now)
-	}
-	if r.dropped.After(now) { // by a clock that was ahead
-		r.dropped, r.dirty = now, true
-	}
-	dormant := !r.dropped.IsZero() && !r.Period.calendar() && now.Sub(r.dropped) > dormantFor
-	if dormant {
-		e.forget(r)
-	}
-}
-
-func (e *Engine) turnPeriod(r *rule, now time.Time) {
-	start, end := r.Period.Bounds(now)
-	switch {
-	case !now.Before(r.end):
-		if !r.dropped.IsZero() {
-			e.forget(r)
-			return
-		}
-		e.endPeriod(r)
-		r.start, r.end, r.dirty = latest(start, r.end), end, true
-		for _, st := range r.states {
-			e.beginPeriod(st)
-		}
-	case now.Add(end.Sub(start)).Before(r.start):
-		e.Log.Warn("a period was begun with a clock that was ahead by more than a period; it ends with the calendar's next",
-			"quota", r.Name, "began", r.start, "ends", end)
-		r.start, r.end, r.dirty = now, end, true
-		for _, st := range r.states {
-			st.epoch, st.since = now.UnixNano(), now.UnixNano()
-			st.base = st.used
-			e.touch(st)
-			e.mark(st)
-		}
-	}
-}
-
-func (e *Engine) endPeriod(r *rule) {
-	for _, st := range r.states {
-		for _, a := range slices.Clone(e.firing[st]) {
-			e.resolve(a, r.end)
-		}
-	}
-}
-
-// beginPeriod lets a key begin anew, or go if nobody has it any more.
-func (e *Engine) beginPeriod(st *state) {
-	if st.members == 0 && st.rule.Per != PerAll {
-		e.drop(st)
-		return
-	}
-	delete(e.hot, st)
-	// What is saved says which period it is of, so this need not be.
-	st.used, st.base, st.level, st.projection = 0, 0, 0, notProjected
-	st.since, st.epoch = st.rule.start.UnixNano(), st.rule.start.UnixNano()
-}
-
 // begin adds what new rules are to begin with, once the keys are there.
 func (e *Engine) begin() {
 	for _, r := range e.rules {
@@ -435,7 +363,7 @@ func (e *Engine) begin() {
 				st.base = usage.Add(st.base, r.Initial)
 			}
 			e.touch(st)
-			e.mark(st)
+			e.dirty.mark(st)
 		}
 	}
 }

@@ -5,40 +5,11 @@ package quota
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/docker/go-units"
 )
-
-// resolvedMax is how many resolved alerts are remembered, to be looked up.
-const resolvedMax = 1000
-
-// entry is an alert as it is known.
-type entry struct {
-	Alert
-	sequence uint64 // of its last change
-	owed     bool   // that change is still to be handed over
-	dirty    bool
-}
-
-// parcel is a change of an alert that is to be handed over.
-type parcel struct {
-	Alert
-	of       *entry
-	sequence uint64
-}
-
-// active returns the alert of a level that fires, or nil.
-func (e *Engine) active(st *state, level string) *entry {
-	for _, a := range e.firing[st] {
-		if a.Level == level {
-			return a
-		}
-	}
-	return nil
-}
 
 // fire says that a level was reached, unless it fires. What fires again, as in a period that
 // a clock that was ahead had begun before, is another alert.
@@ -46,7 +17,7 @@ func (e *Engine) fire(st *state, level string, now time.Time) {
 	r := st.rule
 	a := &entry{Alert: Alert{
 		Quota: r.Name, Key: st.key, Level: level, State: Firing, StartsAt: now.Round(0),
-		Unit: r.unit(), Labels: st.labels(), Notifiers: slices.Clone(r.Notify),
+		Unit: r.unit(), Labels: st.labels(),
 	}}
 	began := a.StartsAt
 	if r.Rate == nil && r.Period.Every != Rolling {
@@ -56,19 +27,17 @@ func (e *Engine) fire(st *state, level string, now time.Time) {
 	if r.Rate == nil && r.Period.calendar() {
 		a.PeriodEnd = r.end.Round(0)
 	}
-	if e.active(st, level) != nil {
+	if e.book.active(st, level) != nil {
 		return
 	}
 	a.ID = alertID(r.Name, st.key, began, level)
-	for e.alerts[a.ID] != nil {
+	for e.book.byID[a.ID] != nil {
 		began = began.Add(1)
 		a.ID = alertID(r.Name, st.key, began, level)
 	}
 	e.measure(a, st, now)
-	a.Summary = e.summary(a, st)
-	e.alerts[a.ID] = a
-	e.firing[st] = append(e.firing[st], a)
-	e.tell(a)
+	a.Summary = summary(a, st)
+	e.book.begin(a, st, r.Notify, now)
 }
 
 func alertID(quota, key string, began time.Time, level string) string {
@@ -91,21 +60,16 @@ func (e *Engine) measure(a *entry, st *state, now time.Time) {
 
 // resolve says that an alert is over.
 func (e *Engine) resolve(a *entry, when time.Time) {
-	r := e.rules[a.Quota]
-	if r != nil && r.states[a.Key] != nil {
-		st := r.states[a.Key]
+	var st *state
+	if r := e.rules[a.Quota]; r != nil && r.states[a.Key] != nil {
+		st = r.states[a.Key]
 		e.measure(a, st, when)
-		e.firing[st] = slices.DeleteFunc(e.firing[st], func(other *entry) bool { return other == a })
-		if len(e.firing[st]) == 0 {
-			delete(e.firing, st)
-		}
 	}
-	a.State, a.EndsAt = Resolved, latest(when, a.StartsAt).Round(0)
-	e.tell(a)
+	e.book.end(a, st, when, e.now)
 }
 
 func (e *Engine) resolveLevel(st *state, level string, when time.Time) {
-	if a := e.active(st, level); a != nil {
+	if a := e.book.active(st, level); a != nil {
 		e.resolve(a, when)
 	}
 }
@@ -113,7 +77,7 @@ func (e *Engine) resolveLevel(st *state, level string, when time.Time) {
 // resolveAll resolves all alerts of a rule.
 func (e *Engine) resolveAll(r *rule, now time.Time) {
 	for _, st := range r.states {
-		for _, a := range slices.Clone(e.firing[st]) {
+		for _, a := range e.book.of(st) {
 			e.resolve(a, now)
 		}
 		st.level, st.projection = 0, notProjected
@@ -122,39 +86,6 @@ func (e *Engine) resolveAll(r *rule, now time.Time) {
 		}
 		delete(e.hot, st)
 	}
-}
-
-// tell has a change of an alert handed over.
-func (e *Engine) tell(a *entry) {
-	e.owe(a)
-	e.outbox = append(e.outbox, parcel{a.Alert, a, a.sequence})
-	e.changed = append(e.changed, a.Alert)
-	e.Log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", a.Used, "limit", a.Limit)
-}
-
-// owe has an alert saved, as one that is still to be handed over.
-func (e *Engine) owe(a *entry) {
-	e.sequence++
-	a.sequence, a.owed = e.sequence, true
-	e.dirty.alert(a)
-}
-
-// readdress has an alert that fires go to the notifiers that its rule names now. To those
-// that it names no more it is over, since nobody would tell them later.
-func (e *Engine) readdress(a *entry, now time.Time) {
-	named := e.rules[a.Quota].Notify
-	if slices.Equal(a.Notifiers, named) {
-		return
-	}
-	end := a.Alert
-	end.State, end.EndsAt = Resolved, latest(now, a.StartsAt).Round(0)
-	end.Notifiers = slices.DeleteFunc(slices.Clone(a.Notifiers), func(name string) bool { return slices.Contains(named, name) })
-	a.Notifiers = slices.Clone(named)
-	e.owe(a)
-	if len(end.Notifiers) > 0 {
-		e.outbox = append(e.outbox, parcel{end, a, a.sequence})
-	}
-	e.outbox = append(e.outbox, parcel{a.Alert, a, a.sequence})
 }
 
 // labels are what is known of a key, beside the quota and the key.
@@ -175,7 +106,7 @@ func (st *state) labels() map[string]string {
 }
 
 // summary is the alert in one line for people.
-func (e *Engine) summary(a *entry, st *state) string {
+func summary(a *entry, st *state) string {
 	r, who := st.rule, st.key
 	switch {
 	case r.Per == PerContainer && st.name != "" && st.name != st.key:
@@ -216,22 +147,4 @@ func Amount(n float64, unit string) string {
 		return units.CustomSize("%.4g%s", n, 1000, []string{"bit", "kbit", "Mbit", "Gbit", "Tbit"}) + per
 	}
 	return fmt.Sprintf("%.4g %s%s", n, what, per)
-}
-
-// prune forgets resolved alerts, the oldest first.
-func (e *Engine) prune() {
-	var old []*entry
-	for _, a := range e.alerts {
-		if a.State == Resolved && !a.owed {
-			old = append(old, a)
-		}
-	}
-	if len(old) <= resolvedMax {
-		return
-	}
-	slices.SortFunc(old, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
-	for _, a := range old[:len(old)-resolvedMax] {
-		delete(e.alerts, a.ID)
-		e.dirty.drop(alertKey(a.ID))
-	}
 }

@@ -91,6 +91,7 @@ type bench struct {
 	rules      []Rule
 	containers []usage.Container
 	sent       []Alert
+	means      map[string]Means
 	asked      int // for usage, by Run
 	log        bytes.Buffer
 }
@@ -98,7 +99,8 @@ type bench struct {
 func newBench(t testing.TB, rules ...Rule) *bench {
 	b := &bench{
 		t: t, store: &memory{documents: map[string][]byte{}}, now: noon, rules: rules,
-		host: host{booted: noon.Add(-time.Hour), boots: 1},
+		host:  host{booted: noon.Add(-time.Hour), boots: 1},
+		means: map[string]Means{"ops": ByDelivery, "pager": ByDelivery, "am": ByState},
 	}
 	b.restart()
 	return b
@@ -130,10 +132,13 @@ func (b *bench) restart() {
 			b.beside(func() { rules = b.rules })
 			return rules
 		},
-		Store:  b.store,
-		Notify: func(a Alert) { b.sent = append(b.sent, a) },
-		Clock:  clock,
-		Log:    log,
+		Notifiers: func() (means map[string]Means) {
+			b.beside(func() { means = b.means })
+			return means
+		},
+		Store: b.store,
+		Clock: clock,
+		Log:   log,
 	})
 	b.keeper = &keeper{Engine: b.engine, results: make(chan result, 1)}
 	b.keeper.load()
@@ -183,18 +188,25 @@ func (b *bench) transmit(id string, n uint64) {
 // check lets time pass, checks, and does not save.
 func (b *bench) check(d time.Duration) []Alert {
 	b.now = b.now.Add(d)
-	alerts := b.engine.Check(usage.Snapshot{TakenAt: b.now, Containers: slices.Clone(b.containers)})
-	if b.engine.loaded {
-		b.keeper.deliver(0)
-	}
-	return alerts
+	return b.engine.Check(usage.Snapshot{TakenAt: b.now, Containers: slices.Clone(b.containers)})
 }
 
-// save saves, and hands over what is to be handed over.
+// save saves, delivers, and saves what that has acknowledged.
 func (b *bench) save() {
 	b.keeper.due = time.Time{}
 	for b.keeper.step(time.Now()); b.keeper.busy; b.keeper.step(time.Now()) {
 		b.keeper.done(<-b.keeper.results)
+		b.deliver()
+	}
+}
+
+// deliver delivers what may be told to all that are told by delivery.
+func (b *bench) deliver() {
+	for _, name := range []string{"ops", "pager"} {
+		for d, ok := b.engine.Next(name, 0); ok; d, ok = b.engine.Next(name, 0) {
+			b.sent = append(b.sent, d.Alert)
+			b.engine.Done(d, false)
+		}
 	}
 }
 
@@ -222,7 +234,7 @@ func said(alerts []Alert) (lines []string) {
 	return lines
 }
 
-// took returns what was handed over since the last time.
+// took returns what was delivered since the last time.
 func (b *bench) took() []string {
 	lines := said(b.sent)
 	b.sent = nil

@@ -4,7 +4,6 @@ package quota
 
 import (
 	"math"
-	"slices"
 	"time"
 )
 
@@ -18,14 +17,17 @@ const (
 	patience = 500 * time.Millisecond
 )
 
-// keeper saves, and hands alerts over, for one Run.
+// everything is a number above all that are drawn.
+const everything = math.MaxUint64
+
+// keeper saves, and lets alerts be told, for one Run.
 type keeper struct {
 	*Engine
 	results chan result
 	busy    bool
 	due     time.Time // usage is to be saved
 	retry   time.Time // what was saved is to be loaded again
-	since   time.Time // something is in the outbox; zero while nothing is
+	waits   time.Time // since when an alert waits for the disk; zero while none does
 	trouble string
 }
 
@@ -43,12 +45,12 @@ func (k *keeper) load() {
 	k.done(result{documents: documents, err: err})
 }
 
-// step begins what is due after a check.
+// step begins what is due after a check, or an acknowledgement.
 func (k *keeper) step(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.outbox) > 0 && k.since.IsZero() {
-		k.since = now
+	if ready, last := k.upTo(); last > ready && k.waits.IsZero() {
+		k.waits = now
 	}
 	switch {
 	case k.busy:
@@ -65,14 +67,14 @@ func (k *keeper) step(now time.Time) {
 
 // save begins a save if there is something to be saved now.
 func (k *keeper) save(now time.Time) {
-	urgent := !now.Before(k.due)
+	all := !now.Before(k.due)
 	for _, r := range k.rules {
-		urgent = urgent || r.dirty && k.trouble == ""
+		all = all || r.dirty && k.trouble == ""
 	}
-	if !urgent && (len(k.dirty.alerts) == 0 || k.trouble != "") {
+	if !all && (k.trouble != "" || len(k.book.dirty) == 0 && !k.outbox.dirty()) {
 		return
 	}
-	b := k.collect(urgent)
+	b := k.collect(all)
 	if len(b.put) == 0 && len(b.drop) == 0 {
 		return
 	}
@@ -87,9 +89,10 @@ func (k *keeper) save(now time.Time) {
 // done takes note of what became of a load or a save.
 func (k *keeper) done(r result) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.busy = false
 	if r.batch == nil && r.err == nil {
-		k.restore(r.documents)
+		(&restorer{Engine: k.Engine}).restore(r.documents)
 	}
 	if r.batch != nil && r.err != nil {
 		k.putBack(r.batch)
@@ -98,13 +101,13 @@ func (k *keeper) done(r result) {
 		k.due = time.Now().Add(max(saveInterval, saveShare*r.took))
 	}
 	k.tellTrouble(r.err)
-	k.mu.Unlock()
 	switch {
 	case r.err != nil:
-		k.deliver(everything)
+		k.publish(everything)
 	case r.batch != nil:
-		k.deliver(r.batch.sequence)
+		k.publish(r.batch.sequence)
 	}
+	k.waits = time.Time{} // what came meanwhile begins to wait: the disk answers
 }
 
 func (k *keeper) tellTrouble(err error) {
@@ -124,54 +127,36 @@ func (k *keeper) tellTrouble(err error) {
 
 // patience ends when alerts have waited long enough for being saved.
 func (k *keeper) patience() <-chan time.Time {
-	if k.since.IsZero() {
+	if k.waits.IsZero() {
 		return nil
 	}
-	return time.After(time.Until(k.since.Add(patience)))
+	return time.After(time.Until(k.waits.Add(patience)))
 }
 
-const everything = math.MaxUint64
-
-// deliver hands over what is in the outbox, up to a sequence.
-func (k *keeper) deliver(upTo uint64) {
-	k.mu.Lock()
-	n := 0
-	for n < len(k.outbox) && k.outbox[n].sequence <= upTo {
-		n++
-	}
-	parcels := k.outbox[:n:n]
-	k.outbox = slices.Clone(k.outbox[n:])
-	if len(k.outbox) == 0 {
-		k.since = time.Time{}
-	}
-	k.mu.Unlock()
-	for _, p := range parcels {
-		k.Notify(p.Alert)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, p := range parcels {
-		if p.of.sequence == p.sequence {
-			p.of.owed = false
-			k.dirty.alert(p.of)
-		}
-	}
-}
-
-// stop saves everything, once what is under way has ended.
+// stop saves everything, once what is under way has ended, and lets it be told.
 func (k *keeper) stop() {
 	if k.busy {
 		k.done(<-k.results)
 	}
-	k.deliver(everything)
+	k.flush()
+	k.publish(everything)
+}
+
+// Flush saves everything. Call it when Run has returned and nobody acknowledges deliveries any
+// more, so that none is told again after the next start. A store that fails is logged.
+func (e *Engine) Flush() { (&keeper{Engine: e}).flush() }
+
+func (k *keeper) flush() {
 	k.mu.Lock()
-	b := k.collect(true)
-	loaded := k.loaded
+	b, loaded := k.collect(true), k.loaded
 	k.mu.Unlock()
-	if !loaded {
+	if !loaded || len(b.put)+len(b.drop) == 0 {
 		return
 	}
 	if err := k.Store.Save(b.put, b.drop); err != nil {
 		k.Log.Error("quotas are not kept on disk", "err", err)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.putBack(b)
 	}
 }

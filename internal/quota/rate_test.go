@@ -300,3 +300,25 @@ func TestProjection(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// A level of a window that is only just not reached any more goes on firing: it would fire again
+// and again otherwise.
+func TestRollingDoesNotFlap(t *testing.T) {
+	b := newBench(t, rolling(time.Hour))
+	b.pass(0)
+	b.start("a1", "web")
+	b.transmit("a1", 30)
+	b.pass(time.Second)
+	b.now = b.now.Add(30 * time.Minute)
+	b.transmit("a1", 480)
+	b.pass(time.Second)
+	same(t, said(b.engine.Alerts()), []string{"m web 50 firing"})
+	b.took()
+	b.pass(35 * time.Minute) // 30 have left the window: 480 are 96 % of the level
+	same(t, b.used(), map[string]uint64{"m/web": 480})
+	b.transmit("a1", 30)
+	b.pass(time.Second)
+	same(t, b.took(), []string(nil))
+	b.pass(40 * time.Minute)
+	same(t, b.took(), []string{"m web 50 resolved"})
+}

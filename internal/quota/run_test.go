@@ -14,12 +14,32 @@ import (
 	"github.com/nettally/nettally/internal/usage"
 )
 
-// running runs an engine in a bubble of its own time. The returned function ends it.
+// running runs an engine, and who is told of its alerts, in a bubble of its own time. The
+// returned function ends both.
 func (b *bench) running(sent chan<- Alert) (stop func()) {
-	b.engine.Notify = func(a Alert) { sent <- a }
 	b.host.lives = true
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error, 1)
+	ended, drained := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(drained)
+		for last := false; !last; {
+			changed := b.engine.Changed()
+			select {
+			case <-ended:
+				last = true
+			default:
+			}
+			for d, ok := b.engine.Next("ops", 0); ok; d, ok = b.engine.Next("ops", 0) {
+				sent <- d.Alert
+				b.engine.Done(d, false)
+			}
+			select {
+			case <-changed:
+			case <-ended:
+			}
+		}
+	}()
 	go func() {
 		done <- b.engine.Run(ctx, func() (snap usage.Snapshot) {
 			b.beside(func() {
@@ -34,6 +54,9 @@ func (b *bench) running(sent chan<- Alert) (stop func()) {
 		if err := <-done; err != nil {
 			b.t.Error(err)
 		}
+		close(ended)
+		<-drained
+		b.engine.Flush()
 	}
 }
 
@@ -145,31 +168,6 @@ func TestLoadedLate(t *testing.T) {
 		if levels["new 100 firing"] != levels["new 100 resolved"]+1 {
 			t.Errorf("new 100 does not fire in the end: %v", levels)
 		}
-	})
-}
-
-// What fires is told once what was saved is known: before, alerts that fire would be taken
-// for resolved.
-func TestStartedOnceLoaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, monthly())
-		b.now = time.Now()
-		b.start("a1", "web")
-		b.pass(0)
-		b.transmit("a1", 900)
-		b.pass(time.Second)
-		b.store.fail(errDisk)
-		b.restart()
-		var told [][]string
-		b.engine.Started = func(firing []Alert) { told = append(told, said(firing)) }
-		stop := b.running(make(chan Alert, 10))
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		same(t, told, [][]string(nil))
-		b.store.fail(nil)
-		time.Sleep(30 * time.Second)
-		stop()
-		same(t, told, [][]string{{"m web 50 firing", "m web 80 firing"}})
 	})
 }
 

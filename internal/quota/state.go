@@ -94,12 +94,12 @@ func (e *Engine) state(r *rule, key string) *state {
 
 // drop forgets a key.
 func (e *Engine) drop(st *state) {
-	for _, a := range slices.Clone(e.firing[st]) {
+	for _, a := range e.book.of(st) {
 		e.resolve(a, e.now)
 	}
 	st.gone = true
 	delete(st.rule.states, st.key)
-	delete(e.firing, st)
+	delete(e.book.firing, st)
 	delete(e.hot, st)
 	e.dirty.drop(stateKey(st.rule.Name, st.key))
 }
@@ -193,12 +193,12 @@ func (e *Engine) judgeProjection(st *state, now time.Time) {
 	switch {
 	case st.projection == notProjected && ok && p >= limit:
 		st.projection = projected
-		e.mark(st)
+		e.dirty.mark(st)
 		e.fire(st, LevelProjection, now)
 		e.hot[st] = struct{}{} // it falls while nothing is used
 	case st.projection == projected && ok && p < wellBelow*limit:
 		st.projection = unprojected
-		e.mark(st)
+		e.dirty.mark(st)
 		e.resolveLevel(st, LevelProjection, now)
 		delete(e.hot, st)
 	}
@@ -274,22 +274,22 @@ func (e *Engine) rate(st *state) float64 {
 func (e *Engine) reconcile(st *state, now time.Time) {
 	r := st.rule
 	rearmed := false
-	for _, a := range slices.Clone(e.firing[st]) {
+	for _, a := range e.book.of(st) {
 		if !e.holds(st, a, now) {
 			rearmed = true
 			e.resolve(a, now)
 		}
 	}
-	if e.active(st, LevelProjection) == nil && st.projection != notProjected {
+	if e.book.active(st, LevelProjection) == nil && st.projection != notProjected {
 		st.projection, rearmed = notProjected, true
 		delete(e.hot, st)
 	}
 	if rearmed && r.Rate == nil {
 		st.epoch = now.UnixNano()
 	}
-	e.relevel(st)
+	st.level = e.book.levels(st)
 	e.touch(st)
-	e.mark(st)
+	e.dirty.mark(st)
 }
 
 // holds says whether an alert is still true.
@@ -305,15 +305,4 @@ func (e *Engine) holds(st *state, a *entry, now time.Time) bool {
 	percent, err := strconv.Atoi(a.Level)
 	i := slices.Index(r.AlertAt, percent)
 	return err == nil && i >= 0 && st.used >= r.thresholds[i]
-}
-
-// relevel counts the first levels that fire.
-func (e *Engine) relevel(st *state) {
-	st.level = 0
-	for _, percent := range st.rule.AlertAt {
-		if e.active(st, strconv.Itoa(percent)) == nil {
-			return
-		}
-		st.level++
-	}
 }

@@ -102,16 +102,16 @@ func (e *Engine) status(st *state) Status {
 func (e *Engine) Alerts() []Alert {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	entries := make([]*entry, 0, len(e.alerts))
-	for _, a := range e.alerts {
-		entries = append(entries, a)
-	}
-	slices.SortFunc(entries, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
-	alerts := make([]Alert, len(entries))
-	for i, a := range entries {
-		alerts[i] = a.Alert
-	}
-	return alerts
+	return e.book.list()
+}
+
+// Firing returns what a notifier may know of the alerts that name it: those that fire, and
+// those that ended in the last quarter of an hour, in the order of their last change. Each is as
+// it is on disk, or older than half a second.
+func (e *Engine) Firing(notifier string) []Alert {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.book.standing(notifier, e.now)
 }
 
 // Set says what a key has used in its running period; a limit has it from there. With

@@ -4,7 +4,6 @@ package quota
 
 import (
 	"math"
-	"time"
 
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -61,36 +60,6 @@ func (w *window) sum() (sum uint64) {
 	return sum
 }
 
-// turnWindows begins the next part of a rule's windows when it is time.
-func (e *Engine) turnWindows(r *rule, now time.Time) {
-	n := now.UnixNano() / (int64(r.Period.Window) / buckets)
-	switch {
-	case r.bucket != 0 && n < r.bucket-buckets:
-		e.Log.Warn("a window was filled with a clock that was ahead by more than its length; what is in it goes along", "quota", r.Name)
-		for _, st := range r.states {
-			e.moveWindow(st, n)
-		}
-		r.bucket = n
-		return
-	case n <= r.bucket:
-		return // where the clock was set back, the last part lasts longer
-	}
-	r.bucket = n
-	for _, st := range r.states {
-		if n < st.window.at-buckets {
-			// It was saved before the clock was set back: r.bucket is not known then.
-			e.moveWindow(st, n)
-		}
-		st.advance(n)
-		if st.level > 0 {
-			e.touch(st)
-		}
-		if st.used == 0 && st.members == 0 && st.level == 0 && r.Per != PerAll {
-			e.drop(st)
-		}
-	}
-}
-
 // advance begins another part of a window. Where used is the highest number, it is not known
 // how much more there was.
 func (st *state) advance(to int64) {
@@ -100,11 +69,4 @@ func (st *state) advance(to int64) {
 		return
 	}
 	st.used -= left
-}
-
-// moveWindow has a window end at another part. That is saved: until then it looks as if it
-// were of the time to come.
-func (e *Engine) moveWindow(st *state, to int64) {
-	*st.window = st.window.moved(to)
-	e.mark(st)
 }

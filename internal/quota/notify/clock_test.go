@@ -6,14 +6,15 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 // While the host's clock is not trusted an Alertmanager is not told when an alert ends: it
 // might take that for the past, and the alert for resolved.
 func TestAlertmanagerWithWrongClock(t *testing.T) {
-	b := newBench(t, newMemory(), manager("m"))
-	m := b.queues["m"].target.(*alertmanager)
+	b := newBench(t, managed("m"))
+	m := newTarget(b.configs[0], b.options).(*alertmanager)
 	for _, trusted := range []bool{false, true} {
 		m.options.TimeOfDay = func() (time.Time, bool) { return start, trusted }
 		text, err := json.Marshal(m.postable(firing("80", "m")))
@@ -23,31 +24,29 @@ func TestAlertmanagerWithWrongClock(t *testing.T) {
 	}
 }
 
-// How long ago something was told is kept by the time that is trusted, whatever the clock
-// of this process and of the next one says.
-func TestSinceOverRestart(t *testing.T) {
-	b := newBench(t, newMemory())
-	set := func(now, timeOfDay time.Time) {
-		b.options.Now = func() time.Time { return now }
-		b.options.TimeOfDay = func() (time.Time, bool) { return timeOfDay, false }
-	}
-	wrong := start.AddDate(2, 0, 0)
-	set(wrong, start)
-	kept := b.kept(saved{Since: wrong.Add(-10 * time.Minute)})
-	for name, next := range map[string]struct {
-		now, timeOfDay time.Time
-		ago            time.Duration
-	}{
-		"behind":  {start.AddDate(-2, 0, 0), start.Add(time.Minute), 11 * time.Minute},
-		"right":   {start.Add(time.Minute), start.Add(time.Minute), 11 * time.Minute},
-		"to come": {start, start.Add(-time.Hour), 0},
-	} {
-		set(next.now, next.timeOfDay)
-		if ago := next.now.Sub(b.found(kept).Since); ago != next.ago {
-			t.Errorf("%s: %s ago, want %s", name, ago, next.ago)
-		}
-	}
-	if s := b.found(b.kept(saved{})); !s.Since.IsZero() {
-		t.Errorf("never is %s", s.Since)
+// How long an alert is told as firing goes by the monotonic clock, and not by one that is set.
+func TestAlertmanagerWhileClockIsSet(t *testing.T) {
+	for _, off := range []time.Duration{-2 * 365 * 24 * time.Hour, 2 * 365 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t, managed("m"))
+			began := time.Now()
+			b.options.TimeOfDay = func() (time.Time, bool) {
+				if time.Since(began) < 10*time.Second {
+					return start, false
+				}
+				return start.Add(off), true
+			}
+			m := b.catch("m")
+			stop := b.run()
+			b.Send(firing("50", "m"))
+			time.Sleep(11 * time.Second)
+			b.Send(resolved("50", "m"))
+			time.Sleep(firesAtLeast - 12*time.Second)
+			wantSaid(t, m, "50 firing")
+			time.Sleep(time.Second)
+			synctest.Wait()
+			wantSaid(t, m, "50 firing", "50 resolved")
+			stop()
+		})
 	}
 }

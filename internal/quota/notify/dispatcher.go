@@ -1,38 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package notify tells notifiers about alerts: an Alertmanager, a webhook, a program or
-// the log.
+// the log. It keeps nothing: what is to be told, and what was, is the [Source]'s to keep.
 //
-// # What is promised
+// # Webhooks, programs and the log
 //
-// Nothing is lost: an alert is on disk some milliseconds after it was sent, and is
-// tried again until its notifier takes it, over outages of that and restarts of
-// nettally. It is given up, which a metric counts and the log says, if the notifier
-// refuses it for good or more than 100,000 wait, and then those first that have ended
-// already.
+// One worker for each takes the source's deliveries in their order, and tries each until it is
+// taken. A delivery is dropped, which a metric counts and the log says, if the notifier
+// refuses it for good, or if it fails for an hour while another one passes.
 //
-// Nothing is told twice, but for what was under way when nettally was killed: between
-// a notifier's yes and the note of it on disk, some milliseconds, nobody can know. What
-// a webhook and a program get therefore has a key, "delivery", which is the same
-// whenever the same is told. So an alert is on disk before it is told; while the disk
-// fails or hangs it waits two seconds, and then is told all the same.
-//
-// The states of one alert come in their order. So do different alerts, as long as
-// all is well or the notifier is away; one that alone fails is overtaken.
-//
-// A notifier that hangs delays no other, and nothing but Run waits for any.
+// A delivery is acknowledged once it was taken. A kill in between, some milliseconds, makes it
+// told twice: nobody can know then. What a webhook and a program get therefore has a key,
+// "delivery", which is the same whenever the same is told.
 //
 // # Alertmanager
 //
 // What fires is told again every minute, as that API wants it, and ends by itself five
 // minutes after nettally was last heard of. An end is told for five minutes, so that
-// an Alertmanager which restarts has it. What fired and ended while it was away is
-// first told as firing, and as resolved a minute later: it tells nobody of an alert
-// that it first sees resolved.
+// an Alertmanager which restarts has it. An alert is told as firing for at least a minute,
+// also if it has ended meanwhile: an Alertmanager tells nobody of an alert that it first
+// sees resolved. What began and ended while it was away for a quarter of an hour, or before
+// nettally was restarted, it is not told.
+//
+// A notifier that hangs delays no other, and nothing but Run waits for any.
 package notify
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -49,19 +42,18 @@ import (
 )
 
 const (
-	refreshEvery = time.Second      // the configuration is looked at
-	shedEvery    = time.Minute      // the log says at most that a queue is full
-	loadWithin   = 10 * time.Second // nothing is delivered before, while the disk does not answer
-	keepWithin   = 2 * time.Second  // an alert waits no longer for it
-	stopWithin   = 5 * time.Second  // nor does the end
-	graceful     = 2 * time.Second  // an attempt that has begun, when it ends
+	refreshEvery = time.Second     // the configuration is looked at
+	graceful     = 2 * time.Second // for what is under way, or just ready, at the end
 )
 
-// Store keeps values by their keys, durably. A call may block as long as the disk
-// does; there is one at a time.
-type Store interface {
-	Load() (map[string][]byte, error)
-	Save(put map[string][]byte, drop []string) error // all of it or nothing
+// Source has what is to be told: [quota.Engine], whose methods say what they return. It is
+// called by several goroutines.
+type Source interface {
+	Next(notifier string, after uint64) (quota.Delivery, bool)
+	Done(d quota.Delivery, dropped bool)
+	Waiting(notifier string) (waiting int, dropped uint64)
+	Firing(notifier string) []quota.Alert
+	Changed() <-chan struct{}
 }
 
 // Options say whom to tell.
@@ -69,10 +61,10 @@ type Options struct {
 	// Notifiers returns those that are configured, checked and with different names.
 	// It is called about every second, and does not block.
 	Notifiers func() []Config
-	Store     Store
+	Source    Source
 	// Now is time.Now, but for tests. Its monotonic reading is what waits go by.
 	Now func() time.Time
-	// TimeOfDay is what is told and kept as a time, and whether the host's clock is trusted; nil
+	// TimeOfDay is what is told as a time, and whether the host's clock is trusted; nil
 	// is Now, trusted.
 	TimeOfDay func() (now time.Time, trusted bool)
 	Log       *slog.Logger
@@ -85,28 +77,13 @@ type Options struct {
 // Dispatcher tells notifiers about alerts. It is safe for concurrent use.
 type Dispatcher struct {
 	options Options
-	log     *slog.Logger
-	metrics metrics
-	loaded  chan struct{} // closed once the store was read
-	grown   chan struct{} // holds a token while there may be a queue without a worker
-	unsaved chan struct{} // holds a token while dirty may have grown
-
-	mu     sync.Mutex // guards what follows, and the queues; held for no longer than memory takes
-	queues map[string]*queue
-	dirty  map[string]place           // by key in the store
-	active map[string]map[string]bool // ids by notifier, once Reconcile was called
-	read   bool                       // the store was
-	unkept time.Time                  // since when something waits for the disk; zero if nothing does
-	lax    bool                       // the disk fails, and nothing waits for it
+	metrics *metrics
+	// What follows is as in newTarget and newManager, but for tests.
+	aim          func(Config) target
+	again, least time.Duration
 }
 
-// place is where a thread is that is to be saved.
-type place struct {
-	notifier, thread string
-	news             int // that it had when it was
-}
-
-// New returns a dispatcher, which takes alerts but tells nobody before it runs.
+// New returns a dispatcher, which tells nobody before it runs.
 func New(o Options) *Dispatcher {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -118,276 +95,101 @@ func New(o Options) *Dispatcher {
 		// Without a name two hosts might be one to an Alertmanager, which is better than no alert.
 		o.Instance, _ = os.Hostname()
 	}
-	d := &Dispatcher{
-		options: o,
-		log:     o.Log,
-		metrics: newMetrics(),
-		loaded:  make(chan struct{}),
-		grown:   make(chan struct{}, 1),
-		unsaved: make(chan struct{}, 1),
-		queues:  map[string]*queue{},
-		dirty:   map[string]place{},
+	d := &Dispatcher{options: o, metrics: newMetrics(o.Source), again: againAfter, least: firesAtLeast}
+	d.aim = func(c Config) target { return newTarget(c, o) }
+	for _, c := range o.Notifiers() {
+		d.metrics.of(c.Name)
 	}
-	d.refresh()
 	return d
 }
 
 // Metrics returns the metrics of the delivery.
-func (d *Dispatcher) Metrics() []prometheus.Collector { return d.metrics.all() }
+func (d *Dispatcher) Metrics() []prometheus.Collector { return []prometheus.Collector{d.metrics} }
 
-// Send takes an alert for each of its notifiers. It never blocks and never fails.
-//
-// The same state of the same alert is delivered once, however often it is sent. What
-// was sent is on disk some milliseconds later; a caller that keeps its own state says
-// after a restart by [Dispatcher.Reconcile] what fires, and so loses nothing if it
-// ends in between.
-func (d *Dispatcher) Send(a quota.Alert) {
-	d.mu.Lock()
-	known := d.knows(a)
-	d.mu.Unlock()
-	if !known {
-		d.refresh() // a rule may be newer than what we know of its notifier
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.say(a)
+// crew is the workers of one Run.
+type crew struct {
+	*Dispatcher
+	stop, hard context.Context
+	workers    sync.WaitGroup
+	running    map[string]post
 }
 
-func (d *Dispatcher) knows(a quota.Alert) bool {
-	for _, name := range a.Notifiers {
-		if d.queues[name] == nil {
-			return false
-		}
-	}
-	return true
+// post is a notifier's worker.
+type post struct {
+	config Config
+	leave  context.CancelFunc // nil if the notifier was removed
+	left   chan struct{}      // is closed when the worker has
 }
 
-// say queues an alert. The caller holds mu.
-func (d *Dispatcher) say(a quota.Alert) {
-	for _, name := range a.Notifiers {
-		q := d.queues[name]
-		if q == nil {
-			d.log.Warn("an alert is for a notifier that does not exist", "notifier", name, "alert", a.ID)
-			continue
-		}
-		q.say(a)
-		d.show(q)
-	}
-}
-
-// Reconcile takes all alerts that fire, at a start: those which a notifier was not told
-// of are sent, and what it still takes for firing is resolved. Call it after the first
-// check, when what was forgotten in a crash is known again.
-func (d *Dispatcher) Reconcile(firing []quota.Alert) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.active = map[string]map[string]bool{}
-	for _, a := range firing {
-		for _, name := range a.Notifiers {
-			if d.active[name] == nil {
-				d.active[name] = map[string]bool{}
-			}
-			d.active[name][a.ID] = true
-		}
-	}
-	for _, q := range d.queues {
-		for _, t := range inOrder(q.threads) {
-			d.resolve(q, t)
-		}
-		d.show(q)
-	}
-	for _, a := range firing {
-		d.say(a)
-	}
-}
-
-// resolve ends an alert that its notifier takes for firing while it is not. The caller
-// holds mu.
-func (d *Dispatcher) resolve(q *queue, t *thread) {
-	latest := t.latest()
-	if d.active == nil || latest == nil || latest.State != quota.Firing || d.active[q.config.Name][latest.ID] {
-		return
-	}
-	end := *latest
-	end.State = quota.Resolved
-	end.EndsAt, _ = d.options.TimeOfDay()
-	q.say(end)
-}
-
-// inOrder returns threads, those first that have waited longest.
-func inOrder(threads map[string]*thread) []*thread {
-	var all []*thread
-	for _, t := range threads {
-		all = append(all, t)
-	}
-	slices.SortFunc(all, func(a, b *thread) int {
-		return cmp.Or(cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.key, b.key))
-	})
-	return all
-}
-
-// show updates the gauge of a queue. The caller holds mu.
-func (d *Dispatcher) show(q *queue) {
-	d.metrics.of(q.config.Name).queue.Set(float64(q.waiting))
-}
-
-// refresh takes over what has changed in the configuration.
-func (d *Dispatcher) refresh() {
-	configs := d.options.Notifiers()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	configured := map[string]bool{}
-	for _, c := range configs {
-		configured[c.Name] = true
-		q := d.queues[c.Name]
-		switch {
-		case q == nil:
-			d.queues[c.Name] = d.newQueue(c)
-		case !reflect.DeepEqual(q.config, c):
-			d.change(q, c)
-		}
-	}
-	for name, q := range d.queues {
-		if !configured[name] {
-			d.remove(q)
-		}
-	}
-}
-
-// newQueue returns an empty queue. The caller holds mu.
-func (d *Dispatcher) newQueue(c Config) *queue {
-	q := &queue{
-		config:  c,
-		full:    waitingMax,
-		lax:     &d.lax,
-		threads: map[string]*thread{},
-		wake:    make(chan struct{}, 1),
-	}
-	q.changed = func(t *thread) {
-		d.dirty[storeKey(c.Name, t.key)] = place{notifier: c.Name, thread: t.key}
-		if t.unkept && d.unkept.IsZero() {
-			d.unkept = d.options.Now()
-		}
-		wake(d.unsaved)
-	}
-	var dropped int
-	var logged time.Time
-	q.shed = func(alerts int) {
-		d.metrics.of(c.Name).dropped.Add(float64(alerts))
-		dropped += alerts
-		if now := d.options.Now(); logged.IsZero() || now.Sub(logged) >= shedEvery {
-			d.log.Warn("too many alerts wait for a notifier; the oldest were dropped", "notifier", c.Name, "dropped", dropped)
-			dropped, logged = 0, now
-		}
-	}
-	d.aim(q)
-	d.metrics.of(c.Name)
-	wake(d.grown)
-	return q
-}
-
-// aim makes the target of a queue's configuration.
-func (d *Dispatcher) aim(q *queue) {
-	q.style = q.config.style()
-	q.target = newTarget(q.config, d.options)
-	q.key = func(a quota.Alert) string { return a.ID }
-	if q.style.state {
-		q.key = func(a quota.Alert) string { return labelKey(labels(a, d.options.Instance)) }
-	}
-}
-
-// change gives a queue another target, which gets what waits. The caller holds mu.
-func (d *Dispatcher) change(q *queue, c Config) {
-	state := q.style.state
-	q.config = c
-	q.target.close()
-	d.aim(q)
-	q.fails, q.paused = 0, time.Time{}
-	if state != q.style.state {
-		d.convertAll(q)
-	}
-	q.poke()
-	d.log.Info("notifier changed", "notifier", c.Name, "waiting", q.waiting)
-}
-
-// convertAll queues up anew what waits, for another kind of notifier. The caller
-// holds mu.
-func (d *Dispatcher) convertAll(q *queue) {
-	threads := inOrder(q.threads)
-	q.threads, q.due, q.waiting, q.bytes = map[string]*thread{}, nil, 0, 0
-	q.waits.Init()
-	q.ended.Init()
-	q.epoch++
-	for _, t := range threads {
-		q.changed(t) // its key may be another one
-		d.convert(q, t.saved)
-	}
-	d.show(q)
-}
-
-// remove forgets a notifier and what waits for it. The caller holds mu.
-func (d *Dispatcher) remove(q *queue) {
-	name := q.config.Name
-	delete(d.queues, name)
-	for _, t := range q.threads {
-		q.changed(t)
-	}
-	q.target.close()
-	d.metrics.remove(name)
-	wake(d.grown)
-	d.log.Info("notifier removed", "notifier", name, "dropped", q.waiting)
-}
-
-// Run delivers until the context ends, and returns nil. What is not delivered by then
-// is after the next start. It waits 2 s for attempts that have begun and 5 s for the
-// disk.
+// Run tells until the context ends, and returns nil. It then tells what is ready, and waits for
+// two seconds for that and for attempts that have begun. What is not told by then is after the
+// next start.
 func (d *Dispatcher) Run(ctx context.Context) error {
-	var workers sync.WaitGroup
-	running := map[*queue]context.CancelFunc{}
-	kept := make(chan struct{})
-	go func() { // finish waits for it
-		defer close(kept)
-		d.keep(ctx)
-	}()
+	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	c := &crew{Dispatcher: d, stop: ctx, hard: hard, running: map[string]post{}}
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		d.refresh()
-		d.staff(ctx, &workers, running)
-		d.hurry()
+		c.refresh()
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
-		case <-d.grown:
 		}
 	}
-	for _, cancel := range running {
-		cancel()
-	}
-	workers.Wait()
-	d.finish(kept)
+	defer time.AfterFunc(graceful, cut).Stop()
+	c.workers.Wait()
 	return nil
 }
 
-// staff starts a worker for each queue that has none, and ends those of queues that
-// are gone.
-func (d *Dispatcher) staff(ctx context.Context, workers *sync.WaitGroup, running map[*queue]context.CancelFunc) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, q := range d.queues {
-		if running[q] != nil {
-			continue
-		}
-		work, cancel := context.WithCancel(ctx)
-		running[q] = cancel
-		workers.Go(func() { d.work(work, q) })
-	}
-	for q, cancel := range running {
-		if d.queues[q.config.Name] != q {
-			cancel()
-			delete(running, q)
+// refresh takes over what has changed in the configuration.
+func (c *crew) refresh() {
+	configured := map[string]bool{}
+	for _, config := range c.options.Notifiers() {
+		configured[config.Name] = true
+		p, known := c.running[config.Name]
+		switch {
+		case !known || p.leave == nil:
+			c.begin(config, p.left)
+		case !reflect.DeepEqual(p.config, config):
+			p.leave()
+			c.begin(config, p.left)
+			waiting, _ := c.options.Source.Waiting(config.Name)
+			c.options.Log.Info("notifier changed", "notifier", config.Name, "waiting", waiting)
 		}
 	}
+	for name, p := range c.running {
+		if !configured[name] && p.leave != nil {
+			p.leave()
+			c.metrics.remove(name)
+			c.running[name] = post{left: p.left}
+		}
+	}
+}
+
+// begin starts a notifier's worker, which tells nobody until the one before it has left.
+func (c *crew) begin(config Config, before <-chan struct{}) {
+	life, leave := context.WithCancel(c.stop)
+	left := make(chan struct{})
+	c.running[config.Name] = post{config, leave, left}
+	w := &worker{
+		config: config, target: c.aim(config), source: c.options.Source, now: c.options.Now,
+		log: c.options.Log.With("notifier", config.Name), series: c.metrics.of(config.Name),
+	}
+	var t teller = &deliverer{worker: w}
+	if config.Alertmanager != nil {
+		m := newManager(w, c.options)
+		m.again, m.least = c.again, c.least
+		t = m
+	}
+	c.workers.Go(func() {
+		defer close(left)
+		defer leave()
+		if before != nil {
+			<-before
+		}
+		w.run(life, c.stop, c.hard, t)
+	})
 }
 
 // Test tells one notifier of a test alert, at once, and returns what it answered in
@@ -443,12 +245,4 @@ func (c Config) timeout() time.Duration {
 		return defaultTimeout
 	}
 	return c.Timeout
-}
-
-// wake leaves a token in a channel that holds one.
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default: // a token is waiting already
-	}
 }

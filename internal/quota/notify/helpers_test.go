@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/nettally/nettally/internal/quota"
 )
 
@@ -54,68 +56,81 @@ func said(alerts []quota.Alert) []string {
 	return all
 }
 
-// memory is a store in memory, which may fail or hang.
-type memory struct {
-	mu     sync.Mutex
-	values map[string][]byte
-	err    error
-	hang   chan struct{} // until it is closed, if it is not nil
+// box is a source in memory: of deliveries for those that are told by delivery, and of what
+// fires for Alertmanagers.
+type box struct {
+	mu       sync.Mutex
+	number   uint64
+	queues   map[string][]quota.Delivery
+	dropped  map[string]uint64
+	standing []quota.Alert
+	changed  chan struct{}
 }
 
-func newMemory() *memory { return &memory{values: map[string][]byte{}} }
-
-func (m *memory) wait() error {
-	m.mu.Lock()
-	hang, err := m.hang, m.err
-	m.mu.Unlock()
-	if hang != nil {
-		<-hang
-	}
-	return err
+func newBox() *box {
+	return &box{queues: map[string][]quota.Delivery{}, dropped: map[string]uint64{}, changed: make(chan struct{})}
 }
 
-func (m *memory) set(err error, hang chan struct{}) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.err, m.hang = err, hang
-}
-
-func (m *memory) Load() (map[string][]byte, error) {
-	if err := m.wait(); err != nil {
-		return nil, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.values), nil
-}
-
-func (m *memory) Save(put map[string][]byte, drop []string) error {
-	if err := m.wait(); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	maps.Copy(m.values, put)
-	for _, key := range drop {
-		delete(m.values, key)
-	}
-	return nil
-}
-
-// threads returns what is kept.
-func (m *memory) threads(t *testing.T) map[string]saved {
-	t.Helper()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	all := map[string]saved{}
-	for key, value := range m.values {
-		var s saved
-		if err := json.Unmarshal(value, &s); err != nil {
-			t.Fatal(err)
+func (x *box) Next(notifier string, after uint64) (quota.Delivery, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, d := range x.queues[notifier] {
+		if d.Number > after {
+			return d, true
 		}
-		all[key] = s
 	}
-	return all
+	return quota.Delivery{}, false
+}
+
+func (x *box) Done(d quota.Delivery, dropped bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.queues[d.Notifier] = slices.DeleteFunc(x.queues[d.Notifier], func(o quota.Delivery) bool { return o.Number == d.Number })
+	if dropped {
+		x.dropped[d.Notifier]++
+	}
+}
+
+func (x *box) Waiting(notifier string) (waiting int, dropped uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.queues[notifier]), x.dropped[notifier]
+}
+
+func (x *box) Firing(notifier string) []quota.Alert {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(x.standing), func(a quota.Alert) bool { return !slices.Contains(a.Notifiers, notifier) })
+}
+
+func (x *box) Changed() <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.changed
+}
+
+// send takes an alert for notifiers, of whom some are told by delivery.
+func (x *box) send(a quota.Alert, byDelivery map[string]bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, name := range a.Notifiers {
+		if byDelivery[name] {
+			x.number++
+			x.queues[name] = append(x.queues[name], quota.Delivery{Notifier: name, Alert: a, Number: x.number})
+		}
+	}
+	x.standing = append(slices.DeleteFunc(x.standing, func(o quota.Alert) bool { return o.ID == a.ID }), a)
+	close(x.changed)
+	x.changed = make(chan struct{})
+}
+
+// forget forgets alerts, as a source does some time after their end.
+func (x *box) forget(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.standing = slices.DeleteFunc(x.standing, func(o quota.Alert) bool { return o.ID == id })
+	close(x.changed)
+	x.changed = make(chan struct{})
 }
 
 // file is a store that is written as a whole and renamed, so that it outlives a kill.
@@ -174,36 +189,85 @@ func (l *lines) String() string {
 	return l.buf.String()
 }
 
-// bench is a dispatcher with notifiers and a store.
+// bench is a dispatcher with notifiers and a source.
 type bench struct {
 	*Dispatcher
-	t       *testing.T
-	store   Store
-	log     lines
-	mu      sync.Mutex
-	configs []Config
+	t         *testing.T
+	box       *box
+	log       lines
+	mu        sync.Mutex
+	configs   []Config
+	receivers map[string]*receiver
 }
 
-func newBench(t *testing.T, store Store, configs ...Config) *bench {
-	b := &bench{t: t, store: store, configs: configs}
+func newBench(t *testing.T, configs ...Config) *bench {
+	b := &bench{t: t, box: newBox(), configs: configs}
 	b.restart()
 	return b
 }
 
-// restart makes another dispatcher, which knows what is in the store.
+// restart makes another dispatcher with the same source.
 func (b *bench) restart() {
+	b.receivers = map[string]*receiver{}
 	b.Dispatcher = New(Options{
 		Notifiers: func() []Config {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			return slices.Clone(b.configs)
 		},
-		Store:        b.store,
+		Source:       b.box,
 		Log:          slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		GeneratorURL: "http://nettally.example:9819/",
 		Instance:     "host-1",
 		Version:      "1.2.3",
 	})
+	b.aim = func(c Config) target {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if r := b.receivers[c.Name]; r != nil {
+			return r
+		}
+		return newTarget(c, b.options)
+	}
+}
+
+// Send gives the source an alert.
+func (b *bench) Send(a quota.Alert) {
+	byDelivery := map[string]bool{}
+	b.mu.Lock()
+	for _, c := range b.configs {
+		byDelivery[c.Name] = c.Alertmanager == nil
+	}
+	b.mu.Unlock()
+	b.box.send(a, byDelivery)
+}
+
+// metric returns a number of a notifier, by the end of its name.
+func (b *bench) metric(name, notifier string) float64 {
+	b.t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(b.Metrics()...)
+	families, err := registry.Gather()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "nettally_notify_"+name && m.GetLabel()[0].GetValue() == notifier {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return -1
+}
+
+// deliverTo is one attempt, with what is configured for a notifier.
+func (b *bench) deliverTo(name string, alerts ...quota.Alert) error {
+	b.t.Helper()
+	at := slices.IndexFunc(b.configs, func(c Config) bool { return c.Name == name })
+	target := newTarget(b.configs[at], b.options)
+	defer target.close()
+	return target.deliver(b.t.Context(), alerts)
 }
 
 func (b *bench) configure(configs ...Config) {
@@ -277,12 +341,12 @@ func (r *receiver) attempts() []time.Time {
 	return slices.Clone(r.at)
 }
 
-// catch has what goes to a notifier go to a receiver.
+// catch makes what goes to a notifier go to a receiver, from the next worker on.
 func (b *bench) catch(name string) *receiver {
 	r := &receiver{}
-	b.Dispatcher.mu.Lock()
-	defer b.Dispatcher.mu.Unlock()
-	b.queues[name].target = r
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.receivers[name] = r
 	return r
 }
 
@@ -390,7 +454,7 @@ func hook(name string) Config {
 	return Config{Name: name, Webhook: &Webhook{URL: "http://127.0.0.1:1/"}}
 }
 
-func manager(name string) Config {
+func managed(name string) Config {
 	return Config{Name: name, Alertmanager: &Alertmanager{URL: "http://127.0.0.1:1"}}
 }
 

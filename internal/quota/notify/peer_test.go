@@ -179,8 +179,8 @@ func (p *peer) notified() (all []string) {
 }
 
 // bench returns a dispatcher that tells the Alertmanager again each second.
-func (p *peer) bench(store Store) *bench {
-	b := newBench(p.t, store, Config{Name: "m", Timeout: time.Second, Alertmanager: &Alertmanager{URL: p.proxy.URL}})
+func (p *peer) bench() *bench {
+	b := newBench(p.t, Config{Name: "m", Timeout: time.Second, Alertmanager: &Alertmanager{URL: p.proxy.URL}})
 	p.hasten(b)
 	return b
 }
@@ -195,7 +195,7 @@ func (p *peer) send(b *bench, a quota.Alert) {
 	b.Send(a)
 }
 
-func (p *peer) hasten(b *bench) { b.queues["m"].style.again = time.Second }
+func (p *peer) hasten(b *bench) { b.again, b.least = time.Second, time.Second }
 
 func (p *peer) wantNotified(want ...string) {
 	p.t.Helper()
@@ -215,7 +215,7 @@ func (p *peer) wantNotified(want ...string) {
 // its own, and notifies its receiver once of each beginning and end.
 func TestRealAlertmanager(t *testing.T) {
 	p := newPeer(t)
-	b := p.bench(file{filepath.Join(t.TempDir(), "queue")})
+	b := p.bench()
 	stop := b.run()
 	p.send(b, firing("50", "m"))
 	p.waitActive("50")
@@ -261,7 +261,7 @@ func TestRealAlertmanagerOutages(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			p := newPeer(t)
-			b := p.bench(newMemory())
+			b := p.bench()
 			stop := b.run()
 			p.send(b, firing("50", "m"))
 			p.waitActive("50")
@@ -286,7 +286,7 @@ func TestRealAlertmanagerOutages(t *testing.T) {
 // A test alert is one that people can see.
 func TestRealAlertmanagerTest(t *testing.T) {
 	p := newPeer(t)
-	b := p.bench(newMemory())
+	b := p.bench()
 	if err := b.Test(t.Context(), "m"); err != nil {
 		t.Fatal(err)
 	}
@@ -297,11 +297,11 @@ func TestRealAlertmanagerTest(t *testing.T) {
 // It takes all that is not ours to choose: names, labels and texts.
 func TestRealAlertmanagerTakesAnyText(t *testing.T) {
 	p := newPeer(t)
-	b := p.bench(newMemory())
+	b := p.bench()
 	a := firing("80", "m")
 	a.Quota, a.Key, a.Summary = "\xff\x00", "", "\xfe\n\"\\"
 	a.Labels = map[string]string{"": "x", "0": "y", "a b-ü": "\xff", "empty": "", "instance": "z"}
-	if err := b.queues["m"].target.deliver(t.Context(), []quota.Alert{a}); err != nil {
+	if err := b.deliverTo("m", a); err != nil {
 		t.Fatal(err)
 	}
 	p.waitActive("80")

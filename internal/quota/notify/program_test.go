@@ -15,8 +15,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
-
-	"github.com/nettally/nettally/internal/quota"
 )
 
 // script returns an executable shell script, and the folder it is in.
@@ -53,8 +51,8 @@ ps -o pgid= -p $$ | tr -d ' ' >group; echo $$ >pid
 		t.Fatal(err)
 	}
 	defer held.Close()
-	b := newBench(t, newMemory(), Config{Name: "run", Exec: &Exec{Command: []string{path, "$HOME; id", "a b"}}})
-	if err := b.queues["run"].target.deliver(t.Context(), []quota.Alert{firing("80", "run")}); err != nil {
+	b := newBench(t, Config{Name: "run", Exec: &Exec{Command: []string{path, "$HOME; id", "a b"}}})
+	if err := b.deliverTo("run", firing("80", "run")); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := read(t, filepath.Join(folder, "arguments")), "$HOME; id\na b\n"; got != want {
@@ -94,7 +92,7 @@ func TestProgramFails(t *testing.T) {
 		{t.TempDir(), "it is not a file"},
 		{write(t, "text", "echo\n", 0o600), "permission denied"},
 	} {
-		b := newBench(t, newMemory(), Config{Name: "run", Exec: &Exec{Command: []string{test.path}}})
+		b := newBench(t, Config{Name: "run", Exec: &Exec{Command: []string{test.path}}})
 		err := b.Test(t.Context(), "run")
 		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500 {
 			t.Errorf("error is %v, want one short line with %q", err, test.want)
@@ -108,7 +106,7 @@ func TestProgramFails(t *testing.T) {
 // A program that hangs is killed with what it has started.
 func TestProgramHangs(t *testing.T) {
 	path, folder := script(t, `cd "$(dirname "$0")"; sleep 1000 & echo $! >child; echo $$ >parent; wait`)
-	b := newBench(t, newMemory(), Config{Name: "run", Timeout: 3 * time.Second, Exec: &Exec{Command: []string{path}}})
+	b := newBench(t, Config{Name: "run", Timeout: 3 * time.Second, Exec: &Exec{Command: []string{path}}})
 	err := b.Test(t.Context(), "run")
 	if err == nil || !strings.Contains(err.Error(), "it took too long and was killed") {
 		t.Errorf("error is %v, want that it was killed", err)
@@ -134,7 +132,7 @@ func runs(pid int) bool {
 // What a program leaves running holds nothing up.
 func TestProgramLeavesSomethingRunning(t *testing.T) {
 	path, folder := script(t, `cd "$(dirname "$0")"; sleep 1000 & echo $! >child`)
-	b := newBench(t, newMemory(), Config{Name: "run", Exec: &Exec{Command: []string{path}}})
+	b := newBench(t, Config{Name: "run", Exec: &Exec{Command: []string{path}}})
 	err := b.Test(t.Context(), "run") // fails if it waits for the sleep
 	pid, convErr := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, "child"))))
 	if convErr != nil {

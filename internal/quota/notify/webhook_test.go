@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/nettally/nettally/internal/quota"
 )
@@ -47,10 +46,10 @@ func webhookTo(url string) Config { return Config{Name: "hook", Webhook: &Webhoo
 func TestWebhookRequest(t *testing.T) {
 	site := newSite(t)
 	secret := write(t, "secret", "swordfish\n", 0o600)
-	b := newBench(t, newMemory(), Config{Name: "hook", Webhook: &Webhook{URL: site.URL + "/in?token=x", SecretFile: secret}})
+	b := newBench(t, Config{Name: "hook", Webhook: &Webhook{URL: site.URL + "/in?token=x", SecretFile: secret}})
 	tell := func(a quota.Alert) request {
 		t.Helper()
-		if err := b.queues["hook"].target.deliver(t.Context(), []quota.Alert{a}); err != nil {
+		if err := b.deliverTo("hook", a); err != nil {
 			t.Fatal(err)
 		}
 		_, taken := site.got()
@@ -111,7 +110,7 @@ func TestSecretRefused(t *testing.T) {
 		{"huge", write(t, "huge", strings.Repeat("x", 5000), 0o600), "longer than 4096 bytes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b := newBench(t, newMemory(), Config{Name: "hook", Webhook: &Webhook{URL: site.URL, SecretFile: test.path}})
+			b := newBench(t, Config{Name: "hook", Webhook: &Webhook{URL: site.URL, SecretFile: test.path}})
 			err := b.Test(t.Context(), "hook")
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), test.path) {
 				t.Errorf("error is %v, want %q with %s", err, test.want, test.path)
@@ -158,7 +157,7 @@ func TestWebhookAnswers(t *testing.T) {
 					fmt.Fprint(w, test.body)
 				}
 			})
-			b := newBench(t, newMemory(), webhookTo(site.URL))
+			b := newBench(t, webhookTo(site.URL))
 			err := b.Test(t.Context(), "hook")
 			if test.want == "" {
 				if err != nil {
@@ -212,7 +211,7 @@ func TestWebhookRedirects(t *testing.T) {
 				}
 				arrived.Store(r.Method + " " + r.URL.Path)
 			})
-			b := newBench(t, newMemory(), webhookTo(site.URL+"/old"))
+			b := newBench(t, webhookTo(site.URL+"/old"))
 			err := b.Test(t.Context(), "hook")
 			if got := arrived.Load(); test.path != "" && (err != nil || got != "POST "+test.path) {
 				t.Errorf("arrived: %v, error: %v", got, err)
@@ -257,15 +256,14 @@ func TestWebhookOutages(t *testing.T) {
 			site.set(answer)
 			config := webhookTo(site.URL + "/s3cret")
 			config.Timeout = 2 * time.Second // which "slow" takes longer than
-			b := newBench(t, newMemory(), config)
+			b := newBench(t, config)
 			stop := b.run()
 			var want []string
 			for _, id := range []string{"50", "80", "100"} {
 				b.Send(firing(id, "hook"))
 				want = append(want, id+" firing")
 			}
-			failures := b.metrics.of("hook").failures
-			eventually(t, "two attempts failed", func() bool { return testutil.ToFloat64(failures) >= 2 })
+			eventually(t, "two attempts failed", func() bool { return b.metric("failures_total", "hook") >= 2 })
 			site.set(nil)
 			eventually(t, "all alerts arrive", func() bool { return len(site.said(t)) >= 3 })
 			stop()
@@ -296,7 +294,7 @@ func TestWebhookDown(t *testing.T) {
 	}
 	address := listener.Addr().String()
 	listener.Close()
-	b := newBench(t, newMemory(), webhookTo("http://"+address+"/s3cret"))
+	b := newBench(t, webhookTo("http://"+address+"/s3cret"))
 	stop := b.run()
 	b.Send(firing("80", "hook"))
 	eventually(t, "an attempt fails", func() bool { return strings.Contains(b.log.String(), "connection refused") })
@@ -320,7 +318,7 @@ func TestWebhookDown(t *testing.T) {
 
 func TestTestAlert(t *testing.T) {
 	site := newSite(t)
-	b := newBench(t, newMemory(), webhookTo(site.URL), Config{Name: "m", Alertmanager: &Alertmanager{URL: site.URL}}, Config{Name: "log", Log: &Log{}})
+	b := newBench(t, webhookTo(site.URL), Config{Name: "m", Alertmanager: &Alertmanager{URL: site.URL}}, Config{Name: "log", Log: &Log{}})
 	for _, name := range []string{"hook", "m", "log"} {
 		if err := b.Test(t.Context(), name); err != nil {
 			t.Error(err)
