@@ -311,7 +311,8 @@ func (o *outbox) putBack(b *batch) {
 		return !waits
 	}
 	o.fresh = append(slices.DeleteFunc(b.deliveries, acknowledged), o.fresh...)
-	o.gone = append(b.gone, o.gone...)
+	room := max(goneMax-len(b.gone), 0)
+	o.gone = append(b.gone, o.gone[:min(room, len(o.gone))]...)
 }
 
 // reset begins a restore: nothing was written before.
