@@ -39,7 +39,7 @@ const (
 type Delivery struct {
 	Notifier string
 	Alert    Alert
-	Number   uint64 // ascending over all deliveries, over restarts too
+	Number   uint64 // ascending among those that wait, over restarts too
 
 	queued  *Delivery // the one that this is a copy of
 	written bool      // it may be on disk
