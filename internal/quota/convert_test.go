@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -30,6 +32,10 @@ type earlier struct {
 	number    map[string]uint64          // of what was said
 	taken     map[string]map[string]bool // "id state", by notifier
 	noted     map[string]map[string]bool // of those, what the documents know
+}
+
+func newEarlier() *earlier {
+	return &earlier{documents: map[string][]byte{}, number: map[string]uint64{}, taken: map[string]map[string]bool{}, noted: map[string]map[string]bool{}}
 }
 
 func (e *earlier) write(t *testing.T, w earlierWrite) {
@@ -117,7 +123,7 @@ func TestUpgrade(t *testing.T) {
 	if err := json.Unmarshal(text, &writes); err != nil {
 		t.Fatal(err)
 	}
-	e := &earlier{documents: map[string][]byte{}, number: map[string]uint64{}, taken: map[string]map[string]bool{}, noted: map[string]map[string]bool{}}
+	e := newEarlier()
 	for n, w := range writes {
 		e.write(t, w)
 		b := e.bench(t)
@@ -170,6 +176,63 @@ func TestUpgrade(t *testing.T) {
 	if removed := "msg=\"notifier removed\" notifier=gone dropped="; !strings.Contains(e.log(t), removed) {
 		t.Errorf("nothing says that deliveries were dropped:\n%s", e.log(t))
 	}
+}
+
+// The same in a real ledger: what it has of both kinds becomes deliveries of one.
+func TestUpgradeOfLedger(t *testing.T) {
+	text, err := os.ReadFile("testdata/earlier.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var writes []earlierWrite
+	if err := json.Unmarshal(text, &writes); err != nil {
+		t.Fatal(err)
+	}
+	e := newEarlier()
+	for _, w := range writes[:30] { // hook is away
+		e.write(t, w)
+	}
+	b := e.bench(t)
+	l := ledger.New(ledger.Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Clock: b.engine.Clock, Log: b.engine.Log,
+		Retention: func() (hours, days time.Duration) { return year, year }})
+	t.Cleanup(func() { l.Close() })
+	kinds := map[string]map[string][]byte{"quota": {}, "notify": {}}
+	for key, value := range e.documents {
+		if rest, ok := strings.CutPrefix(key, earlierPrefix); ok {
+			kinds["notify"][rest] = value
+		} else {
+			kinds["quota"][key] = value
+		}
+	}
+	for kind, documents := range kinds {
+		if err := l.Documents(kind).Save(documents, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	options := b.engine.Options
+	options.Store = l.Documents("quota", "notify")
+	b.engine = New(options)
+	b.keeper = &keeper{Engine: b.engine, results: make(chan result, 1)}
+	b.keeper.load()
+	b.check(0)
+	b.engine.Flush()
+	b.engine.publish(everything)
+	waiting, _ := b.engine.Waiting("hook")
+	if waiting == 0 {
+		t.Error("nothing waits for the webhook that was away")
+	}
+	left, err := l.Documents("notify").Load()
+	same(t, len(left), 0)
+	same(t, err, nil)
+	now, err := l.Documents("quota").Load()
+	same(t, err, nil)
+	deliveries := 0
+	for key := range now {
+		if strings.HasPrefix(key, deliveryPrefix) && strings.HasSuffix(key, "/hook") {
+			deliveries++
+		}
+	}
+	same(t, deliveries, waiting)
 }
 
 // What an earlier version was killed with between two queues: an end that was handed to none.

@@ -39,7 +39,7 @@ const (
 type Delivery struct {
 	Notifier string
 	Alert    Alert
-	Number   uint64 // ascending over all deliveries, over restarts too
+	Number   uint64 // ascending among those that wait, over restarts too
 
 	queued  *Delivery // the one that this is a copy of
 	written bool      // it may be on disk
@@ -311,7 +311,8 @@ func (o *outbox) putBack(b *batch) {
 		return !waits
 	}
 	o.fresh = append(slices.DeleteFunc(b.deliveries, acknowledged), o.fresh...)
-	o.gone = append(b.gone, o.gone...)
+	room := max(goneMax-len(b.gone), 0)
+	o.gone = append(b.gone, o.gone[:min(room, len(o.gone))]...)
 }
 
 // reset begins a restore: nothing was written before.

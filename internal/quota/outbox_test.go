@@ -256,14 +256,13 @@ func TestOutboxIsBounded(t *testing.T) {
 func TestOutboxIsBoundedWhileDiskFails(t *testing.T) {
 	o := newOutbox(slog.New(slog.DiscardHandler))
 	o.route(map[string]Means{"n": ByDelivery})
-	for i := range goneMax + 1000 {
+	for i := range goneMax + goneMax/4 {
 		o.add("n", Alert{ID: fmt.Sprint(i)})
 		o.publish(everything)
-		if i%2 == 0 { // a save that fails, once with an acknowledgement in between
+		if i%8 > 0 { // a save that fails, mostly with an acknowledgement in between
 			b := &batch{put: map[string][]byte{}}
 			o.take(b)
-			if i%4 == 0 {
-				d, _ := o.Next("n", 0)
+			if d, ok := o.Next("n", 0); ok && i%8 > 1 {
 				o.Done(d, false)
 			}
 			o.putBack(b)
