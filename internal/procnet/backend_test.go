@@ -89,12 +89,12 @@ func TestCount(t *testing.T) {
 	})
 	inBubble(t, "a snapshot says when the files were read", func(w *world) {
 		w.pass(2 * time.Second)
-		read := w.backend.polled
-		time.Sleep(time.Millisecond)
+		read := w.backend.Snapshot().ReadAt
+		w.yield(func() { time.Sleep(time.Millisecond) })
 		if s := w.backend.Snapshot(); !s.ReadAt.Equal(read) || !s.TakenAt.After(read) {
 			w.t.Errorf("read at %s, taken at %s; want it read at %s", s.ReadAt, s.TakenAt, read)
 		}
-		w.backend.Refresh(w.t.Context())
+		w.yield(func() { w.backend.Refresh(w.t.Context()) })
 		if s := w.backend.Snapshot(); !s.ReadAt.Equal(s.TakenAt) {
 			w.t.Errorf("read at %s, taken at %s", s.ReadAt, s.TakenAt)
 		}

@@ -109,7 +109,7 @@ func (h *history) container(name string) string {
 	h.next++
 	id := fmt.Sprintf("c%03d", h.next)
 	if h.random.IntN(4) == 0 {
-		time.Sleep(time.Second)
+		h.pass(time.Second)
 	}
 	h.nextPID++ // as enter will number the process
 	if veth := h.spaces[name].veth; veth != 0 {
@@ -130,7 +130,7 @@ func (h *history) finish() {
 	id := s.members[i]
 	s.members = append(s.members[:i], s.members[i+1:]...)
 	if len(s.members) == 0 {
-		h.backend.Refresh(h.t.Context()) // what passes after the last reading is lost without an end in the host
+		h.yield(func() { h.backend.Refresh(h.t.Context()) }) // what passes after the last reading is lost without an end in the host
 		h.pass(pollEvery)
 		delete(h.spaces, name)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,7 +24,12 @@ const inHost = 1
 
 // world is a host without a kernel: the truth that a roster has to find out. It is the
 // roster's backend, too, and outlives it, as slots in the kernel do.
+//
+// The test holds mu while a roster runs, but for the moments in which that may work: see
+// [world.yield]. The race detector does not know that time stands still for the roster.
 type world struct {
+	mu sync.Mutex
+
 	containers []watcher.Container  // as they are listed
 	in         map[string]uint64    // the namespace of a container's processes; none: no process
 	interfaces map[uint64][]*device // by namespace
@@ -59,18 +65,44 @@ type device struct {
 
 // book is accounts that remember.
 type book struct {
+	mu      *sync.Mutex // the world's
 	state   map[string]usage.State
 	reasons map[string]usage.Reason
 	shares  map[string]string
 	expires []string
 }
 
-func (b *book) Start(c usage.Container)           { b.state[c.ID] = usage.Running }
-func (b *book) Stop(id string)                    { b.state[id] = usage.Stopped }
-func (b *book) Explain(id string, r usage.Reason) { b.reasons[id] = r }
-func (b *book) Share(id, owner string)            { b.shares[id] = owner }
+func (b *book) Start(c usage.Container) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state[c.ID] = usage.Running
+}
+
+func (b *book) Stop(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state[id] = usage.Stopped
+}
+
+func (b *book) Explain(id string, r usage.Reason) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reasons[id] = r
+}
+
+func (b *book) Share(id, owner string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.shares[id] = owner
+}
 
 func (b *book) Running() map[string]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.running()
+}
+
+func (b *book) running() map[string]string {
 	cgroups := map[string]string{}
 	for id, s := range b.state {
 		if s == usage.Running {
@@ -81,20 +113,43 @@ func (b *book) Running() map[string]string {
 }
 
 func (b *book) Expire() (ids []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	ids, b.expires = b.expires, nil
 	return ids
 }
 
-func (w *world) Want(id string)   { w.names[id]++ }
-func (w *world) Forget(id string) { w.names[id]-- }
+func (w *world) Want(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names[id]++
+}
+
+func (w *world) Forget(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names[id]--
+}
 
 func newWorld() *world {
-	return &world{
+	w := &world{
 		in: map[string]uint64{}, interfaces: map[uint64][]*device{}, nsids: map[uint64]int{},
 		missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
-		accounts: &book{state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}},
 	}
+	w.accounts = &book{mu: &w.mu, state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}}
+	return w
 }
+
+// yield lets the roster work until the test has done something and nothing is left to do.
+func (w *world) yield(do func()) {
+	w.mu.Unlock()
+	do()
+	synctest.Wait()
+	w.mu.Lock()
+}
+
+// pass lets time go by.
+func (w *world) pass(d time.Duration) { w.yield(func() { time.Sleep(d) }) }
 
 // put adds a container whose processes are in a namespace, 0 for none yet.
 func (w *world) put(id string, namespace uint64) watcher.Container {
@@ -127,16 +182,26 @@ func (w *world) device(namespace uint64) *device {
 	return d
 }
 
-func (w *world) Adopt(context.Context) { w.calls = append(w.calls, "adopt") }
+func (w *world) Adopt(context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, "adopt")
+}
 
 func (w *world) Run(ctx context.Context, do chan<- func() []Hint) {
+	w.mu.Lock()
 	w.do = do
+	w.mu.Unlock()
 	<-ctx.Done()
 	time.Sleep(time.Second)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, "run ended")
 }
 
 func (w *world) Locate(m Member) (Location[string], error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	namespace, ok := w.in[m.ID]
 	if !ok {
 		return Location[string]{}, watcher.ErrNoProcess
@@ -157,6 +222,8 @@ func (w *world) Locate(m Member) (Location[string], error) {
 }
 
 func (w *world) Count(owner Member, in Location[string]) (o Outcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if in.Found != fmt.Sprint("found ", in.ID) {
 		panic("Count got back another finding than Locate gave")
 	}
@@ -182,6 +249,8 @@ func (w *world) Count(owner Member, in Location[string]) (o Outcome) {
 }
 
 func (w *world) Succeed(to Member, ended []Key, in Location[string]) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, "succeed "+to.ID)
 	if w.succeedFails != nil {
 		return w.succeedFails
@@ -200,6 +269,8 @@ func (w *world) Succeed(to Member, ended []Key, in Location[string]) error {
 }
 
 func (w *world) Update(m Member) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.updated[m.Key] = m
 	w.updates++
 	if m.Ended {
@@ -208,6 +279,8 @@ func (w *world) Update(m Member) {
 }
 
 func (w *world) Last(m Member, in Space) (o Outcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, "last "+m.ID)
 	for _, d := range w.interfaces[in.ID] {
 		if d.owner == (Key{}) {
@@ -221,12 +294,21 @@ func (w *world) Last(m Member, in Space) (o Outcome) {
 }
 
 func (w *world) Release(k Key) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, "release "+k.ID)
 	w.released[k]++
 }
 
-func (w *world) Left(s Space) { w.left = append(w.left, s.ID) }
+func (w *world) Left(s Space) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left = append(w.left, s.ID)
+}
+
 func (w *world) Link(e watcher.Event) []Hint {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if moved, ok := e.(watcher.LinkMoved); ok {
 		return []Hint{{NSID: moved.NetNSID}}
 	}
@@ -234,11 +316,15 @@ func (w *world) Link(e watcher.Event) []Hint {
 }
 
 func (w *world) Relist() []Hint {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, "relist")
 	return w.relistHints
 }
 
 func (w *world) Reconcile(there func(Key) bool) []Hint {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls = append(w.calls, fmt.Sprint("reconcile ", there != nil))
 	var hints []Hint
 	for id, owner := range w.owners {
@@ -250,7 +336,18 @@ func (w *world) Reconcile(there func(Key) bool) []Hint {
 	return hints
 }
 
-func (w *world) list() ([]watcher.Container, error) { return slices.Clone(w.containers), w.listFails }
+func (w *world) list() ([]watcher.Container, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.containers), w.listFails
+}
+
+// hides reports whether a container can't be listed and may be there.
+func (w *world) hides(id, cgroup string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.missed[id] && cgroup == "/docker/"+id
+}
 
 // running is a roster that runs in a bubble of synctest until the test ends.
 type running struct {
@@ -268,10 +365,15 @@ func run(t *testing.T, w *world) *running {
 	t.Helper()
 	r := &running{t: t, world: w, events: make(chan watcher.Event)}
 	r.Roster = New(Options[string]{
-		Containers: w.list, Missed: func(id, cgroup string) bool { return w.missed[id] && cgroup == "/docker/"+id }, Backend: w, Accounts: w.accounts, Names: w,
+		Containers: w.list, Missed: w.hides, Backend: w, Accounts: w.accounts, Names: w,
 		Settings: func() Settings {
 			return Settings{
-				Container: func(c watcher.Container) bool { return r.filter == nil || r.filter(c) },
+				Container: func(c watcher.Container) bool {
+					w.mu.Lock()
+					filter := r.filter
+					w.mu.Unlock()
+					return filter == nil || filter(c)
+				},
 				Reconcile: every,
 			}
 		},
@@ -281,27 +383,24 @@ func run(t *testing.T, w *world) *running {
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx, r.events) }()
 	r.stop = func() {
+		w.mu.Unlock()
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	}
 	synctest.Wait()
+	w.mu.Lock() // until stop
 	return r
 }
 
 // send delivers events in order and waits until they are dealt with.
 func (r *running) send(events ...watcher.Event) {
-	for _, e := range events {
-		r.events <- e
-	}
-	synctest.Wait()
-}
-
-// pass lets time go by.
-func pass(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
+	r.world.yield(func() {
+		for _, e := range events {
+			r.events <- e
+		}
+	})
 }
 
 func startedEvent(c watcher.Container) watcher.Event { return watcher.ContainerStarted{Container: c} }

@@ -26,7 +26,7 @@ func TestHistories(t *testing.T) {
 				for range 60 {
 					h.step()
 				}
-				pass(2*every + noInterfaceAfter)
+				h.world.pass(2*every + noInterfaceAfter)
 				h.check()
 				h.stop()
 			})
@@ -90,7 +90,7 @@ func (h *history) step() {
 		clear(w.owners)
 		h.running = run(h.t, w)
 	case 11:
-		pass(time.Duration(h.random.Int64N(int64(every))))
+		h.world.pass(time.Duration(h.random.Int64N(int64(every))))
 	}
 	h.deliver()
 	h.never()
@@ -110,7 +110,7 @@ func (h *history) deliver() {
 			h.send(e)
 		}
 	}
-	pass(time.Duration(h.random.Int64N(int64(3 * time.Second))))
+	h.world.pass(time.Duration(h.random.Int64N(int64(3 * time.Second))))
 }
 
 // never expects what may not be at any time.
@@ -144,10 +144,10 @@ func (h *history) check() {
 			d.waits, d.fails = false, false
 		}
 	}
-	pass(2*every + startedAfter)
+	h.world.pass(2*every + startedAfter)
 	h.never()
-	if len(h.members) != len(w.containers) || len(w.accounts.Running()) != len(w.containers) {
-		h.t.Errorf("%d members and %d accounts run, and %d containers are there", len(h.members), len(w.accounts.Running()), len(w.containers))
+	if len(h.members) != len(w.containers) || len(w.accounts.running()) != len(w.containers) {
+		h.t.Errorf("%d members and %d accounts run, and %d containers are there", len(h.members), len(w.accounts.running()), len(w.containers))
 	}
 	owners := map[uint64]int{}
 	for _, c := range w.containers {

@@ -28,10 +28,10 @@ func TestStart(t *testing.T) {
 		r.send(startedEvent(c))
 		r.want(map[string]usage.Reason{"a": usage.Starting})
 		w.place("a", inHost) // runc's own process
-		pass(hostNetworkAfter / 2)
+		w.pass(hostNetworkAfter / 2)
 		r.want(map[string]usage.Reason{"a": usage.Starting})
 		w.place("a", 7)
-		pass(time.Second)
+		w.pass(time.Second)
 		r.want(map[string]usage.Reason{"a": usage.Starting})
 		d := w.device(7)
 		r.send(watcher.LinkMoved{NetNSID: 3})
@@ -43,9 +43,9 @@ func TestStart(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		r.send(startedEvent(w.put("a", inHost)))
-		pass(hostNetworkAfter - time.Millisecond)
+		w.pass(hostNetworkAfter - time.Millisecond)
 		r.want(map[string]usage.Reason{"a": usage.Starting})
-		pass(time.Second)
+		w.pass(time.Second)
 		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 	})
 	inBubble(t, "no interface", func(t *testing.T) {
@@ -53,9 +53,9 @@ func TestStart(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		r.send(startedEvent(w.put("a", 7)))
-		pass(noInterfaceAfter - time.Millisecond)
+		w.pass(noInterfaceAfter - time.Millisecond)
 		r.want(map[string]usage.Reason{"a": usage.Starting})
-		pass(time.Second)
+		w.pass(time.Second)
 		r.want(map[string]usage.Reason{"a": usage.NoHostVeth})
 		w.nsids[7] = 3
 		d := w.device(7) // `docker network connect`
@@ -68,18 +68,18 @@ func TestStart(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		r.send(startedEvent(w.put("a", 0)))
-		pass(time.Second)
+		w.pass(time.Second)
 		if w.updates < 5 { // its cgroup is in one hierarchy before it is in another
 			t.Errorf("the backend is told of it %d times in a second", w.updates)
 		}
-		pass(startedAfter)
+		w.pass(startedAfter)
 		r.want(map[string]usage.Reason{"a": usage.Starting})
 		if r.members[Key{ID: "a"}].look.planned() {
 			t.Error("it is looked at again though no runtime takes so long")
 		}
 		w.place("a", 7)
 		d := w.device(7)
-		pass(every)
+		w.pass(every)
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 		r.owned(d, "a")
 	})
@@ -91,7 +91,7 @@ func TestStart(t *testing.T) {
 		r.send(startedEvent(w.put("a", 7)))
 		r.want(map[string]usage.Reason{"a": usage.AttachFailed})
 		w.interfaces[7][0].fails = false
-		pass(every)
+		w.pass(every)
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 	})
 	inBubble(t, "no final name at first", func(t *testing.T) {
@@ -106,7 +106,7 @@ func TestStart(t *testing.T) {
 			t.Error("its namespace is given up while its interface waits")
 		}
 		d.waits = false
-		pass(2 * time.Second)
+		w.pass(2 * time.Second)
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 		if w.released[Key{ID: "a"}] == 0 {
 			t.Error("its namespace is not given up")
@@ -136,7 +136,7 @@ func TestStop(t *testing.T) {
 			t.Error("its name is forgotten while its account is kept")
 		}
 		w.accounts.expires = []string{"a"}
-		pass(every)
+		w.pass(every)
 		if w.names["a"] != 0 {
 			t.Error("its name is kept after its account")
 		}
@@ -183,7 +183,7 @@ func TestStop(t *testing.T) {
 		if got := w.accounts.reasons["a"]; got != usage.Ended {
 			t.Errorf("it is %q", got)
 		}
-		pass(time.Hour)
+		w.pass(time.Hour)
 		if n := len(r.members) + len(r.spaces) + len(r.inside); n != 0 {
 			t.Errorf("%d things stay of it", n)
 		}
@@ -199,12 +199,12 @@ func TestStop(t *testing.T) {
 		w.containers = append(w.containers, other)
 		r.send(startedEvent(c), startedEvent(other), stoppedEvent(other))
 		r.want(map[string]usage.Reason{"web": usage.Accounted})
-		pass(2 * every)
+		w.pass(2 * every)
 		r.want(map[string]usage.Reason{"web": usage.Accounted})
 		r.owned(d, "web")
 		w.containers = []watcher.Container{other}
 		r.send(stoppedEvent(c))
-		pass(every) // the other is found by the reconcile
+		w.pass(every) // the other is found by the reconcile
 		r.want(map[string]usage.Reason{"web": usage.Accounted})
 	})
 }
@@ -242,19 +242,19 @@ func TestShared(t *testing.T) {
 		d := w.device(7)
 		for _, id := range []string{"a", "c", "b"} {
 			r.send(startedEvent(w.put(id, 7)))
-			pass(time.Second)
+			w.pass(time.Second)
 		}
 		gone := w.take("a")
 		r.send(stoppedEvent(gone))
-		pass(succeedAfter - time.Millisecond)
+		w.pass(succeedAfter - time.Millisecond)
 		r.owned(d, "a")
 		// Events meanwhile do not shorten that.
 		r.send(watcher.LinkMoved{NetNSID: -1})
 		r.owned(d, "a")
-		pass(2 * time.Second)
+		w.pass(2 * time.Second)
 		r.owned(d, "c")
 		r.want(map[string]usage.Reason{"c": usage.Accounted, "b": usage.SharedNetwork})
-		pass(2 * every)
+		w.pass(2 * every)
 		if d.changed != 1 || w.accounts.shares["c"] != "" {
 			t.Errorf("the owner changed %d times, and shares with %q", d.changed, w.accounts.shares["c"])
 		}
@@ -267,10 +267,10 @@ func TestShared(t *testing.T) {
 		r.send(startedEvent(w.put("a", 7)), startedEvent(w.put("b", 7)))
 		w.succeedFails = errInjected
 		r.send(stoppedEvent(w.take("a")))
-		pass(5 * time.Second)
+		w.pass(5 * time.Second)
 		r.owned(d, "a")
 		w.succeedFails = nil
-		pass(2 * time.Second)
+		w.pass(2 * time.Second)
 		r.owned(d, "b")
 		r.want(map[string]usage.Reason{"b": usage.Accounted})
 	})
@@ -283,14 +283,14 @@ func TestShared(t *testing.T) {
 		w.place("a", 8)
 		r.members[Key{ID: "a"}].look.again()
 		r.send(watcher.LinkMoved{NetNSID: -1})
-		pass(2 * every)
+		w.pass(2 * every)
 		r.owned(d, "a")
 		if d.changed != 0 {
 			t.Error("its interface was given away while it runs")
 		}
 		r.want(map[string]usage.Reason{"a": usage.NoHostVeth, "b": usage.SharedNetwork})
 		w.place("a", 7)
-		pass(every)
+		w.pass(every)
 		r.want(map[string]usage.Reason{"a": usage.Accounted, "b": usage.SharedNetwork})
 		if !slices.Equal(w.left, []uint64{8}) || len(r.spaces) != 1 {
 			t.Errorf("left are the namespaces %d, and %d are known", w.left, len(r.spaces))
@@ -302,7 +302,7 @@ func TestShared(t *testing.T) {
 		defer r.stop()
 		r.send(startedEvent(w.put("a", 7)))
 		w.place("a", inHost)
-		pass(every)
+		w.pass(every)
 		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 		if !slices.Equal(w.left, []uint64{7}) || len(r.spaces) != 0 {
 			t.Errorf("left are the namespaces %d, and %d are known", w.left, len(r.spaces))
@@ -339,7 +339,7 @@ func TestRestart(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		r.send(startedEvent(a))
-		pass(listAgainAfter / 2)
+		w.pass(listAgainAfter / 2)
 		select {
 		case <-r.Ready():
 			t.Error("ready without a list")
@@ -349,7 +349,7 @@ func TestRestart(t *testing.T) {
 			t.Errorf("%d successions, the owner is %s", d.changed, w.accounts.state["owner"])
 		}
 		w.listFails = nil
-		pass(listAgainAfter)
+		w.pass(listAgainAfter)
 		r.owned(d, "owner")
 		r.want(map[string]usage.Reason{"older": usage.SharedNetwork, "owner": usage.Accounted})
 		<-r.Ready()
@@ -362,13 +362,13 @@ func TestRestart(t *testing.T) {
 		w.put("a", 7)
 		r := run(t, w)
 		defer r.stop()
-		pass(2 * every)
+		w.pass(2 * every)
 		r.owned(d, "hidden")
 		if got := w.accounts.state["hidden"]; got != usage.Running {
 			t.Errorf("it is %s", got)
 		}
 		delete(w.missed, "hidden") // the kernel says that its cgroup has gone
-		pass(2 * every)
+		w.pass(2 * every)
 		r.owned(d, "a")
 		if got := w.accounts.state["hidden"]; got != usage.Stopped {
 			t.Errorf("it is %s", got)
@@ -406,7 +406,7 @@ func TestReconcile(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		w.listFails, w.containers = errInjected, nil
-		pass(2 * every)
+		w.pass(2 * every)
 		if last := w.calls[len(w.calls)-1]; last != "reconcile false" {
 			t.Errorf("the last call was %q: what no container has is taken for nobody's", last)
 		}
@@ -420,11 +420,11 @@ func TestReconcile(t *testing.T) {
 		defer r.stop()
 		r.filter = func(c watcher.Container) bool { return c.ID != "a" }
 		r.Reload()
-		synctest.Wait()
+		w.pass(0)
 		r.want(map[string]usage.Reason{})
 		r.filter = nil
 		r.Reload()
-		synctest.Wait()
+		w.pass(0)
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 	})
 	inBubble(t, "links first, then containers, then repairs", func(t *testing.T) {
@@ -443,7 +443,7 @@ func TestReconcile(t *testing.T) {
 		r.send(startedEvent(w.put("a", 7)))
 		w.place("a", inHost)
 		w.relistHints = []Hint{{Key: Key{ID: "a"}}}
-		pass(every)
+		w.pass(every)
 		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 	})
 }
@@ -455,14 +455,15 @@ func TestBackendWork(t *testing.T) {
 		r := run(t, w)
 		defer r.stop()
 		r.send(startedEvent(w.put("a", 7)), startedEvent(w.put("b", 8)))
-		pass(time.Minute)
+		w.pass(time.Minute)
 		r.want(map[string]usage.Reason{"a": usage.NoHostVeth, "b": usage.NoHostVeth})
-		w.do <- func() []Hint {
-			w.device(7)
-			w.device(8)
-			return []Hint{{Key: Key{ID: "a"}}}
-		}
-		synctest.Wait()
+		w.yield(func() {
+			w.do <- func() []Hint {
+				w.device(7)
+				w.device(8)
+				return []Hint{{Key: Key{ID: "a"}}}
+			}
+		})
 		r.want(map[string]usage.Reason{"a": usage.Accounted, "b": usage.NoHostVeth})
 	})
 }
@@ -480,7 +481,7 @@ func TestLocateFails(t *testing.T) {
 		r.send(startedEvent(w.put("a", 7)), startedEvent(w.put("b", 8)))
 		r.want(map[string]usage.Reason{"a": usage.Starting, "b": usage.Accounted})
 		broken.fails = ""
-		pass(2 * time.Second)
+		w.pass(2 * time.Second)
 		r.want(map[string]usage.Reason{"a": usage.Accounted, "b": usage.Accounted})
 	})
 }
@@ -492,7 +493,10 @@ type failing struct {
 }
 
 func (f *failing) Locate(m Member) (Location[string], error) {
-	if m.ID == f.fails {
+	f.mu.Lock()
+	fails := f.fails
+	f.mu.Unlock()
+	if m.ID == fails {
 		return Location[string]{}, errors.New("permission denied")
 	}
 	return f.world.Locate(m)
