@@ -55,7 +55,7 @@ RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./i
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
-	./internal/roster ./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
+	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
 
 .PHONY: build run test race test-arm64 test-386 bench generate check install
 

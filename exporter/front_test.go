@@ -121,12 +121,14 @@ func TestUnreadBodies(t *testing.T) {
 // headers and handshakes that are never finished.
 func TestUnfinished(t *testing.T) {
 	short := func(t *times) { t.header, t.body = 20*time.Millisecond, 40*time.Millisecond }
-	_, l, socket := serveTimes(t, options(snapshot()), "", short)
+	_, l, _ := serveTimes(t, options(snapshot()), "", short)
 	for _, start := range []string{"", "G", "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-A: ", "\r\n\r\n\r\n"} {
 		if answer := exchange(t, dial(t, l), start); strings.Contains(answer, "200 OK") {
 			t.Errorf("%q is answered: %s", start, answer)
 		}
 	}
+	// The headers are there: only the body may take too long, on a slow machine, too.
+	_, _, socket := serveTimes(t, options(snapshot()), "", func(t *times) { t.header, t.body = time.Hour, 2*time.Second })
 	c, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -157,8 +159,9 @@ func TestWaitsLongerThanReading(t *testing.T) {
 			return usage.Snapshot{}, ctx.Err()
 		}
 	}
-	_, l, _ := serveTimes(t, opts, "", func(t *times) { t.header, t.body = 10*time.Millisecond, 20*time.Millisecond })
-	time.AfterFunc(200*time.Millisecond, func() { close(over) })
+	const reading = 3 * time.Second // enough for a slow machine to read the request
+	_, l, _ := serveTimes(t, opts, "", func(t *times) { t.header, t.body = reading, reading })
+	time.AfterFunc(reading+time.Second, func() { close(over) })
 	answer, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
