@@ -146,11 +146,12 @@ func (c *Controller) counting(v *veth, hook string, again bool) {
 	// An adopted one is its owner's already.
 	v.owned = c.Accounts.Owner(usage.OnHost(v.Index)) != ""
 	c.show(v) // an adopted one has no name yet
+	var open unsettled
 	if !again {
-		c.seed(c.witnessed(v), reading{})
+		open = c.seed(c.witnessed(v), reading{})
 	}
 	if v.check == nil {
-		v.check = c.begin(c.witnessed(v))
+		v.check = c.begin(c.witnessed(v), open)
 	}
 	c.Log.Debug("counting", "interface", v.Name, "ifindex", v.Index, "hook", hook)
 }

@@ -77,6 +77,7 @@ type check struct {
 	sound  reading // nothing was missing then, and what is missing now has been since
 	last   reading
 	before *counted // for the next reading, nil if that was not taken
+	open   unsettled
 
 	// Packets pass unseen, by direction: what flows the other way says nothing about it.
 	blindReceive, blindTransmit bool
@@ -117,14 +118,14 @@ func (c *Controller) witnessed(v *veth) witnessed {
 	}}
 }
 
-// begin starts to compare an interface's counters from now on. It returns nil if they can't
-// be read.
-func (c *Controller) begin(w witnessed) *check {
+// begin starts to compare an interface's counters from now on, with what seeding left open.
+// It returns nil if they can't be read.
+func (c *Controller) begin(w witnessed, open unsettled) *check {
 	now, err := c.readQuiet(w)
 	if err != nil {
 		return nil
 	}
-	return &check{first: now, sound: now, last: now}
+	return &check{first: now, sound: now, last: now, open: open}
 }
 
 // readQuiet takes a reading while no packet is counted, if it can be had soon.
@@ -248,7 +249,7 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 		}
 		switch {
 		case v.check == nil:
-			v.check = c.begin(c.witnessed(v))
+			v.check = c.begin(c.witnessed(v), unsettled{})
 		case v.check.before != nil:
 			now := reading{*v.check.before, kernel, after}
 			seen.add(now, v.check.first)
@@ -271,6 +272,9 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 // compare takes in a reading of an interface, and acts on it.
 func (c *Controller) compare(v *veth, now reading) {
 	moved := now.kernel != v.check.last.kernel
+	if !v.shadowed {
+		c.settle(c.witnessed(v), v.check, now)
+	}
 	v.check.take(now)
 	switch {
 	case v.check.blind():

@@ -115,7 +115,7 @@ func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) error {
 		return err
 	})
 	if slot != 0 { // else it is tried again
-		in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in))
+		in.slot, in.check = slot, c.begin(c.witnessedInside(ns, in), unsettled{})
 	}
 	return err
 }
@@ -246,14 +246,15 @@ func (c *Controller) attachInside(ns *watcher.Namespace, in *inside) error {
 	w := c.witnessedInside(ns, in)
 	// A physical interface's counters have what it did for others, and those of one with
 	// our filters what an earlier owner did.
+	var open unsettled
 	switch {
 	case in.missed != nil:
-		c.seed(w, *in.missed)
+		open = c.seed(w, *in.missed)
 		in.missed = nil
 	case on == "" && !ours && !in.physical():
-		c.seed(w, reading{})
+		open = c.seed(w, reading{})
 	}
-	in.check = c.begin(w)
+	in.check = c.begin(w, open)
 	c.Log.Debug("counting inside", "interface", in.name, "kind", in.kind, "target", in.Target)
 	return nil
 }
@@ -306,6 +307,9 @@ func less(a, b watcher.LinkCounters) bool {
 
 func (c *Controller) compareInside(w witnessed, in *inside, now reading) {
 	moved := now.kernel != in.check.last.kernel
+	if !in.shadowed {
+		c.settle(w, in.check, now)
+	}
 	in.check.take(now)
 	switch {
 	case in.physical():
@@ -458,6 +462,7 @@ func (c *Controller) glance(in *inside, kernel watcher.LinkCounters) []roster.Hi
 	receive, transmit := now.grown(last)
 	again := in.shadowed && now.kernel != last.kernel
 	if !again && !less(now.kernel, last.kernel) && !receive.tooFew() && !transmit.tooFew() {
+		c.settle(witnessed{Target: in.Target, name: in.name}, in.check, now)
 		in.check.take(now)
 		in.mend.forget()
 		return nil

@@ -125,9 +125,9 @@ func (c *Controller) catchUp(v *veth) {
 
 // seedSince adds what was missed since a check was sound, from where it begins anew.
 func (c *Controller) seedSince(w witnessed, k *check) {
-	c.seed(w, k.sound)
+	open := c.seed(w, k.sound)
 	if now, err := c.readQuiet(w); err == nil {
-		*k = check{first: k.first, sound: now, last: now}
+		*k = check{first: k.first, sound: now, last: now, open: open}
 	}
 }
 
@@ -144,14 +144,45 @@ func (c *Controller) shadow(v *veth, shadowed bool) {
 	c.Log.Info("our programs see the packets again", "interface", v.Name)
 }
 
-// seed adds what the kernel has counted on an interface and we have not, since a reading.
-func (c *Controller) seed(w witnessed, since reading) {
-	missed, err := c.missed(w, since)
+// seed adds what the kernel has counted on an interface and we have not, since a reading. It
+// returns what may have been missed besides.
+func (c *Controller) seed(w witnessed, since reading) (open unsettled) {
+	missed, open, err := c.missed(w, since)
 	if err == nil && missed != (lack{}) {
 		err = c.Accounts.Seed(w.Target, missed.receive, missed.transmit)
 	}
+	c.seedFailed(w, err)
+	return open
+}
+
+func (c *Controller) seedFailed(w witnessed, err error) {
 	if err != nil && !errors.Is(err, watcher.ErrGone) {
 		c.Log.Warn("read what was not counted", "interface", w.name, "err", err)
+	}
+}
+
+// unsettled is what may have been missed beyond what was seeded, since a reading: packets
+// flowed all the while. It is some packets at most, so nothing else that the kernel counts
+// and we don't is taken for it.
+type unsettled struct {
+	since reading
+	lack  lack
+}
+
+// settle seeds what a later reading shows to have been missed in the end. Where nothing flowed
+// since the reading before it, that is exact.
+func (c *Controller) settle(w witnessed, k *check, now reading) {
+	if k.open.lack == (lack{}) {
+		return
+	}
+	shown := c.lacking(w, now, now.after, k.open.since)
+	shown = lack{fewer(shown.receive, k.open.lack.receive), fewer(shown.transmit, k.open.lack.transmit)}
+	if shown != (lack{}) {
+		c.seedFailed(w, c.Accounts.Seed(w.Target, shown.receive, shown.transmit))
+	}
+	k.open.lack = lack{minus(k.open.lack.receive, shown.receive), minus(k.open.lack.transmit, shown.transmit)}
+	if now.kernel == k.last.kernel && now.after == k.last.before {
+		k.open = unsettled{}
 	}
 }
 
@@ -168,13 +199,14 @@ type lack struct{ receive, transmit usage.Volume }
 // hook, and then the driver). So what we had after the kernel was asked holds all that it
 // had of ours, and a reading says too little, if anything. At an ingress hook we come after
 // the kernel. So what we had before it was asked is nothing that it had not, and a reading
-// says too much.
-func (c *Controller) missed(w witnessed, since reading) (lack, error) {
+// says too much. Where packets flow in all readings, the truth at the egress hook is between
+// these two, and open.
+func (c *Controller) missed(w witnessed, since reading) (missed lack, open unsettled, err error) {
 	var atLeast, atMost lack
 	for try, quiet := 0, 0; try < seedTries && quiet < 3; try++ {
 		now, err := c.read(w)
 		if err != nil {
-			return lack{}, err
+			return lack{}, unsettled{}, err
 		}
 		less, more := c.lacking(w, now, now.after, since), c.lacking(w, now, now.before, since)
 		if try == 0 {
@@ -187,9 +219,9 @@ func (c *Controller) missed(w witnessed, since reading) (lack, error) {
 		}
 	}
 	if w.NetNS != 0 { // what a container transmits leaves its own interface, and enters the host's
-		return lack{receive: atMost.receive, transmit: atLeast.transmit}, nil
+		return lack{atMost.receive, atLeast.transmit}, unsettled{since, lack{transmit: minus(atMost.transmit, atLeast.transmit)}}, nil
 	}
-	return lack{receive: atLeast.receive, transmit: atMost.transmit}, nil
+	return lack{atLeast.receive, atMost.transmit}, unsettled{since, lack{receive: minus(atMost.receive, atLeast.receive)}}, nil
 }
 
 // lacking is how much more the kernel has counted since a reading than we, who have counted

@@ -194,7 +194,7 @@ func (c *Controller) succeed(v *veth) error {
 	if slot == 0 {
 		return err // it is tried again
 	}
-	v.slot, v.check = slot, c.begin(c.witnessed(v))
+	v.slot, v.check = slot, c.begin(c.witnessed(v), unsettled{})
 	c.Log.Info("the container that had an interface has ended: counting for another", "interface", v.Name)
 	return err
 }
