@@ -89,7 +89,15 @@ func (c *Controller) deleteStrays(before []Filter) error {
 }
 
 // addQdisc adds clsact unless it is there.
-func (c *Controller) addQdisc(ifindex int) (created bool, err error) {
+func (c *Controller) addQdisc(ifindex int, making func() error) (created bool, err error) {
+	if there, err := c.hasClsact(ifindex); err != nil || there {
+		return false, err
+	}
+	if making != nil {
+		if err := making(); err != nil {
+			return false, err
+		}
+	}
 	err = c.tc.Qdisc().Add(clsact(ifindex))
 	switch {
 	case err == nil:
@@ -97,17 +105,21 @@ func (c *Controller) addQdisc(ifindex int) (created bool, err error) {
 	case !errors.Is(err, unix.EEXIST):
 		return false, explainQdisc(err)
 	}
-	// An `ingress` qdisc would take our filters too, both of them at ingress.
-	q, lookErr := c.lister.qdisc(ifindex)
-	switch {
-	case lookErr != nil:
-		return false, lookErr
-	case q.kind == "clsact":
-		return false, nil
-	case q.kind == "ingress":
-		return false, ErrIngressQdisc
+	there, lookErr := c.hasClsact(ifindex) // somebody was faster
+	if lookErr == nil && !there {
+		lookErr = err
 	}
-	return false, err
+	return false, lookErr
+}
+
+// hasClsact looks for the qdisc. An `ingress` qdisc would take our filters too, both of
+// them at ingress: it is an error.
+func (c *Controller) hasClsact(ifindex int) (bool, error) {
+	q, err := c.lister.qdisc(ifindex)
+	if err == nil && q.kind == "ingress" {
+		err = ErrIngressQdisc
+	}
+	return q.kind == "clsact", err
 }
 
 // clsact is the qdisc of an interface as go-tc takes it.

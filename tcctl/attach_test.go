@@ -67,7 +67,7 @@ func TestReplaceMissesNothing(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := c.Attach(h.ifindex, slot, ingress, egress); err != nil {
+			if _, err := c.Attach(h.ifindex, slot, ingress, egress, nil); err != nil {
 				t.Error(err)
 				return
 			}
@@ -137,7 +137,7 @@ func TestAttachUndoesFirstHalf(t *testing.T) {
 			if test.egress != nil {
 				egress = test.egress(t)
 			}
-			created, err := c.Attach(h.ifindex, 6, load(t, "nettally_ingress"), egress)
+			created, err := c.Attach(h.ifindex, 6, load(t, "nettally_ingress"), egress, nil)
 			if !errors.Is(err, test.want) || created {
 				t.Fatalf("Attach = %v, %v; want error %v", created, err, test.want)
 			}
@@ -194,7 +194,7 @@ func TestAttachToVanishing(t *testing.T) {
 				} else {
 					programs[hook] = meanwhile{programs[hook], vanish}
 				}
-				created, err := c.Attach(h.ifindex, 1, programs["ingress"], programs["egress"])
+				created, err := c.Attach(h.ifindex, 1, programs["ingress"], programs["egress"], nil)
 				if !errors.Is(err, ErrGone) || !errors.Is(err, unix.ENODEV) || created {
 					t.Errorf("Attach = %v, %v; want ErrGone", created, err)
 				}
@@ -225,7 +225,7 @@ func TestAttachWhileInterfacesVanish(t *testing.T) {
 	for gone := 0; gone < len(ifindexes); {
 		gone = 0
 		for _, ifindex := range ifindexes {
-			_, err := c.Attach(ifindex, 1, ingress, egress)
+			_, err := c.Attach(ifindex, 1, ingress, egress, nil)
 			switch {
 			case errors.Is(err, ErrGone):
 				gone++
@@ -240,12 +240,48 @@ func TestAttachWhileInterfacesVanish(t *testing.T) {
 	deleter.Wait()
 }
 
+// Whoever attaches is told before the qdisc is made, can prevent it, and is not told where
+// somebody has made one before.
+func TestAttachTellsBeforeQdisc(t *testing.T) {
+	h := newHost(t)
+	c := open(t, h.Namespace, 0)
+	ingress, egress := load(t, "nettally_ingress"), load(t, "nettally_egress")
+	refused := errors.New("refused")
+	before := h.show(t)
+	if created, err := c.Attach(h.ifindex, 1, ingress, egress, func() error { return refused }); created || !errors.Is(err, refused) {
+		t.Errorf("Attach = %t, %v; want the refusal", created, err)
+	}
+	if after := h.show(t); after != before {
+		t.Errorf("refused, and yet there is\n%s", after)
+	}
+	told := false
+	created, err := c.Attach(h.ifindex, 1, ingress, egress, func() error {
+		told = h.show(t) == before
+		return nil
+	})
+	if err != nil || !created || !told {
+		t.Errorf("Attach = %t, %v; told before: %t", created, err, told)
+	}
+	if _, err := c.Attach(h.ifindex, 2, ingress, egress, func() error { return refused }); err != nil {
+		t.Errorf("attach where the qdisc is: %v", err)
+	}
+	// Somebody else is faster.
+	detach(t, c, h.ifindex, true)
+	created, err = c.Attach(h.ifindex, 1, ingress, egress, func() error {
+		h.run(t, "tc qdisc add dev v0 clsact")
+		return nil
+	})
+	if err != nil || created {
+		t.Errorf("Attach = %t, %v; want somebody else's qdisc", created, err)
+	}
+}
+
 // Somebody may delete clsact, and all filters with it, at any moment.
 func TestAttachWhileQdiscIsDeleted(t *testing.T) {
 	h := newHost(t)
 	c := open(t, h.Namespace, 0)
 	egress := meanwhile{load(t, "nettally_egress"), func() { h.run(t, "tc qdisc del dev v0 clsact") }}
-	_, err := c.Attach(h.ifindex, 1, load(t, "nettally_ingress"), egress)
+	_, err := c.Attach(h.ifindex, 1, load(t, "nettally_ingress"), egress, nil)
 	if !errors.Is(err, unix.EINVAL) || errors.Is(err, ErrGone) || errors.Is(err, ErrForeign) {
 		t.Errorf("Attach = %v, want a plain EINVAL", err)
 	}
@@ -287,7 +323,7 @@ func TestConcurrentUse(t *testing.T) {
 			// Two workers on each interface.
 			ifindex := ifindexes[worker%len(ifindexes)]
 			for range 10 {
-				_, attachErr := c.Attach(ifindex, uint16(ifindex), ingress, egress)
+				_, attachErr := c.Attach(ifindex, uint16(ifindex), ingress, egress, nil)
 				filters, listErr := c.Filters(ifindex)
 				_, interfacesErr := c.Interfaces()
 				err := errors.Join(attachErr, listErr, interfacesErr, c.Detach(ifindex, true))

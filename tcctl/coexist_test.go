@@ -237,7 +237,7 @@ func TestAttachInTheWay(t *testing.T) {
 			before := h.show(t)
 			c := open(t, h.Namespace, 2)
 			for range 2 {
-				_, err := c.Attach(h.ifindex, 1, load(t, "nettally_ingress"), load(t, "nettally_egress"))
+				_, err := c.Attach(h.ifindex, 1, load(t, "nettally_ingress"), load(t, "nettally_egress"), nil)
 				says := strings.ReplaceAll(test.says, "ifindex 7", "ifindex "+strconv.Itoa(h.ifindex))
 				if !errors.Is(err, test.want) || !strings.Contains(err.Error(), says) {
 					t.Errorf("Attach: %v\nwant %q", err, says)

@@ -114,7 +114,9 @@ func (c *Controller) Close() error {
 
 // Attach puts the programs on the clsact hooks of an interface, with slot as
 // the skb->tc_classid they see. It makes the clsact qdisc if there is none and
-// says so in createdQdisc.
+// says so in createdQdisc. If making is not nil, it is called right before: whoever
+// notes then that the qdisc is ours knows it also after a kill. An error of making
+// ends the attempt.
 //
 // Attaching again replaces our own filters, in one step of the kernel that no
 // packet slips through, and touches no others. Filters of ours at another
@@ -128,14 +130,14 @@ func (c *Controller) Close() error {
 // Requires Linux 5.10, CAP_NET_ADMIN and, where filters of ours are found,
 // CAP_SYS_ADMIN to look at their programs. Returns an error wrapping [ErrGone],
 // [ErrUnsupported], [ErrForeign] or [ErrIngressQdisc], or the kernel's errno.
-func (c *Controller) Attach(ifindex int, slot uint16, ingress, egress program) (createdQdisc bool, err error) {
+func (c *Controller) Attach(ifindex int, slot uint16, ingress, egress program, making func() error) (createdQdisc bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// A program nobody else refers to would be closed while we use its descriptor.
 	defer runtime.KeepAlive(ingress)
 	defer runtime.KeepAlive(egress)
 
-	created, err := c.addQdisc(ifindex)
+	created, err := c.addQdisc(ifindex, making)
 	if err != nil {
 		return false, fmt.Errorf("add clsact qdisc to ifindex %d: %w", ifindex, err)
 	}

@@ -24,7 +24,7 @@ func ExampleController_Attach() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	createdQdisc, err := c.Attach(veth.Index, 300, ingress, egress)
+	createdQdisc, err := c.Attach(veth.Index, 300, ingress, egress, nil)
 	if errors.Is(err, tcctl.ErrGone) {
 		return // the container ended
 	}

@@ -306,7 +306,7 @@ func (h *host) attached(hook Hook, priority, slot uint16, p *classifier) Filter 
 
 func attach(tb testing.TB, c *Controller, ifindex int, slot uint16, ingress, egress program) (createdQdisc bool) {
 	tb.Helper()
-	created, err := c.Attach(ifindex, slot, ingress, egress)
+	created, err := c.Attach(ifindex, slot, ingress, egress, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func (l lister) qdisc(ifindex int) (qdisc, error) {
 		tcmsg(ifindex, clsactHandle, clsactParent, 0))
 	switch {
 	case errors.Is(err, unix.ENODEV):
-		return qdisc{}, ErrGone
+		return qdisc{}, fmt.Errorf("%w: %w", ErrGone, err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL):
 		return qdisc{}, nil
 	case err != nil:

@@ -273,7 +273,7 @@ func classifiers(priority uint16) (_ string, err error) {
 		return "", err
 	}
 	defer control.Close()
-	if _, err := control.Attach(link.Attrs().Index, 1, datapath.Ingress, datapath.Egress); err != nil {
+	if _, err := control.Attach(link.Attrs().Index, 1, datapath.Ingress, datapath.Egress, nil); err != nil {
 		return "", err
 	}
 	return "loaded, and attached to a veth with clsact", nil

@@ -79,7 +79,7 @@ func saveCounts(config *configs.Config, slots []bpf.Slot) error {
 		return err
 	}
 	for _, left := range d.accounts.Leftovers() {
-		if _, err := d.accounts.Retire(left); err != nil {
+		if err := d.accounts.Retire(left); err != nil {
 			return err
 		}
 	}

@@ -77,7 +77,7 @@ func put(t *testing.T, datapath *bpf.Datapath, ns *testnet.Namespace, stray bool
 	if stray {
 		index += 1000
 	}
-	created, err := control.Attach(ifindex, index, datapath.Egress, datapath.Ingress)
+	created, err := control.Attach(ifindex, index, datapath.Egress, datapath.Ingress, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

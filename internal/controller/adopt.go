@@ -33,8 +33,7 @@ func (c *Controller) adoptOne(left usage.Leftover) error {
 		return c.adoptCgroup(left)
 	}
 	if left.Older {
-		_, err := c.Accounts.Retire(left) // what is on the interface is its successor's
-		return err
+		return c.Accounts.Retire(left) // what is on the interface is its successor's
 	}
 	tcx, _, err := c.Hooks.TCX(left.Ifindex)
 	if err != nil {
@@ -49,9 +48,9 @@ func (c *Controller) adoptOne(left usage.Leftover) error {
 		c.Accounts.Adopt(left, "", HookClsact)
 		return c.letGo(left.Ifindex, func() error { return c.Hooks.DetachTCX(left.Ifindex) })
 	}
-	own, err := c.Accounts.Retire(left)
 	// The interface may live on with one of two filters, or our empty qdisc.
-	return errors.Join(err, c.Hooks.Detach(left.Ifindex, own), c.Hooks.DetachTCX(left.Ifindex))
+	err = errors.Join(c.Hooks.Detach(left.Ifindex, left.OwnQdisc), c.Hooks.DetachTCX(left.Ifindex))
+	return errors.Join(err, c.Accounts.Retire(left)) // last, since it forgets that the qdisc is ours
 }
 
 // letGo takes an adopted interface off the hook it is not counted on, and ends the
@@ -109,7 +108,7 @@ func (c *Controller) replace(left usage.Leftover) error {
 		return err
 	}
 	if clsact {
-		if _, err := c.Hooks.Attach(left.Ifindex, left.Slot); err != nil {
+		if _, err := c.Hooks.Attach(left.Ifindex, left.Slot, nil); err != nil {
 			return err
 		}
 	}

@@ -131,13 +131,7 @@ func (c *Controller) place(index int) {
 	}
 }
 
-func (c *Controller) attachClsact(v *veth) error {
-	created, err := c.Hooks.Attach(v.Index, v.slot)
-	if err != nil || !created {
-		return err
-	}
-	return c.Accounts.OwnQdisc(usage.OnHost(v.Index))
-}
+func (c *Controller) attachClsact(v *veth) error { return c.mover().attachClsact(v.Index, v.slot) }
 
 // counting notes that a host veth is counted now. again: an earlier process counted it,
 // so what the kernel counted before is known.

@@ -121,8 +121,7 @@ func (c *Controller) endCgroup(known *member) {
 // adoptCgroup goes on with a cgroup that an earlier process counted, or retires its slot.
 func (c *Controller) adoptCgroup(left usage.Leftover) error {
 	if c.Cgroups == nil {
-		_, err := c.Accounts.Retire(left)
-		return err
+		return c.Accounts.Retire(left)
 	}
 	attached, err := c.Cgroups.Attached(left.Cgroup)
 	if err != nil {
@@ -132,7 +131,7 @@ func (c *Controller) adoptCgroup(left usage.Leftover) error {
 		c.Accounts.Adopt(left, "", HookCgroup)
 		return nil
 	}
-	if _, err := c.Accounts.Retire(left); err != nil || attached {
+	if err := c.Accounts.Retire(left); err != nil || attached {
 		return err // the cgroup is counted on another slot by now
 	}
 	return c.Cgroups.Detach(left.Cgroup)

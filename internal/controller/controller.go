@@ -36,7 +36,7 @@ type host interface {
 
 // hooks puts the classifiers on interfaces and takes them off: *Hooks.
 type hooks interface {
-	Attach(ifindex int, slot uint16) (createdQdisc bool, err error)
+	Attach(ifindex int, slot uint16, making func() error) (createdQdisc bool, err error)
 	Detach(ifindex int, removeQdisc bool) error
 	Current(ifindex int) (slot uint16, ok bool, err error)
 	Interfaces() ([]int, error)
@@ -48,7 +48,7 @@ type hooks interface {
 	TCXInterfaces() ([]int, error)
 	OthersOnTCX(ifindex int) (bool, error)
 
-	AttachInside(netns, ifindex int, slot uint16) (createdQdisc bool, err error)
+	AttachInside(netns, ifindex int, slot uint16, making func() error) (createdQdisc bool, err error)
 	DetachInside(netns, ifindex int, removeQdisc bool) error
 	CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error)
 }

@@ -20,7 +20,7 @@ func TestMoveOrder(t *testing.T) {
 	k := newKernel(t)
 	k.Adopt(context.Background())
 	k.veth(7, 3)
-	k.want("attach clsact 7 slot 1")
+	k.want("own qdisc 7 true", "attach clsact 7 slot 1")
 	k.mode, k.fails["attach tcx 7"] = ModeTCX, errInjected
 	k.Relist()
 	k.finish()
@@ -28,11 +28,11 @@ func TestMoveOrder(t *testing.T) {
 	clear(k.fails)
 	k.Relist()
 	k.finish()
-	k.want("bind 7 slot 1", "handover 7 true", "attach tcx 7", "quiesce", "detach clsact 7 qdisc true", "quiesce", "handover 7 false")
+	k.want("bind 7 slot 1", "handover 7 true", "attach tcx 7", "quiesce", "detach clsact 7 qdisc true", "own qdisc 7 false", "quiesce", "handover 7 false")
 	k.mode = ModeClsact
 	k.Relist()
 	k.finish()
-	k.want("handover 7 true", "attach clsact 7 slot 1", "quiesce", "detach tcx 7", "quiesce", "handover 7 false")
+	k.want("handover 7 true", "own qdisc 7 true", "attach clsact 7 slot 1", "quiesce", "detach tcx 7", "quiesce", "handover 7 false")
 
 	k.mode, k.fails["detach clsact 7 qdisc true"] = ModeTCX, errInjected
 	k.Relist()
@@ -47,6 +47,36 @@ func TestMoveOrder(t *testing.T) {
 	if s := k.slots[1]; s.Handover || k.filters[7] != 0 {
 		t.Errorf("hand-over %t, filters %v", s.Handover, k.filters)
 	}
+}
+
+// A process may be killed right after it made a qdisc: that it is ours has been noted by then,
+// and is until the qdisc is removed. Where it is not made in the end, the note is taken back.
+func TestQdiscIsNotedFirst(t *testing.T) {
+	for name, mode := range map[string]Mode{"first": ModeClsact, "back from tcx": ModeTCX} {
+		t.Run(name, func(t *testing.T) {
+			k := newKernel(t)
+			k.Adopt(context.Background())
+			k.mode = mode
+			if mode == ModeTCX {
+				k.veth(7, 3)
+				k.finish()
+				k.mode = ModeClsact
+			}
+			k.killed("attach clsact 7 slot 1", func() { k.veth(7, 3); k.Relist(); k.finish() })
+			k.restart()
+			k.killed("detach clsact 7 qdisc true", func() { k.Adopt(context.Background()) })
+			k.restart()
+			k.Adopt(context.Background())
+			if !slices.Contains(k.calls, "detach clsact 7 qdisc true") {
+				t.Errorf("the qdisc stays: %v", k.calls)
+			}
+		})
+	}
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.fails["attach clsact 7 slot 1"] = errInjected
+	k.veth(7, 3)
+	k.want("own qdisc 7 true", "attach clsact 7 slot 1", "own qdisc 7 false")
 }
 
 // What passed before the first hook was on is seeded, also where that one fails at first.
@@ -127,7 +157,7 @@ func TestAdoptEdges(t *testing.T) {
 		left(k, true)
 		k.tcx[7], k.filters[7] = true, 1
 		k.Adopt(context.Background())
-		k.want("detach clsact 7 qdisc true", "quiesce", "handover 7 false")
+		k.want("detach clsact 7 qdisc true", "own qdisc 7 false", "quiesce", "handover 7 false")
 	})
 	t.Run("before tcx was on", func(t *testing.T) {
 		k := newKernel(t)
@@ -269,7 +299,7 @@ func TestSucceed(t *testing.T) {
 	if err := k.Succeed(b, []roster.Key{{ID: "a"}}, at); err != nil {
 		t.Error(err)
 	}
-	k.want("attach clsact 7 slot 3", "quiesce")
+	k.want("own qdisc 7 true", "attach clsact 7 slot 3", "quiesce")
 	k.passes(7, true, 1, 1)
 	if o := k.Count(b, at); o.Counted != 1 {
 		t.Errorf("outcome %+v", o)
@@ -387,7 +417,7 @@ func TestStrayPrograms(t *testing.T) {
 	k.Adopt(context.Background())
 	k.veths = append(k.veths, watcher.HostVeth{Index: 7, Name: "veth7", PeerIndex: 2, NetNSID: 3})
 	k.Relist()
-	k.want("attach clsact 7 slot 1", "detach clsact 8 qdisc false", "detach tcx 8", "detach clsact 9 qdisc false", "detach tcx 9")
+	k.want("own qdisc 7 true", "attach clsact 7 slot 1", "detach clsact 8 qdisc false", "detach tcx 8", "detach clsact 9 qdisc false", "detach tcx 9")
 	k.Reconcile(nil)
 	k.filters[8] = 1
 	k.Relist()

@@ -29,6 +29,7 @@ type kernel struct {
 	*Controller
 	calls []string
 	fails map[string]error // by verb, as it stands in calls
+	kill  string           // the call that the process does not survive
 
 	veths    []watcher.HostVeth
 	inside   map[string]watcher.Sandbox // by container
@@ -48,7 +49,10 @@ type kernel struct {
 	mode     Mode
 }
 
-var errInjected = errors.New("injected")
+var (
+	errInjected = errors.New("injected")
+	errKilled   = errors.New("killed")
+)
 
 func newKernel(t *testing.T) *kernel {
 	t.Helper()
@@ -77,7 +81,23 @@ func (k *kernel) restart() {
 func (k *kernel) did(format string, args ...any) error {
 	call := fmt.Sprintf(format, args...)
 	k.calls = append(k.calls, call)
+	if call == k.kill {
+		panic(errKilled)
+	}
 	return k.fails[call]
+}
+
+// killed kills the process when it makes a call.
+func (k *kernel) killed(call string, while func()) {
+	k.t.Helper()
+	k.calls, k.kill = nil, call
+	defer func() {
+		if recover() != errKilled {
+			k.t.Errorf("%q was not called: %v", call, k.calls)
+		}
+		k.calls, k.kill = nil, ""
+	}()
+	while()
 }
 
 // veth adds a host veth that leads into a namespace, and tells of it.
@@ -224,7 +244,12 @@ type fakeHooks kernel
 
 func (h *fakeHooks) did(format string, args ...any) error { return (*kernel)(h).did(format, args...) }
 
-func (h *fakeHooks) Attach(ifindex int, slot uint16) (bool, error) {
+func (h *fakeHooks) Attach(ifindex int, slot uint16, making func() error) (bool, error) {
+	if _, there := h.filters[ifindex]; !there && making != nil {
+		if err := making(); err != nil {
+			return false, err
+		}
+	}
 	if err := h.did("attach clsact %d slot %d", ifindex, slot); err != nil {
 		return false, err
 	}
@@ -271,8 +296,10 @@ func (h *fakeHooks) TCX(ifindex int) (attached, first bool, err error) {
 	return h.tcx[ifindex], h.tcx[ifindex], nil
 }
 
-func (h *fakeHooks) OthersOnTCX(int) (bool, error)                { return false, nil }
-func (h *fakeHooks) AttachInside(int, int, uint16) (bool, error)  { return false, tcctl.ErrGone }
+func (h *fakeHooks) OthersOnTCX(int) (bool, error) { return false, nil }
+func (h *fakeHooks) AttachInside(int, int, uint16, func() error) (bool, error) {
+	return false, tcctl.ErrGone
+}
 func (h *fakeHooks) DetachInside(int, int, bool) error            { return tcctl.ErrGone }
 func (h *fakeHooks) CurrentInside(int, int) (uint16, bool, error) { return 0, false, tcctl.ErrGone }
 
@@ -319,6 +346,11 @@ func (d *fakeSlots) Take(t bpf.Target) (bpf.Slot, error) {
 func (d *fakeSlots) Keep(s bpf.Slot) error {
 	if before := d.slots[s.Index]; before.Handover != s.Handover {
 		if err := d.did("handover %d %t", s.Ifindex, s.Handover); err != nil {
+			return err
+		}
+	}
+	if before := d.slots[s.Index]; before.OwnQdisc != s.OwnQdisc {
+		if err := d.did("own qdisc %d %t", s.Ifindex, s.OwnQdisc); err != nil {
 			return err
 		}
 	}

@@ -40,9 +40,9 @@ func (h *Hooks) inside(netns int, do func(*tcctl.Controller) error) error {
 
 // AttachInside is Attach for an interface in the namespace of its container. There it
 // receives by its ingress hook what leaves a host veth by the egress hook.
-func (h *Hooks) AttachInside(netns, ifindex int, slot uint16) (createdQdisc bool, err error) {
+func (h *Hooks) AttachInside(netns, ifindex int, slot uint16, making func() error) (createdQdisc bool, err error) {
 	err = h.inside(netns, func(there *tcctl.Controller) (err error) {
-		createdQdisc, err = there.Attach(ifindex, slot, h.Egress, h.Ingress)
+		createdQdisc, err = there.Attach(ifindex, slot, h.Egress, h.Ingress, making)
 		return err
 	})
 	return createdQdisc, err
@@ -63,8 +63,9 @@ func (h *Hooks) CurrentInside(netns, ifindex int) (slot uint16, ok bool, err err
 }
 
 // Attach puts the programs on both clsact hooks of an interface, or in place of our own.
-func (h *Hooks) Attach(ifindex int, slot uint16) (createdQdisc bool, err error) {
-	return h.Controller.Attach(ifindex, slot, h.Ingress, h.Egress)
+// making is called before it makes the qdisc.
+func (h *Hooks) Attach(ifindex int, slot uint16, making func() error) (createdQdisc bool, err error) {
+	return h.Controller.Attach(ifindex, slot, h.Ingress, h.Egress, making)
 }
 
 // AttachTCX puts the programs at the head of both tcx hooks, or in place of our own.

@@ -111,7 +111,7 @@ func (c *Controller) succeedInsides(to roster.Member, found watcher.Sandbox, orp
 // succeedInside counts an interface on another slot, for the next owner.
 func (c *Controller) succeedInside(ns *watcher.Namespace, in *inside) error {
 	slot, err := c.Accounts.Succeed(in.Target, func(slot uint16) error {
-		_, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, slot)
+		_, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, slot, nil)
 		return err
 	})
 	if slot != 0 { // else it is tried again
@@ -261,11 +261,9 @@ func (c *Controller) attachInside(ns *watcher.Namespace, in *inside) error {
 
 // putInside puts our programs on, or in place of our own.
 func (c *Controller) putInside(ns *watcher.Namespace, in *inside) error {
-	created, err := c.Hooks.AttachInside(ns.FD(), in.Ifindex, in.slot)
-	if err != nil || !created {
-		return err
-	}
-	return c.Accounts.OwnQdisc(in.Target)
+	return c.mover().owning(in.Target, func(making func() error) (bool, error) {
+		return c.Hooks.AttachInside(ns.FD(), in.Ifindex, in.slot, making)
+	})
 }
 
 // checkInside compares our numbers with the kernel's, and mends. A container that may

@@ -15,7 +15,7 @@ import (
 func (c *Controller) adoptInside(lefts []usage.Leftover) {
 	missing := c.inNamespaces(lefts, c.adoptOneInside)
 	for _, left := range missing {
-		if _, err := c.Accounts.Retire(left); err != nil {
+		if err := c.Accounts.Retire(left); err != nil {
 			c.Log.Warn("clean up after an earlier run", "target", left.Target, "err", err)
 		}
 	}
@@ -23,17 +23,16 @@ func (c *Controller) adoptInside(lefts []usage.Leftover) {
 
 func (c *Controller) adoptOneInside(ns *watcher.Namespace, left usage.Leftover) error {
 	if left.Older {
-		_, err := c.Accounts.Retire(left)
-		return err
+		return c.Accounts.Retire(left)
 	}
 	slot, ok, err := c.Hooks.CurrentInside(ns.FD(), left.Ifindex)
 	if err != nil {
 		return err
 	}
 	if !ok || slot != left.Slot {
-		own, err := c.Accounts.Retire(left)
 		// It may live on with one of two filters, or our empty qdisc.
-		return errors.Join(err, c.Hooks.DetachInside(ns.FD(), left.Ifindex, own))
+		err := c.Hooks.DetachInside(ns.FD(), left.Ifindex, left.OwnQdisc)
+		return errors.Join(err, c.Accounts.Retire(left))
 	}
 	nsid, err := ns.Number()
 	if err != nil {
@@ -51,7 +50,7 @@ func (c *Controller) replaceInside(ns *watcher.Namespace, left usage.Leftover) e
 	if err != nil || !ok || left.Older {
 		return err
 	}
-	_, err = c.Hooks.AttachInside(ns.FD(), left.Ifindex, left.Slot)
+	_, err = c.Hooks.AttachInside(ns.FD(), left.Ifindex, left.Slot, nil)
 	return err
 }
 

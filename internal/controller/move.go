@@ -175,6 +175,26 @@ func (m mover) detachClsact(ifindex int) error {
 	return m.accounts.DisownQdisc(usage.OnHost(ifindex))
 }
 
+func (m mover) attachClsact(ifindex int, slot uint16) error {
+	return m.owning(usage.OnHost(ifindex), func(making func() error) (bool, error) {
+		return m.hooks.Attach(ifindex, slot, making)
+	})
+}
+
+// owning attaches. That the qdisc is ours is noted before it is made, so that a process
+// that comes after a kill removes it.
+func (m mover) owning(target usage.Target, attach func(making func() error) (createdQdisc bool, err error)) error {
+	noted := false
+	created, err := attach(func() error {
+		noted = true
+		return m.accounts.OwnQdisc(target)
+	})
+	if noted && !created {
+		err = errors.Join(err, m.accounts.DisownQdisc(target))
+	}
+	return err
+}
+
 // toTCX leaves each packet counted exactly once: while both hooks are on, the tcx program
 // marks what it counts and the clsact program leaves that alone.
 func (m mover) toTCX(j job) error {
@@ -200,14 +220,8 @@ func (m mover) toClsact(j job) error {
 	if err := m.accounts.Handover(usage.OnHost(j.index), true); err != nil {
 		return err
 	}
-	created, err := m.hooks.Attach(j.index, j.slot)
-	if err != nil {
+	if err := m.attachClsact(j.index, j.slot); err != nil {
 		return errors.Join(err, m.accounts.Handover(usage.OnHost(j.index), false))
-	}
-	if created {
-		if err := m.accounts.OwnQdisc(usage.OnHost(j.index)); err != nil {
-			return err
-		}
 	}
 	if err := errors.Join(m.accounts.Quiesce(), m.hooks.DetachTCX(j.index)); err != nil {
 		return err

@@ -184,7 +184,7 @@ func (c *Controller) Succeed(to roster.Member, ended []roster.Key, in roster.Loc
 // succeed counts a host veth on another slot, for the next owner.
 func (c *Controller) succeed(v *veth) error {
 	swap := func(slot uint16) error {
-		_, err := c.Hooks.Attach(v.Index, slot)
+		_, err := c.Hooks.Attach(v.Index, slot, nil)
 		return err
 	}
 	if v.hook == HookTCX {

@@ -145,7 +145,7 @@ func newRoad(b *testing.B) *road {
 
 func (r *road) attach(b *testing.B) {
 	b.Helper()
-	nettest.Must(r.control.Attach(r.ifindex, 1, r.datapath.Ingress, r.datapath.Egress))(b)
+	nettest.Must(r.control.Attach(r.ifindex, 1, r.datapath.Ingress, r.datapath.Egress, nil))(b)
 }
 
 func (r *road) detach(b *testing.B) {

@@ -16,6 +16,8 @@ import (
 type Leftover struct {
 	Target
 	Slot uint16
+	// OwnQdisc says that the earlier process made the interface's qdisc, or was about to.
+	OwnQdisc bool
 	// Older says that another slot was taken for the same target later: programs that are
 	// on count on that.
 	Older bool
@@ -31,7 +33,7 @@ func leftovers(slots []bpf.Slot) []Leftover {
 	}
 	var left []Leftover
 	for _, s := range slots {
-		left = append(left, Leftover{Target: s.Target, Slot: s.Index, Older: s.Generation < newest[s.Target], slot: s})
+		left = append(left, Leftover{Target: s.Target, Slot: s.Index, OwnQdisc: s.OwnQdisc, Older: s.Generation < newest[s.Target], slot: s})
 	}
 	return left
 }
@@ -94,21 +96,20 @@ func (a *Accounts) Adopt(l Leftover, host, hook string) {
 }
 
 // Retire ends the counting on a slot that an earlier process took, whose programs are
-// gone: the owner it had keeps what it counted. It returns whether that process made the
-// interface's qdisc.
-func (a *Accounts) Retire(l Leftover) (ownQdisc bool, err error) {
+// gone: the owner it had keeps what it counted.
+func (a *Accounts) Retire(l Leftover) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	slot := l.slot
 	if a.restored[slot.Generation].folded {
-		return slot.OwnQdisc, a.Datapath.Release(slot)
+		return a.Datapath.Release(slot)
 	}
 	at := &attachment{slot: slot, at: a.takenAt(slot)}
 	a.ownAgain(at)
 	if slot.Cgroup != 0 && !at.needsCgroup() {
-		return false, a.discard(at)
+		return a.discard(at)
 	}
-	return slot.OwnQdisc, a.close(at)
+	return a.close(at)
 }
 
 // ownAgain gives an attachment of an earlier process to the owner it had: the one noted

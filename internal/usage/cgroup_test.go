@@ -102,7 +102,7 @@ func TestCgroupTold(t *testing.T) {
 	for _, left := range again.Leftovers() {
 		if left.Cgroup == 8 {
 			again.Adopt(left, "", "cgroup")
-		} else if _, err := again.Retire(left); err != nil {
+		} else if err := again.Retire(left); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -142,7 +142,7 @@ func TestCgroupLeft(t *testing.T) {
 			after := kept(t, kernel, clock)
 			after.Restore(nil)
 			for _, left := range after.Leftovers() {
-				if _, err := after.Retire(left); err != nil {
+				if err := after.Retire(left); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -80,7 +80,7 @@ func (m *machine) start() {
 			m.a.Adopt(l, "", "clsact")
 			continue
 		}
-		if _, err := m.a.Retire(l); err != nil {
+		if err := m.a.Retire(l); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -430,7 +430,7 @@ func TestSeedForSuccessor(t *testing.T) {
 		a.Restore(onDisk.read(t))
 		for _, l := range a.Leftovers() {
 			if l.Older || !on {
-				if _, err := a.Retire(l); err != nil {
+				if err := a.Retire(l); err != nil {
 					t.Fatal(err)
 				}
 				continue
@@ -566,7 +566,7 @@ func ownAgain(t *testing.T, kernel *slots, clock *clock, records []Record) {
 	a := kept(t, kernel, clock)
 	a.Restore(records)
 	for _, l := range a.Leftovers() {
-		if _, err := a.Retire(l); err != nil {
+		if err := a.Retire(l); err != nil {
 			t.Fatal(err)
 		}
 	}
