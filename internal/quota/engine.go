@@ -137,7 +137,8 @@ func (e *Engine) clear() {
 }
 
 // Run loads what was saved, then checks every second until ctx ends; then it saves once
-// more and returns nil. It never returns an error: a store that fails is tried again.
+// more and returns nil. It never returns an error: a store that fails is tried again. At the
+// end it waits for two calls of the store at most, as long as these take.
 //
 // snapshot is called from one goroutine while there are rules, and must be complete: what is
 // missing in it is taken for gone.
@@ -160,8 +161,7 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 				k.done(r)
 				k.step(time.Now())
 			case <-k.patience():
-				k.publish(everything)
-				k.waits = time.Time{}
+				k.giveUp()
 			case <-k.acks:
 				k.step(time.Now())
 			case <-tick.C:

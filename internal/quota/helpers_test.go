@@ -30,6 +30,7 @@ type memory struct {
 	err       error
 	saves     int
 	hang      chan struct{} // not nil: a save waits for it
+	silent    int           // as many saves more give up after silence, as a ledger's do
 	clock     *wallclock.Clock
 	mark      wallclock.Mark // of the last save, as a ledger notes it
 	steady    wallclock.Mark
@@ -43,10 +44,17 @@ func (m *memory) Load() (map[string][]byte, error) {
 
 func (m *memory) Save(put map[string][]byte, drop []string) error {
 	m.mu.Lock()
-	hang := m.hang
+	hang, silent := m.hang, m.silent > 0
+	if silent {
+		m.silent--
+	}
 	m.mu.Unlock()
 	if hang != nil {
 		<-hang
+	}
+	if silent {
+		time.Sleep(silence)
+		return errSilent
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -69,7 +77,13 @@ func (m *memory) fail(err error) {
 	m.err = err
 }
 
-var errDisk = errors.New("disk full")
+var (
+	errDisk   = errors.New("disk full")
+	errSilent = errors.New("the disk does not answer")
+)
+
+// silence is how long a save waits for a disk that does not answer.
+const silence = 10 * time.Second
 
 // host is what the host's clocks say.
 type host struct {

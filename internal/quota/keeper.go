@@ -133,13 +133,34 @@ func (k *keeper) patience() <-chan time.Time {
 	return time.After(time.Until(k.waits.Add(patience)))
 }
 
-// stop saves everything, once what is under way has ended, and lets it be told.
-func (k *keeper) stop() {
-	if k.busy {
-		k.done(<-k.results)
-	}
-	k.flush()
+// giveUp lets alerts be told that have waited long enough for being saved.
+func (k *keeper) giveUp() {
 	k.publish(everything)
+	k.waits = time.Time{}
+}
+
+// stop saves everything, once what is under way has ended, and lets it be told: at the end, too,
+// alerts wait no longer than patience for a disk that hangs.
+func (k *keeper) stop() {
+	k.await()
+	if k.loaded {
+		k.due = time.Time{}
+		k.step(time.Now())
+		k.await()
+	}
+	k.publish(everything)
+}
+
+// await waits for the load or save that is under way.
+func (k *keeper) await() {
+	for k.busy {
+		select {
+		case r := <-k.results:
+			k.done(r)
+		case <-k.patience():
+			k.giveUp()
+		}
+	}
 }
 
 // Flush saves everything. Call it when Run has returned and nobody acknowledges deliveries any

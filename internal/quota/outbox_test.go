@@ -5,6 +5,7 @@ package quota
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -274,6 +275,36 @@ func TestOutboxIsBoundedWhileDiskFails(t *testing.T) {
 	same(t, len(o.fresh), 0)
 	if len(o.gone) > goneMax {
 		t.Errorf("%d keys are kept", len(o.gone))
+	}
+}
+
+// What a change of an alert and its acknowledgement cost does not grow with what waits.
+func TestOutboxCostsNoMoreWhenFull(t *testing.T) {
+	cost := func(waiting int) time.Duration {
+		const rounds = 1000
+		o := newOutbox(slog.New(slog.DiscardHandler))
+		o.route(map[string]Means{"n": ByDelivery})
+		for i := range waiting {
+			o.add("n", Alert{ID: fmt.Sprint(i)})
+		}
+		o.take(&batch{put: map[string][]byte{}})
+		least := time.Duration(math.MaxInt64)
+		for range 10 { // the others were disturbed
+			began := time.Now()
+			for range rounds {
+				o.add("n", Alert{ID: "more"})
+				o.publish(everything)
+				d, _ := o.Next("n", 0)
+				o.Done(d, false)
+			}
+			least = min(least, time.Since(began))
+			o.take(&batch{put: map[string][]byte{}})
+		}
+		return least
+	}
+	few, many := cost(10), cost(waitingMax-10)
+	if many > 20*few {
+		t.Errorf("%s while %d wait, and %s while 10 do", many, waitingMax-10, few)
 	}
 }
 

@@ -5,6 +5,7 @@ package quota
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -123,6 +124,91 @@ func TestAlertsLeaveInTime(t *testing.T) {
 				same(t, b.used(), map[string]uint64{"m/web": 1200})
 			})
 		})
+	}
+}
+
+// Who is stopped while the disk hangs ends once the store has given up: on the save that is under
+// way, on the last one and on that of Flush. What is not on disk is told half a second after it
+// was reached, as at other times, and not before. With a disk that works nothing is lost after
+// the next start, and what was saved is not told again.
+func TestStopWithHangingDisk(t *testing.T) {
+	for name, test := range map[string]struct {
+		crosses int           // levels that are reached while the disk hangs, a second apart
+		after   time.Duration // is the stop, half a second less after the check that finds the last one
+	}{
+		"nothing waits":     {0, 700 * time.Millisecond},
+		"an alert waits":    {1, 700 * time.Millisecond},
+		"an alert was told": {1, 1200 * time.Millisecond},
+		"the next waits":    {2, 700 * time.Millisecond},
+	} {
+		for _, silent := range []int{1, 2, 3} {
+			t.Run(fmt.Sprint(name, ", ", silent, " saves"), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					to := func(name, notifier string) Rule {
+						return monthly(named(name), func(r *Rule) {
+							r.Limit, r.AlertAt, r.Notify = 2400, []int{25, 50, 75}, []string{notifier}
+						})
+					}
+					b := newBench(t, to("told", "ops"), to("waits", "pager")) // nobody tells pager for now
+					b.now = time.Now()
+					b.start("a1", "web")
+					sent := make(chan Alert, 10)
+					stop := b.running(sent)
+					time.Sleep(1500 * time.Millisecond)
+					b.cross()
+					time.Sleep(time.Second)
+					saves := 0
+					b.beside(func() { saves, b.store.silent = b.store.saves, silent })
+					b.beside(func() { b.transmit("a1", 100) })
+					for n := range test.crosses {
+						if n > 0 {
+							time.Sleep(time.Second)
+						}
+						b.cross()
+					}
+					time.Sleep(test.after)
+
+					took := make(chan time.Duration)
+					began := time.Now()
+					go func() { stop(); took <- time.Since(began) }()
+					early := 1 + test.crosses
+					if test.crosses > 0 && test.after < time.Second {
+						early--
+					}
+					time.Sleep(patience - 201*time.Millisecond)
+					synctest.Wait()
+					same(t, len(sent), early)
+					time.Sleep(2 * time.Millisecond)
+					synctest.Wait()
+					same(t, len(sent), 1+test.crosses)
+					if took := <-took; took > time.Duration(silent)*silence {
+						t.Errorf("stopping took %s while %d saves got no answer", took, silent)
+					}
+					same(t, len(sent), 1+test.crosses)
+
+					saved := b.store.saves > saves
+					same(t, saved, silent < 3 && (test.crosses > 0 || silent < 2))
+					b.store.silent = 0
+					b.restart()
+					b.now = time.Now()
+					b.check(time.Second)
+					b.deliver() // what was saved
+					b.save()
+					want := []string{"waits web 25 firing"}
+					for _, level := range []string{"50", "75"}[:test.crosses] {
+						want = append(want, "waits web "+level+" firing")
+						if !saved {
+							want = append(want, "told web "+level+" firing")
+						}
+					}
+					same(t, slices.Sorted(slices.Values(b.took())), slices.Sorted(slices.Values(want)))
+					used := uint64(700 + 600*test.crosses)
+					same(t, b.used(), map[string]uint64{"told/web": used, "waits/web": used})
+					same(t, len(b.kept(alertPrefix)), 2*(1+test.crosses))
+					same(t, b.kept(deliveryPrefix), []string(nil))
+				})
+			})
+		}
 	}
 }
 
