@@ -25,18 +25,18 @@ const (
 
 // findBusy returns the host veths, of those that nobody counts yet, whose containers are at
 // work.
-func (c *Controller) findBusy(ctx context.Context) map[int]bool {
-	if !c.tcxAllowed() || !c.anyUncounted() {
+func (s *veths) findBusy(ctx context.Context) map[int]bool {
+	if !s.tcxAllowed() || !s.anyUncounted() {
 		return nil
 	}
-	before, since := c.packets(), time.Now()
+	before, since := s.packets(), time.Now()
 	select {
 	case <-ctx.Done():
 	case <-time.After(busyFor):
 	}
 	least := uint64(busyFrom * time.Since(since).Seconds())
 	busy := map[int]bool{}
-	for index, now := range c.packets() {
+	for index, now := range s.packets() {
 		if then, ok := before[index]; ok && now.ReceivePackets-then.ReceivePackets >= least {
 			busy[index] = true
 		}
@@ -45,13 +45,13 @@ func (c *Controller) findBusy(ctx context.Context) map[int]bool {
 }
 
 // anyUncounted says whether there is a host veth that no earlier process has left us.
-func (c *Controller) anyUncounted() bool {
-	found, err := c.Host.HostVeths()
+func (s *veths) anyUncounted() bool {
+	found, err := s.Host.HostVeths()
 	if err != nil {
 		return false // the reconcile reports it
 	}
 	for _, v := range found {
-		if _, ok := c.counted(usage.OnHost(v.Index)); !ok {
+		if _, ok := s.counted(usage.OnHost(v.Index)); !ok {
 			return true
 		}
 	}
@@ -60,10 +60,10 @@ func (c *Controller) anyUncounted() bool {
 
 // packets returns the kernel's counters of all interfaces in the host, nil if they can't be
 // read.
-func (c *Controller) packets() map[int]watcher.LinkCounters {
-	all, err := (witness{c.Host}).counters(context.Background(), nil)
+func (s *veths) packets() map[int]watcher.LinkCounters {
+	all, err := (witness{s.Host}).counters(context.Background(), nil)
 	if err != nil {
-		c.Log.Debug("could not read the kernel's counters", "err", err)
+		s.Log.Debug("could not read the kernel's counters", "err", err)
 	}
 	return all.host
 }

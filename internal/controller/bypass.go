@@ -6,7 +6,6 @@ import (
 	"context"
 
 	"github.com/nettally/nettally/internal/roster"
-	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
 
@@ -18,16 +17,16 @@ import (
 type bothEnds struct{ sent, received uint64 }
 
 // mayBeBypassed says whether a host veth's other end is worth a look.
-func (v *veth) mayBeBypassed() bool {
-	return v.attached() && !v.moving && v.owned && v.NetNSID >= 0 && v.check != nil
+func (s *veths) mayBeBypassed(v *veth) bool {
+	return v.attached() && !v.atWork() && v.link.NetNSID >= 0 && v.check != nil && s.owned(&v.attachment)
 }
 
 // askForEnds has the host veths looked at on both ends, unless that is under way.
 func (c *Controller) askForEnds() {
 	var veths []watcher.HostVeth
-	for _, v := range c.veths {
-		if v.mayBeBypassed() {
-			veths = append(veths, v.HostVeth)
+	for _, v := range c.veths.known {
+		if c.veths.mayBeBypassed(v) {
+			veths = append(veths, v.link)
 		}
 	}
 	select {
@@ -38,7 +37,7 @@ func (c *Controller) askForEnds() {
 
 // lookAtEnds reads the counters of host veths on both ends when it is asked to, beside the
 // roster's goroutine and the self-check: for thousands of them that takes a while.
-func (c *Controller) lookAtEnds(ctx context.Context, hand func(func() []roster.Hint) bool) {
+func (c *Controller) lookAtEnds(ctx context.Context, hand handing) {
 	kernel := witness{c.Host}
 	for {
 		select {
@@ -47,7 +46,7 @@ func (c *Controller) lookAtEnds(ctx context.Context, hand func(func() []roster.H
 		case veths := <-c.ends:
 			ends := kernel.ends(ctx, veths)
 			hand(func() []roster.Hint {
-				c.findBypassed(ends)
+				c.veths.findBypassed(ends)
 				return nil
 			})
 		}
@@ -75,13 +74,12 @@ func (w witness) ends(ctx context.Context, veths []watcher.HostVeth) map[int]bot
 
 // findBypassed has an interface counted inside of which the container's end receives what
 // the host's does not send.
-func (c *Controller) findBypassed(ends map[int]bothEnds) {
+func (s *veths) findBypassed(ends map[int]bothEnds) {
 	for index, now := range ends {
-		v := c.veths[index]
-		if v != nil && v.mayBeBypassed() && v.bypass(now) {
-			c.Log.Warn("packets reach a container past its interface on the host: counting inside from now on", "interface", v.Name)
-			v.moving = true
-			c.jobs.put(job{index: index, inside: true})
+		v := s.known[index]
+		if v != nil && s.mayBeBypassed(v) && v.bypass(now) {
+			s.Log.Warn("packets reach a container past its interface on the host: counting inside from now on", "interface", v.name)
+			s.do(v, leaving, job{kind: jobInside})
 		}
 	}
 }
@@ -102,7 +100,7 @@ func (v *veth) bypass(now bothEnds) bool {
 // the hooks, and what passes while we are on neither.
 func (c *Controller) goInside(v *veth) []roster.Hint {
 	since := reading{kernel: v.check.sound.kernel}
-	if now, ok := c.counted(usage.OnHost(v.Index)); ok {
+	if now, ok := c.counted(v.Target); ok {
 		in := minus(now.receive.asKernel, v.check.sound.before.receive.asKernel)
 		out := minus(now.transmit.asKernel, v.check.sound.before.transmit.asKernel)
 		since.kernel.ReceiveBytes += in.Bytes
@@ -110,12 +108,11 @@ func (c *Controller) goInside(v *veth) []roster.Hint {
 		since.kernel.TransmitBytes += out.Bytes
 		since.kernel.TransmitPackets += out.Packets
 	}
-	owner := c.owners(usage.OnHost(v.Index))
-	if err := c.Accounts.Close(usage.OnHost(v.Index)); err != nil {
-		c.Log.Error("could not close interface", "interface", v.Name, "err", err)
+	owner := c.owners(v.Target)
+	if err := c.Accounts.Close(v.Target); err != nil {
+		c.Log.Error("could not close interface", "interface", v.name, "err", err)
 	}
-	v.hook, v.owned, v.shadowed, v.check = "", false, false, nil
-	v.inside, v.missed = true, &since
+	v.hook, v.check, v.missed = "", nil, &since
 	var hints []roster.Hint
 	for _, key := range owner {
 		for _, box := range c.spaces {
@@ -124,23 +121,4 @@ func (c *Controller) goInside(v *veth) []roster.Hint {
 		hints = append(hints, roster.Hint{Key: key})
 	}
 	return hints
-}
-
-// wentInside says whether an earlier process came to count a host veth inside.
-func (c *Controller) wentInside(v watcher.HostVeth) bool {
-	for target, in := range c.insides {
-		if v.NetNSID >= 0 && in.nsid == v.NetNSID && target.Ifindex == v.PeerIndex {
-			return true
-		}
-	}
-	return false
-}
-
-// endPeer ends the counting at the other end of a host veth that is gone.
-func (c *Controller) endPeer(v *veth) {
-	for target, in := range c.insides {
-		if v.inside && in.nsid == v.NetNSID && target.Ifindex == v.PeerIndex {
-			c.endInside(in)
-		}
-	}
 }

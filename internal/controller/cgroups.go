@@ -4,6 +4,7 @@ package controller
 
 import (
 	"errors"
+	"time"
 
 	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
@@ -35,153 +36,158 @@ const (
 
 func ofCgroup(id uint64) usage.Target { return usage.Target{Cgroup: id} }
 
-// wantsCgroup says whether a container is to be counted by its cgroup.
-func (c *Controller) wantsCgroup(known *member) bool {
-	switch c.Settings().Cgroup {
+// groups are the cgroups that are counted.
+type groups struct {
+	keeper
+	known map[roster.Key]*group // by container
+}
+
+// group is the cgroup of a container.
+type group struct {
+	attachment
+	container string
+	dir       string
+}
+
+func (s *groups) at(g *group) site { return cgroupSite{s.Cgroups, g.dir, g.Cgroup} }
+
+// wants says whether a container is to be counted by its cgroup.
+func (s *groups) wants(m *member) bool {
+	switch s.Settings().Cgroup {
 	case CgroupAll:
 		return true
 	case CgroupOff:
 		return false
 	}
-	return known.Reason != usage.Accounted || known.Shared
+	return m.Reason != usage.Accounted || m.Shared
 }
 
-// placeCgroup begins to count a container's cgroup where that is wanted, and ends it where
-// it is not.
-func (c *Controller) placeCgroup(known *member) {
-	if c.Cgroups == nil {
+// place begins to count a container's cgroup where that is wanted, and ends it where it is
+// not.
+func (s *groups) place(m *member) {
+	if s.Cgroups == nil {
 		return
 	}
-	wanted := c.wantsCgroup(known)
-	if wanted && known.cgroup == 0 && !known.Ended {
-		c.countCgroup(known)
+	if !s.wants(m) {
+		s.end(m.Key)
+		return
 	}
-	if !wanted {
-		c.endCgroup(known)
+	g := s.known[m.Key]
+	if (g == nil || !g.attached()) && !m.Ended {
+		g = s.count(m)
 	}
-	if wanted && known.cgroup != 0 && known.Reason != usage.Starting {
-		if err := c.Accounts.Tell(ofCgroup(known.cgroup)); err != nil {
-			c.Log.Warn("note that a cgroup is told", "container_id", known.ID, "err", err)
+	if g != nil && g.attached() && m.Reason != usage.Starting {
+		if err := s.Accounts.Tell(g.Target); err != nil {
+			s.Log.Warn("note that a cgroup is told", "container_id", m.ID, "err", err)
 		}
 	}
 }
 
-// countCgroup attaches to a container's cgroup, or goes on with what an earlier process
-// attached. What fails is tried again whenever the container is looked at.
-func (c *Controller) countCgroup(known *member) {
-	dir, ok := c.Host.Unified(known.Found)
+// count attaches to a container's cgroup, or goes on with what an earlier process attached.
+// What fails is tried again whenever the container is looked at.
+func (s *groups) count(m *member) *group {
+	dir, ok := s.Host.Unified(m.Found)
 	if !ok {
-		return // its processes are in no cgroup of their own there
+		return nil // its processes are in no cgroup of their own there
 	}
-	id, err := c.Cgroups.ID(dir)
+	id, err := s.Cgroups.ID(dir)
 	if errors.Is(err, cgroupctl.ErrGone) {
-		return // or not made yet
+		return nil // or not made yet
+	}
+	g := s.known[m.Key]
+	if g == nil {
+		g = &group{container: m.ID, attachment: attachment{name: dir, since: time.Now()}}
+		s.known[m.Key] = g
+	}
+	g.dir, g.Target = dir, ofCgroup(id)
+	if err == nil {
+		err = s.attach(g)
 	}
 	if err != nil {
-		c.cgroupFailed(known, err)
-		return
+		s.failed(&g.attachment, err, "container_id", m.ID)
+		return g
 	}
-	if _, _, err := c.Accounts.Open(ofCgroup(id), "", HookCgroup); err != nil {
-		c.cgroupFailed(known, err)
-		return
-	}
-	// Before, where the kernel has kept the element of an earlier time; there may be none.
-	_ = c.Accounts.BindCgroup(ofCgroup(id))
-	if err = c.Cgroups.Attach(dir, id); err == nil {
-		err = errors.Join(c.Accounts.Assign(ofCgroup(id), known.ID, ""), c.Accounts.BindCgroup(ofCgroup(id)))
-	}
-	if err != nil {
-		c.cgroupFailed(known, errors.Join(err, c.Cgroups.Detach(id), c.Accounts.EndCgroup(ofCgroup(id))))
-		return
-	}
-	known.cgroup, known.cgroupDir, known.cgroupFailure = id, dir, ""
-	c.Log.Debug("counting cgroup", "container_id", known.ID, "cgroup", dir)
+	s.began(&g.attachment, s.at(g), HookCgroup, nil)
+	s.Log.Debug("counting cgroup", "container_id", m.ID, "cgroup", dir)
+	return g
 }
 
-// cgroupFailed notes why a container is not counted by its cgroup.
-func (c *Controller) cgroupFailed(known *member, err error) {
-	c.metrics.failures.Inc()
-	if known.cgroupFailure != err.Error() {
-		c.Log.Error("cgroup is not counted; trying again", "container_id", known.ID, "err", err)
-	}
-	known.cgroupFailure = err.Error()
-}
-
-// endCgroup ends the counting of a container's cgroup.
-func (c *Controller) endCgroup(known *member) {
-	if known.cgroup == 0 {
-		return
-	}
-	if err := errors.Join(c.Cgroups.Detach(known.cgroup), c.Accounts.EndCgroup(ofCgroup(known.cgroup))); err != nil {
-		c.Log.Warn("end counting of cgroup", "container_id", known.ID, "err", err)
-	}
-	known.cgroup = 0
-}
-
-// adoptCgroup goes on with a cgroup that an earlier process counted, or retires its slot.
-func (c *Controller) adoptCgroup(left usage.Leftover) error {
-	if c.Cgroups == nil {
-		return c.Accounts.Retire(left)
-	}
-	attached, err := c.Cgroups.Attached(left.Cgroup)
-	if err != nil {
+// attach puts the programs on, bound to a slot, or leaves neither.
+func (s *groups) attach(g *group) (err error) {
+	if g.slot, _, err = s.Accounts.Open(g.Target, "", HookCgroup); err != nil {
 		return err
 	}
-	if attached && c.Accounts.Bound(left) {
-		c.Accounts.Adopt(left, "", HookCgroup)
-		return nil
+	// Before, where the kernel has kept the element of an earlier time; there may be none.
+	_ = s.Accounts.BindCgroup(g.Target)
+	if err = s.put(&g.attachment, s.at(g)); err == nil {
+		err = errors.Join(s.Accounts.Assign(g.Target, g.container, ""), s.Accounts.BindCgroup(g.Target))
 	}
-	if err := c.Accounts.Retire(left); err != nil || attached {
-		return err // the cgroup is counted on another slot by now
+	if err != nil {
+		err = errors.Join(err, s.takeOff(g.Target))
 	}
-	return c.Cgroups.Detach(left.Cgroup)
+	return err
 }
 
-// reconcileCgroups puts back what somebody took off, and takes off what is on cgroups of
-// which no container can be there any more; there is nil if that is not known.
-func (c *Controller) reconcileCgroups(there func(roster.Key) bool) {
-	if c.Cgroups == nil {
+// takeOff ends the counting of a cgroup.
+func (s *groups) takeOff(t usage.Target) error {
+	return errors.Join(cgroupSite{cgroups: s.Cgroups, id: t.Cgroup}.detach(false), s.Accounts.EndCgroup(t))
+}
+
+// end ends the counting of a container's cgroup.
+func (s *groups) end(of roster.Key) {
+	g := s.known[of]
+	delete(s.known, of)
+	if g == nil || !g.attached() {
+		return
+	}
+	if err := s.takeOff(g.Target); err != nil {
+		s.Log.Warn("end counting of cgroup", "container_id", g.container, "err", err)
+	}
+}
+
+// reconcile puts back what somebody took off, and takes off what is on cgroups of which no
+// container can be there any more; there is nil if that is not known.
+func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key) bool) {
+	if s.Cgroups == nil {
 		return
 	}
 	counted := map[uint64]bool{}
-	for _, known := range c.members {
-		c.checkCgroup(known)
-		c.placeCgroup(known)
-		counted[known.cgroup] = true
+	for key, m := range members {
+		s.check(s.known[key])
+		s.place(m)
+		if g := s.known[key]; g != nil && g.attached() {
+			counted[g.Cgroup] = true
+		}
 	}
 	if there == nil {
 		return
 	}
-	ids, err := c.Cgroups.IDs()
+	ids, err := s.Cgroups.IDs()
 	if err != nil {
-		c.Log.Warn("list counted cgroups", "err", err)
+		s.Log.Warn("list counted cgroups", "err", err)
 	}
 	for _, id := range ids {
-		owner := roster.Key{ID: c.Accounts.Owner(ofCgroup(id))}
-		if counted[id] || c.members[owner] == nil && there(owner) { // it may be in a directory that can't be read
+		owner := roster.Key{ID: s.Accounts.Owner(ofCgroup(id))}
+		if counted[id] || members[owner] == nil && there(owner) { // it may be in a directory that can't be read
 			continue
 		}
-		if err := errors.Join(c.Cgroups.Detach(id), c.Accounts.EndCgroup(ofCgroup(id))); err != nil {
-			c.Log.Warn("remove stray programs", "cgroup_id", id, "err", err)
+		if err := s.takeOff(ofCgroup(id)); err != nil {
+			s.Log.Warn("remove stray programs", "cgroup_id", id, "err", err)
 		}
 	}
 }
 
-func (c *Controller) checkCgroup(known *member) {
-	if known.cgroup == 0 {
+func (s *groups) check(g *group) {
+	if g == nil || !g.attached() {
 		return
 	}
-	if on, err := c.Cgroups.Attached(known.cgroup); on || err != nil {
+	if on, err := s.at(g).counts(g.slot); on || err != nil {
 		return
 	}
-	if now, err := c.Cgroups.ID(known.cgroupDir); err != nil || now != known.cgroup {
+	if now, err := s.Cgroups.ID(g.dir); err != nil || now != g.Cgroup {
 		return // it is gone, and its event is on the way
 	}
-	c.Log.Warn("our programs were removed: putting them back", "container_id", known.ID, "cgroup", known.cgroupDir)
-	err := errors.Join(c.Cgroups.Attach(known.cgroupDir, known.cgroup), c.Accounts.BindCgroup(ofCgroup(known.cgroup)))
-	if err != nil {
-		c.cgroupFailed(known, err)
-		return
+	if err := errors.Join(s.putBack(&g.attachment, s.at(g)), s.Accounts.BindCgroup(g.Target)); err != nil {
+		s.failed(&g.attachment, err, "container_id", g.container)
 	}
-	c.metrics.reattached.Inc()
 }

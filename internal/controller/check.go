@@ -22,8 +22,8 @@ type counted struct{ receive, transmit oneWay }
 type oneWay struct{ asKernel, wire usage.Volume }
 
 // counted reads an interface's counters. Not ok: it is not counted.
-func (c *Controller) counted(target usage.Target) (now counted, ok bool) {
-	t, ok := c.Accounts.Counted(target)
+func (k keeper) counted(target usage.Target) (now counted, ok bool) {
+	t, ok := k.Accounts.Counted(target)
 	return counted{
 		receive:  oneWay{t.Receive.Interface, t.Receive.Counted()},
 		transmit: oneWay{t.Transmit.Interface, t.Transmit.Counted()},
@@ -105,23 +105,10 @@ func stillBlind(was bool, g growth) bool {
 	return g.tooFew()
 }
 
-// witnessed is something that is counted, and what the kernel counts of the same.
-type witnessed struct {
-	usage.Target
-	name   string
-	kernel func(asked func()) (watcher.LinkCounters, error)
-}
-
-func (c *Controller) witnessed(v *veth) witnessed {
-	return witnessed{usage.OnHost(v.Index), v.Name, func(asked func()) (watcher.LinkCounters, error) {
-		return c.Host.Counters(v.Index, asked)
-	}}
-}
-
-// begin starts to compare an interface's counters from now on, with what seeding left open.
+// begin starts to compare an attachment's counters from now on, with what seeding left open.
 // It returns nil if they can't be read.
-func (c *Controller) begin(w witnessed, open unsettled) *check {
-	now, err := c.readQuiet(w)
+func (k keeper) begin(a *attachment, at site, open unsettled) *check {
+	now, err := k.readQuiet(a, at)
 	if err != nil {
 		return nil
 	}
@@ -129,9 +116,9 @@ func (c *Controller) begin(w witnessed, open unsettled) *check {
 }
 
 // readQuiet takes a reading while no packet is counted, if it can be had soon.
-func (c *Controller) readQuiet(w witnessed) (now reading, err error) {
+func (k keeper) readQuiet(a *attachment, at site) (now reading, err error) {
 	for range seedTries {
-		now, err = c.read(w)
+		now, err = k.read(a, at)
 		if err != nil || now.before == now.after {
 			break
 		}
@@ -139,10 +126,10 @@ func (c *Controller) readQuiet(w witnessed) (now reading, err error) {
 	return now, err
 }
 
-// read takes a reading of one interface.
-func (c *Controller) read(w witnessed) (r reading, err error) {
-	r.before, _ = c.counted(w.Target)
-	r.kernel, err = w.kernel(func() { r.after, _ = c.counted(w.Target) })
+// read takes a reading of one attachment.
+func (k keeper) read(a *attachment, at site) (r reading, err error) {
+	r.before, _ = k.counted(a.Target)
+	r.kernel, err = at.counters(func() { r.after, _ = k.counted(a.Target) })
 	return r, err
 }
 
@@ -156,7 +143,7 @@ type kernelCounters struct {
 type witness struct{ host host }
 
 // checkAll compares all that is counted with the kernel's own counters, every second.
-func (c *Controller) checkAll(ctx context.Context, hand func(func() []roster.Hint) bool) {
+func (c *Controller) checkAll(ctx context.Context, hand handing) {
 	kernel, pause := witness{c.Host}, time.NewTimer(checkEvery)
 	defer pause.Stop()
 	for {
@@ -183,17 +170,10 @@ func (c *Controller) checkAll(ctx context.Context, hand func(func() []roster.Hin
 // beginReadings begins a reading of all that is counted. It returns the interfaces inside of
 // containers with the numbers of their namespaces.
 func (c *Controller) beginReadings() map[usage.Target]int {
-	for index, v := range c.veths {
-		c.before(v.check, usage.OnHost(index))
+	for _, v := range c.veths.known {
+		c.before(&v.attachment)
 	}
-	inside := map[usage.Target]int{}
-	for target, in := range c.insides {
-		if in.check != nil && !in.physical() {
-			c.before(in.check, target)
-			inside[target] = in.nsid
-		}
-	}
-	return inside
+	return c.uplinks.beginReadings()
 }
 
 // counters reads the kernel's counters of all interfaces. The kernel takes some milliseconds
@@ -216,13 +196,13 @@ func (w witness) counters(ctx context.Context, inside map[usage.Target]int) (all
 }
 
 // before begins a reading.
-func (c *Controller) before(k *check, target usage.Target) {
-	if k == nil {
+func (k keeper) before(a *attachment) {
+	if a.check == nil {
 		return
 	}
-	k.before = nil
-	if before, ok := c.counted(target); ok {
-		k.before = &before
+	a.check.before = nil
+	if before, ok := k.counted(a.Target); ok {
+		a.check.before = &before
 	}
 }
 
@@ -232,73 +212,26 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 		return nil
 	}
 	var seen completeness
+	unseen := 0
 	for index, kernel := range all.host {
-		v := c.veths[index]
-		if v == nil {
-			continue
-		}
-		if !v.attached() && v.failure == "" {
-			c.attach(v, time.Time{}) // it was left to a CNI plugin
-			if v.attached() || v.failure != "" {
-				hints = append(hints, v.wantsOwner()...)
-			}
-		}
-		after, ok := c.counted(usage.OnHost(index))
-		if !ok || v.moving || !v.attached() {
-			continue
-		}
-		switch {
-		case v.check == nil:
-			v.check = c.begin(c.witnessed(v), unsettled{})
-		case v.check.before != nil:
-			now := reading{*v.check.before, kernel, after}
-			seen.add(now, v.check.first)
-			c.compare(v, now)
+		if v := c.veths.known[index]; v != nil {
+			hints = append(hints, c.veths.checkOne(v, kernel, &seen)...)
 		}
 	}
-	for target, in := range c.insides {
+	for target, in := range c.uplinks.known {
 		if kernel, ok := all.inside[target]; ok {
 			hints = append(hints, c.glance(in, kernel)...)
 		}
 		if in.check != nil && !in.physical() {
 			seen.add(in.check.last, in.check.first)
 		}
+		if in.unseen() {
+			unseen++
+		}
 	}
 	c.metrics.completeness.Set(seen.ratio())
-	c.metrics.shadowed.Set(float64(c.shadowed()))
+	c.metrics.shadowed.Set(float64(unseen + c.veths.unseen()))
 	return hints
-}
-
-// compare takes in a reading of an interface, and acts on it.
-func (c *Controller) compare(v *veth, now reading) {
-	moved := now.kernel != v.check.last.kernel
-	if !v.shadowed {
-		c.settle(c.witnessed(v), v.check, now)
-	}
-	v.check.take(now)
-	switch {
-	case v.check.blind():
-		c.mend(v)
-	case moved:
-		if v.shadowed {
-			c.catchUp(v)
-		}
-		v.mend.forget()
-	}
-}
-
-func (c *Controller) shadowed() (count int) {
-	for _, v := range c.veths {
-		if v.shadowed {
-			count++
-		}
-	}
-	for _, in := range c.insides {
-		if in.shadowed {
-			count++
-		}
-	}
-	return count
 }
 
 // completeness compares bytes over all interfaces, since each was first looked at.

@@ -34,11 +34,19 @@ type host interface {
 	NamespaceThere(nsid int) (bool, error)
 }
 
-// hooks puts the classifiers on interfaces and takes them off: *Hooks.
-type hooks interface {
+// clsactHooks puts the classifiers on the clsact qdiscs of one network namespace and takes
+// them off: *Hooks.
+type clsactHooks interface {
 	Attach(ifindex int, slot uint16, making func() error) (createdQdisc bool, err error)
 	Detach(ifindex int, removeQdisc bool) error
 	Current(ifindex int) (slot uint16, ok bool, err error)
+	Close() error
+}
+
+// hooks are those of the host's namespace: *Hooks.
+type hooks interface {
+	clsactHooks
+	Inside(netns int) (clsactHooks, error)
 	Interfaces() ([]int, error)
 
 	AttachTCX(ifindex int) error
@@ -47,10 +55,6 @@ type hooks interface {
 	TCX(ifindex int) (attached, first bool, err error)
 	TCXInterfaces() ([]int, error)
 	OthersOnTCX(ifindex int) (bool, error)
-
-	AttachInside(netns, ifindex int, slot uint16, making func() error) (createdQdisc bool, err error)
-	DetachInside(netns, ifindex int, removeQdisc bool) error
-	CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error)
 }
 
 // Settings are what a reload of the configuration may change.
@@ -78,80 +82,33 @@ type Options struct {
 // Controller owns what is attached where. Only Run, Adopted and Metrics may be called from
 // other goroutines than the roster's.
 type Controller struct {
-	Options
+	keeper
 
-	veths     map[int]*veth
-	insides   map[usage.Target]*inside
-	members   map[roster.Key]*member
-	spaces    map[uint64]*space // by inode of the network namespace
-	busy      map[int]bool      // interfaces of containers at work, while we start
-	started   bool              // everything was looked at once
-	bandwidth bool              // a CNI configuration names that plugin
-	jobs      *jobs
-	ends      chan []watcher.HostVeth // to be looked at on both ends
-	adopted   chan struct{}
-	metrics   metrics
+	veths   veths
+	uplinks uplinks
+	groups  groups
+	members map[roster.Key]*member
+	spaces  map[uint64]*space       // by inode of the network namespace
+	started bool                    // everything was looked at once
+	ends    chan []watcher.HostVeth // to be looked at on both ends
+	adopted chan struct{}
 }
 
 var _ roster.Backend[watcher.Sandbox] = (*Controller)(nil)
 
-// veth is a host veth that is to be counted.
-type veth struct {
-	watcher.HostVeth
-	since     time.Time // we know it
-	led       time.Time // into another namespace, since then, as far as we know
-	slot      uint16
-	hook      string // it is counted on, "" for none
-	owned     bool
-	failure   string // of the last attempt to attach, as it stands in the log
-	needsTCX  bool   // clsact does not do here
-	busy      bool   // clsact would have dropped packets when we came
-	bandwidth bool   // that plugin may be about to come
-	moving    bool   // a job is at it
-	mending   bool   // that is, to put our programs back where they see the packets
-	shadowed  bool
-	check     *check
-	mend      backoff
-
-	bypassed uint64   // packets that the other end had received otherwise, at the last look
-	inside   bool     // it is counted there, since packets bypass it
-	missed   *reading // from where on that has to make up for us, if we did so
-}
-
-func (v *veth) attached() bool { return v.hook != "" }
-
-// member is a container that is there.
-type member struct {
-	roster.Member
-	held          *watcher.Namespace // its own, while its interfaces are still to come
-	cgroup        uint64             // id of its cgroup, if that is counted
-	cgroupDir     string
-	cgroupFailure string // of the last attempt, as it stands in the log
-}
-
-// space is a network namespace with containers in it.
-type space struct {
-	roster.Space
-	owner   roster.Key          // its interfaces are counted for, as of the last time
-	unnamed []watcher.Interface // those seen last that had no name for good yet
-	uplinks bool                // it has some, at the last look
-	looked  time.Time           // for them
-	veths   map[int]time.Time   // to third namespaces: when they were first seen
-}
-
 // New returns a controller. It starts nothing.
 func New(o Options) *Controller {
-	return &Controller{
-		Options: o,
-		veths:   map[int]*veth{},
-		insides: map[usage.Target]*inside{},
+	c := &Controller{
+		keeper:  keeper{&o, newMetrics()},
 		members: map[roster.Key]*member{},
 		spaces:  map[uint64]*space{},
-		jobs:    newJobs(),
 		ends:    make(chan []watcher.HostVeth, 1),
 		adopted: make(chan struct{}),
-		metrics: newMetrics(),
 	}
+	c.veths = veths{keeper: c.keeper, known: map[int]*veth{}, jobs: newJobs()}
+	c.uplinks = uplinks{c.keeper, map[usage.Target]*uplink{}}
+	c.groups = groups{c.keeper, map[roster.Key]*group{}}
+	return c
 }
 
 // Metrics returns the controller's own metrics.
@@ -163,10 +120,13 @@ func (c *Controller) Adopted() <-chan struct{} { return c.adopted }
 
 // Adopt implements [roster.Backend].
 func (c *Controller) Adopt(ctx context.Context) {
-	c.adopt()
+	adoption{c.keeper, c.mover(), &c.uplinks}.adopt()
 	close(c.adopted)
-	c.busy = c.findBusy(ctx)
+	c.veths.busy = c.veths.findBusy(ctx)
 }
+
+// handing hands work to the roster's goroutine. It returns false when there is none any more.
+type handing func(func() []roster.Hint) bool
 
 // Run implements [roster.Backend]: it moves interfaces between hooks, compares our numbers
 // with the kernel's, and looks for packets that bypass us. The filters stay when it returns:
@@ -182,7 +142,7 @@ func (c *Controller) Run(ctx context.Context, do chan<- func() []roster.Hint) {
 			return true
 		}
 	}
-	for _, task := range []func(context.Context, func(func() []roster.Hint) bool){c.work, c.checkAll, c.lookAtEnds} {
+	for _, task := range []func(context.Context, handing){c.work, c.checkAll, c.lookAtEnds} {
 		tasks.Go(func() { task(ctx, hand) })
 	}
 }
@@ -202,9 +162,13 @@ func (c *Controller) Link(e watcher.Event) []roster.Hint {
 	return nil
 }
 
+func (c *Controller) vethSeen(link watcher.HostVeth, seenAt time.Time) []roster.Hint {
+	return c.veths.seen(link, seenAt, c.uplinks.countedAt(link.NetNSID, link.PeerIndex))
+}
+
 // Relist implements [roster.Backend].
 func (c *Controller) Relist() (hints []roster.Hint) {
-	c.bandwidth = usesBandwidth(c.CNIConfig)
+	c.veths.bandwidth = usesBandwidth(c.CNIConfig)
 	found, err := c.Host.HostVeths()
 	if err != nil {
 		// Incomplete: nothing is taken as gone because it is not in there.
@@ -214,32 +178,23 @@ func (c *Controller) Relist() (hints []roster.Hint) {
 	for _, v := range found {
 		there[v.Index] = true
 		hints = append(hints, c.vethSeen(v, time.Time{})...)
-		c.place(v.Index)
+		c.veths.place(v.Index)
 	}
 	if err != nil {
 		return hints
 	}
-	for index := range c.veths {
-		if there[index] {
-			continue
-		}
-		// Gone, as a rule; or it leads nowhere any more.
-		if err := c.mover().remove(index); err != nil {
-			c.Log.Warn("could not detach from an interface that is none of ours", "ifindex", index, "err", err)
-		}
-		delete(c.veths, index)
-	}
+	c.veths.endMissing(there)
 	if !c.started {
-		c.removeStrays()
+		c.veths.removeStrays()
 	}
 	return hints
 }
 
 // Reconcile implements [roster.Backend].
 func (c *Controller) Reconcile(there func(roster.Key) bool) []roster.Hint {
-	c.reconcileCgroups(there)
+	c.groups.reconcile(c.members, there)
 	hints := c.reconcileInside()
 	c.askForEnds()
-	c.busy, c.started = nil, true
+	c.veths.busy, c.started = nil, true
 	return hints
 }

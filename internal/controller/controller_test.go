@@ -75,7 +75,7 @@ func startWith(t testing.TB, host *testnet.Namespace, pinPath string, cgroup Cgr
 	hooks := nettest.Must(tcctl.Open(tcctl.Options{NetNS: host.FD(), Pins: filepath.Join(pins, "links")}))(t)
 	log := slog.New(slog.DiscardHandler)
 	if _, ok := t.(*testing.T); ok {
-		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		log = slog.New(noBugs{slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}), t})
 	}
 	watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: log}))(t)
 	r.accounts = usage.New(usage.Options{Datapath: datapath, Retention: func() time.Duration { return time.Hour }})

@@ -113,7 +113,7 @@ func TestFirstHookFails(t *testing.T) {
 func TestFirstTCXFails(t *testing.T) {
 	k := newKernel(t)
 	k.Adopt(context.Background())
-	k.busy = map[int]bool{7: true}
+	k.Controller.veths.busy = map[int]bool{7: true}
 	k.fails["attach tcx 7"] = errInjected
 	k.passes(7, false, 5, 6)
 	k.veth(7, 3)
@@ -149,6 +149,7 @@ func TestGoneFromTCX(t *testing.T) {
 // A process may have ended while it moved an interface, or after others took its place.
 func TestAdoptEdges(t *testing.T) {
 	left := func(k *kernel, handover bool) {
+		k.counters[7] = watcher.LinkCounters{}
 		k.slots[1] = bpf.Slot{Index: 1, Generation: 1, Target: usage.OnHost(7), Note: bpf.Note{Handover: handover, OwnQdisc: true}}
 		k.rows[1] = [2]bpf.Counters{{Interface: bpf.Volume{Packets: 9}}, {}}
 	}
@@ -195,19 +196,19 @@ func TestCgroupNotBound(t *testing.T) {
 	k.fails["bind cgroup 9"] = errInjected
 	m := k.container("a", 7, 3) // whose cgroup is number 9
 	k.want("bind cgroup 9", "attach cgroup 9", "bind cgroup 9", "detach cgroup 9")
-	if known := k.members[m.Key]; known.cgroup != 0 || k.cgroups[9] {
-		t.Errorf("it is counted by its cgroup %d: %v", known.cgroup, k.cgroups)
+	if g := k.groups.known[m.Key]; g.attached() || k.cgroups[9] {
+		t.Errorf("it is counted by its cgroup: %v", k.cgroups)
 	}
 	clear(k.fails)
 	k.Update(m)
 	k.want("bind cgroup 9", "attach cgroup 9", "bind cgroup 9")
-	if known := k.members[m.Key]; known.cgroup != 9 {
+	if g := k.groups.known[m.Key]; g.Cgroup != 9 || !g.attached() {
 		t.Error("it is not counted by its cgroup when that can be done")
 	}
 	m.Ended = true
 	k.Update(m)
 	k.want("detach cgroup 9")
-	if len(k.members) != 0 {
+	if len(k.members)+len(k.groups.known) != 0 {
 		t.Error("it is known still")
 	}
 }
@@ -225,6 +226,7 @@ func TestStrayCgroups(t *testing.T) {
 	m := k.container("b", 7, 3)
 	k.calls = nil
 	delete(k.members, m.Key) // as after a restart
+	delete(k.groups.known, m.Key)
 	k.Reconcile(func(key roster.Key) bool { return key == m.Key })
 	k.want()
 	k.Reconcile(func(roster.Key) bool { return false })
@@ -240,8 +242,8 @@ func TestNamespaceGoneOwns(t *testing.T) {
 	k.count(m)
 	k.insideOn(1003, 3)
 	k.Link(watcher.NamespaceGone{NetNSID: 3})
-	if total, _ := k.total("a"); total != [2]uint64{4, 0} || len(k.insides) != 0 {
-		t.Errorf("the owner has %v packets of 4, and %d interfaces are counted", total, len(k.insides))
+	if total, _ := k.total("a"); total != [2]uint64{4, 0} || len(k.uplinks.known) != 0 {
+		t.Errorf("the owner has %v packets of 4, and %d interfaces are counted", total, len(k.uplinks.known))
 	}
 }
 
@@ -254,7 +256,9 @@ func (k *kernel) insideOn(netns uint64, nsid int) {
 		k.t.Fatal(err)
 	}
 	k.rows[slot] = [2]bpf.Counters{{Interface: bpf.Volume{Packets: 4}}, {}}
-	k.insides[target] = &inside{Target: target, name: "eth0", kind: "macvlan", nsid: nsid, slot: slot, attached: true, since: time.Now()}
+	k.uplinks.known[target] = &uplink{link: "macvlan", nsid: nsid, attachment: attachment{
+		Target: target, state: counting, hook: HookClsact, name: "eth0", slot: slot, since: time.Now(),
+	}}
 }
 
 // The host gives the number of a namespace that has ended to another one: what was counted in
@@ -265,12 +269,12 @@ func TestReusedNamespaceNumber(t *testing.T) {
 	k.insideOn(555, 3)
 	k.there[3] = true
 	k.Reconcile(nil)
-	if len(k.insides) != 1 {
+	if len(k.uplinks.known) != 1 {
 		t.Error("a namespace without a container is taken for gone, though its number is there")
 	}
 	k.count(k.container("other", 0, 3)) // in namespace 1003
 	k.Reconcile(nil)
-	if len(k.insides) != 0 {
+	if len(k.uplinks.known) != 0 {
 		t.Error("its number is another namespace's, and it is counted still")
 	}
 }
@@ -310,7 +314,7 @@ func TestSucceed(t *testing.T) {
 		}
 	}
 	// Not while it is on its way between hooks: its programs count on the old slot.
-	k.Controller.veths[7].moving = true
+	k.Controller.veths.known[7].state = moving
 	if err := k.Succeed(k.container("c", 7, 3), []roster.Key{{ID: "b"}}, at); err == nil {
 		t.Error("an interface that is moving was given another slot")
 	}
@@ -330,16 +334,16 @@ func TestShadowed(t *testing.T) {
 	k.check()
 	k.passes(7, false, 3, 4)
 	k.check()
-	if v := k.Controller.veths[7]; !v.shadowed {
+	if v := k.Controller.veths.known[7]; !v.unseen() {
 		t.Error("packets passed unseen, and it is not shadowed")
 	}
 	k.check()
-	if v := k.Controller.veths[7]; !v.shadowed {
+	if v := k.Controller.veths.known[7]; !v.unseen() {
 		t.Error("nothing was seen since, and it is not shadowed any more")
 	}
 	k.passes(7, true, 5, 5)
 	k.check()
-	if v := k.Controller.veths[7]; v.shadowed {
+	if v := k.Controller.veths.known[7]; v.unseen() {
 		t.Error("packets are seen again, and it is shadowed")
 	}
 	k.check()
@@ -354,7 +358,7 @@ func TestShadowed(t *testing.T) {
 func TestSeedInFlow(t *testing.T) {
 	k := newKernel(t)
 	k.Adopt(context.Background())
-	k.busy = map[int]bool{7: true}
+	k.Controller.veths.busy = map[int]bool{7: true}
 	k.passes(7, false, 1000, 0)
 	inFlight := func() {
 		k.passes(7, false, 8, 0)
@@ -404,8 +408,8 @@ func TestExcluded(t *testing.T) {
 	k.finish()
 	k.want("detach clsact 7 qdisc true", "detach tcx 7")
 	k.passes(7, true, 1, 1)
-	if total, _ := k.total("a"); total != [2]uint64{10, 10} || len(k.Controller.veths) != 0 {
-		t.Errorf("%v packets, and %d interfaces are counted", total, len(k.Controller.veths))
+	if total, _ := k.total("a"); total != [2]uint64{10, 10} || len(k.Controller.veths.known) != 0 {
+		t.Errorf("%v packets, and %d interfaces are counted", total, len(k.Controller.veths.known))
 	}
 }
 

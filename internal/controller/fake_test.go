@@ -27,9 +27,11 @@ import (
 type kernel struct {
 	t *testing.T
 	*Controller
-	calls []string
-	fails map[string]error // by verb, as it stands in calls
-	kill  string           // the call that the process does not survive
+	calls  []string
+	fails  map[string]error // by verb, as it stands in calls
+	kill   string           // the call that the process does not survive
+	killIn int              // or how many calls it is away
+	failIn int              // how many calls away is one that fails
 
 	veths    []watcher.HostVeth
 	inside   map[string]watcher.Sandbox // by container
@@ -65,12 +67,27 @@ func newKernel(t *testing.T) *kernel {
 	return k
 }
 
+// noBugs fails a test where an attachment changes state as none can.
+type noBugs struct {
+	slog.Handler
+	t testing.TB
+}
+
+func (noBugs) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h noBugs) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == impossible {
+		r.Attrs(func(a slog.Attr) bool { h.t.Error(impossible, a); return true })
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
 // restart begins with another controller on the same kernel.
 func (k *kernel) restart() {
 	accounts := usage.New(usage.Options{Datapath: (*fakeSlots)(k), Retention: func() time.Duration { return time.Hour }, Boot: "boot"})
 	k.Controller = New(Options{
 		Host: (*fakeHost)(k), Hooks: (*fakeHooks)(k), Cgroups: (*fakeCgroups)(k), Accounts: accounts, TCX: true,
-		CNIConfig: k.t.TempDir(), Log: slog.New(slog.DiscardHandler),
+		CNIConfig: k.t.TempDir(), Log: slog.New(noBugs{slog.DiscardHandler, k.t}),
 		Settings: func() Settings {
 			return Settings{Interface: func(name string) bool { return name != k.excluded }, Mode: k.mode, Cgroup: CgroupAuto}
 		},
@@ -81,8 +98,17 @@ func (k *kernel) restart() {
 func (k *kernel) did(format string, args ...any) error {
 	call := fmt.Sprintf(format, args...)
 	k.calls = append(k.calls, call)
-	if call == k.kill {
+	if k.killIn > 0 {
+		k.killIn--
+	}
+	if call == k.kill || k.killIn == 1 {
 		panic(errKilled)
+	}
+	if k.failIn > 0 {
+		k.failIn--
+		if k.failIn == 0 {
+			return errInjected
+		}
 	}
 	return k.fails[call]
 }
@@ -132,7 +158,7 @@ func (k *kernel) count(m roster.Member) roster.Outcome {
 // finish does the jobs that wait.
 func (k *kernel) finish() {
 	for {
-		next, ok := k.jobs.take()
+		next, ok := k.Controller.veths.jobs.take()
 		if !ok {
 			return
 		}
@@ -164,18 +190,22 @@ func (k *kernel) passes(index int, seen bool, receive, transmit uint64) {
 // sees has our programs see packets of 100 bytes on an interface.
 func (k *kernel) sees(index int, receive, transmit uint64) {
 	for slot, s := range k.slots {
-		if s.Ifindex != index || s.NetNS != 0 {
-			continue
+		if s.Ifindex == index && s.NetNS == 0 {
+			k.row(slot, receive, transmit)
 		}
-		row := k.rows[slot]
-		for i, n := range [2]uint64{receive, transmit} {
-			row[i].Interface.Packets += n
-			row[i].Interface.Bytes += 100 * n
-			row[i].Cells[0].Packets += n
-			row[i].Cells[0].Bytes += 100 * n
-		}
-		k.rows[slot] = row
 	}
+}
+
+// row counts packets of 100 bytes on a slot.
+func (k *kernel) row(slot uint16, receive, transmit uint64) {
+	row := k.rows[slot]
+	for i, n := range [2]uint64{receive, transmit} {
+		row[i].Interface.Packets += n
+		row[i].Interface.Bytes += 100 * n
+		row[i].Cells[0].Packets += n
+		row[i].Cells[0].Bytes += 100 * n
+	}
+	k.rows[slot] = row
 }
 
 // check compares our numbers with the kernel's once.
@@ -293,15 +323,13 @@ func (h *fakeHooks) DetachTCX(ifindex int) error {
 func (h *fakeHooks) Raise(ifindex int) error { return h.did("raise %d", ifindex) }
 
 func (h *fakeHooks) TCX(ifindex int) (attached, first bool, err error) {
-	return h.tcx[ifindex], h.tcx[ifindex], nil
+	_, there := h.counters[ifindex] // a pin may be left of one that is gone
+	return h.tcx[ifindex] && there, h.tcx[ifindex] && there, nil
 }
 
-func (h *fakeHooks) OthersOnTCX(int) (bool, error) { return false, nil }
-func (h *fakeHooks) AttachInside(int, int, uint16, func() error) (bool, error) {
-	return false, tcctl.ErrGone
-}
-func (h *fakeHooks) DetachInside(int, int, bool) error            { return tcctl.ErrGone }
-func (h *fakeHooks) CurrentInside(int, int) (uint16, bool, error) { return 0, false, tcctl.ErrGone }
+func (h *fakeHooks) OthersOnTCX(int) (bool, error)   { return false, nil }
+func (h *fakeHooks) Inside(int) (clsactHooks, error) { return nil, tcctl.ErrGone }
+func (h *fakeHooks) Close() error                    { return nil }
 
 type fakeCgroups kernel
 

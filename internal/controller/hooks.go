@@ -3,8 +3,6 @@
 package controller
 
 import (
-	"errors"
-
 	"github.com/cilium/ebpf"
 
 	"github.com/nettally/nettally/internal/cgroupctl"
@@ -29,37 +27,14 @@ type Hooks struct {
 	TCXIngress, TCXEgress program
 }
 
-// inside does something in another network namespace, which is left alone afterwards.
-func (h *Hooks) inside(netns int, do func(*tcctl.Controller) error) error {
+// Inside returns the hooks of the namespace of a container, which Close leaves alone. There
+// an interface receives by its ingress hook what leaves a host veth by the egress hook.
+func (h *Hooks) Inside(netns int) (clsactHooks, error) {
 	there, err := h.In(netns)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(do(there), there.Close())
-}
-
-// AttachInside is Attach for an interface in the namespace of its container. There it
-// receives by its ingress hook what leaves a host veth by the egress hook.
-func (h *Hooks) AttachInside(netns, ifindex int, slot uint16, making func() error) (createdQdisc bool, err error) {
-	err = h.inside(netns, func(there *tcctl.Controller) (err error) {
-		createdQdisc, err = there.Attach(ifindex, slot, h.Egress, h.Ingress, making)
-		return err
-	})
-	return createdQdisc, err
-}
-
-// DetachInside is Detach for such an interface.
-func (h *Hooks) DetachInside(netns, ifindex int, removeQdisc bool) error {
-	return h.inside(netns, func(there *tcctl.Controller) error { return there.Detach(ifindex, removeQdisc) })
-}
-
-// CurrentInside is Current for such an interface.
-func (h *Hooks) CurrentInside(netns, ifindex int) (slot uint16, ok bool, err error) {
-	err = h.inside(netns, func(there *tcctl.Controller) (err error) {
-		slot, ok, err = current(there, ifindex)
-		return err
-	})
-	return slot, ok, err
+	return &Hooks{Controller: there, Ingress: h.Egress, Egress: h.Ingress}, nil
 }
 
 // Attach puts the programs on both clsact hooks of an interface, or in place of our own.
@@ -81,11 +56,7 @@ func (h *Hooks) Raise(ifindex int) error {
 // Current returns the slot that both of our filters on an interface count on. Not
 // ok: they are not both there.
 func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
-	return current(h.Controller, ifindex)
-}
-
-func current(at *tcctl.Controller, ifindex int) (slot uint16, ok bool, err error) {
-	filters, err := at.Filters(ifindex)
+	filters, err := h.Filters(ifindex)
 	if err != nil || len(filters) != 2 {
 		return 0, false, err
 	}

@@ -14,8 +14,8 @@ type metrics struct {
 	completeness prometheus.Gauge
 }
 
-func newMetrics() metrics {
-	m := metrics{
+func newMetrics() *metrics {
+	m := &metrics{
 		attach: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "nettally_attach_seconds",
 			Help:    "Time from a host veth's link event to both filters being on.",
@@ -42,6 +42,6 @@ func newMetrics() metrics {
 	return m
 }
 
-func (m metrics) all() []prometheus.Collector {
+func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.attach, m.failures, m.reattached, m.shadowed, m.completeness}
 }

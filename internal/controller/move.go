@@ -31,42 +31,26 @@ const (
 // where `bandwidth` is one of them and there is no tcx.
 const cniPatience = 10 * time.Second
 
-// wanted says on which hook an interface is to be counted.
-func (c *Controller) wanted(v *veth) string {
-	mode := c.Settings().Mode
-	if c.TCX && (mode == ModeTCX || mode == ModeAuto && (v.needsTCX || v.busy || v.bandwidth)) {
-		return HookTCX
-	}
-	return HookClsact
-}
-
-func (c *Controller) tcxAllowed() bool { return c.TCX && c.Settings().Mode != ModeClsact }
-
-// onlyTCX says that a clsact qdisc would harm: the bandwidth plugin wants to add an
-// `ingress` qdisc, which excludes it, and its pod would not start; or packets would be
-// dropped. All others are counted on clsact until it is their turn.
-func (c *Controller) onlyTCX(v *veth) bool {
-	return c.wanted(v) == HookTCX && (v.bandwidth || v.needsTCX || v.busy)
-}
-
-// waitsForCNI leaves an interface to the bandwidth plugin where we can't use tcx. What
-// the kernel counts meanwhile is seeded.
-func (c *Controller) waitsForCNI(v *veth) bool {
-	return c.bandwidth && !c.tcxAllowed() && time.Since(v.since) < cniPatience
-}
-
 // job is something that takes a grace period of the kernel, or two.
 type job struct {
+	kind   jobKind
 	index  int
 	slot   uint16
 	from   string // the hook it is on, "" for none
 	to     string
-	raise  bool // to the head of the hook it is on
-	off    bool // it is not to be counted any more
-	gone   bool // the interface is: only pins are left
-	inside bool // off our hooks, to be counted at the other end
+	back   state // where it is if this fails
 	result error
 }
+
+type jobKind int
+
+const (
+	jobMove    jobKind = iota // to another hook
+	jobRaise                  // to the head of the hook it is on
+	jobTakeOff                // it is not to be counted any more
+	jobInside                 // off our hooks, to be counted at the other end
+	jobCleanUp                // the interface is gone: only pins are left
+)
 
 // jobs are done one at a time, and are no more than there are interfaces.
 type jobs struct {
@@ -97,23 +81,36 @@ func (j *jobs) take() (work job, ok bool) {
 	return work, true
 }
 
+// do has a job done, which the attachment is in a state of its own for.
+func (s *veths) do(v *veth, meanwhile state, j job) {
+	j.index, j.slot, j.from, j.back = v.Ifindex, v.slot, v.hook, v.state
+	s.become(&v.attachment, meanwhile)
+	s.jobs.put(j)
+}
+
 // move has an interface moved to another hook.
-func (c *Controller) move(v *veth, to string) {
-	v.moving = true
-	c.jobs.put(job{index: v.Index, slot: v.slot, from: v.hook, to: to})
+func (s *veths) move(v *veth, to string) {
+	switch v.state {
+	case waiting:
+		s.do(v, opening, job{kind: jobMove, to: to})
+	case shadowed:
+		s.do(v, mending, job{kind: jobMove, to: to})
+	default:
+		s.do(v, moving, job{kind: jobMove, to: to})
+	}
 }
 
 // work does the jobs, beside the roster's goroutine: attaching to tcx takes grace periods,
 // and containers that start must not wait for them.
-func (c *Controller) work(ctx context.Context, hand func(func() []roster.Hint) bool) {
-	m := c.mover()
+func (c *Controller) work(ctx context.Context, hand handing) {
+	jobs, m := c.veths.jobs, c.veths.mover()
 	for {
-		next, ok := c.jobs.take()
+		next, ok := jobs.take()
 		if !ok {
 			select {
 			case <-ctx.Done():
 				return
-			case <-c.jobs.more:
+			case <-jobs.more:
 			}
 			continue
 		}
@@ -131,102 +128,85 @@ type mover struct {
 	accounts *usage.Accounts
 }
 
-func (c *Controller) mover() mover { return mover{c.Hooks, c.Accounts} }
+func (k keeper) mover() mover { return mover{k.Hooks, k.Accounts} }
+
+// on returns one of the two sites of a host veth, without the kernel's counters.
+func (m mover) on(hook string, index int) site {
+	return hostSite(m.hooks, hook, witnessed{ifindex: index})
+}
 
 func (m mover) do(j job) error {
-	switch {
-	case j.gone:
+	switch j.kind {
+	case jobCleanUp:
 		return m.hooks.DetachTCX(j.index)
-	case j.raise:
+	case jobRaise:
 		return m.hooks.Raise(j.index)
-	case j.off:
+	case jobTakeOff:
 		return m.remove(j.index)
-	case j.inside:
-		return m.takeOff(j.index)
-	case j.to == HookTCX:
-		return m.toTCX(j)
+	case jobInside:
+		return errors.Join(m.offBoth(j.index), m.accounts.Quiesce())
 	}
-	return m.toClsact(j)
+	return m.move(j)
 }
 
 // remove ends the counting of an interface that lives on.
 func (m mover) remove(index int) error {
-	own := m.accounts.QdiscOwned(usage.OnHost(index))
-	if err := errors.Join(m.hooks.Detach(index, own), m.hooks.DetachTCX(index)); err != nil {
+	if err := m.offBoth(index); err != nil {
 		return err
 	}
 	return m.accounts.Close(usage.OnHost(index))
 }
 
-// takeOff takes our programs off both hooks, and leaves the slot as it is.
-func (m mover) takeOff(index int) error {
-	err := errors.Join(m.hooks.Detach(index, m.accounts.QdiscOwned(usage.OnHost(index))), m.hooks.DetachTCX(index))
-	if err != nil {
+// offBoth takes our programs off both hooks, and leaves the slot as it is.
+func (m mover) offBoth(index int) error {
+	own := m.accounts.QdiscOwned(usage.OnHost(index))
+	return errors.Join(m.on(HookClsact, index).detach(own), m.on(HookTCX, index).detach(false))
+}
+
+// offClsact takes our filters off, and our qdisc with them.
+func (m mover) offClsact(index int) error {
+	if err := m.on(HookClsact, index).detach(m.accounts.QdiscOwned(usage.OnHost(index))); err != nil {
 		return err
 	}
-	return m.accounts.Quiesce()
+	return m.accounts.DisownQdisc(usage.OnHost(index))
 }
 
-// detachClsact takes our filters off, and our qdisc with them.
-func (m mover) detachClsact(ifindex int) error {
-	if err := m.hooks.Detach(ifindex, m.accounts.QdiscOwned(usage.OnHost(ifindex))); err != nil {
-		return err
-	}
-	return m.accounts.DisownQdisc(usage.OnHost(ifindex))
-}
-
-func (m mover) attachClsact(ifindex int, slot uint16) error {
-	return m.owning(usage.OnHost(ifindex), func(making func() error) (bool, error) {
-		return m.hooks.Attach(ifindex, slot, making)
-	})
-}
-
-// owning attaches. That the qdisc is ours is noted before it is made, so that a process
-// that comes after a kill removes it.
-func (m mover) owning(target usage.Target, attach func(making func() error) (createdQdisc bool, err error)) error {
-	noted := false
-	created, err := attach(func() error {
-		noted = true
-		return m.accounts.OwnQdisc(target)
-	})
-	if noted && !created {
-		err = errors.Join(err, m.accounts.DisownQdisc(target))
-	}
-	return err
-}
-
-// toTCX leaves each packet counted exactly once: while both hooks are on, the tcx program
-// marks what it counts and the clsact program leaves that alone.
-func (m mover) toTCX(j job) error {
-	if j.from == HookTCX {
-		return m.hooks.AttachTCX(j.index)
-	}
-	if err := errors.Join(m.accounts.Bind(usage.OnHost(j.index)), m.accounts.Handover(usage.OnHost(j.index), true)); err != nil {
-		return err
-	}
-	if err := m.hooks.AttachTCX(j.index); err != nil {
-		return errors.Join(err, m.accounts.Handover(usage.OnHost(j.index), false))
-	}
-	if j.from == HookClsact {
-		if err := errors.Join(m.accounts.Quiesce(), m.detachClsact(j.index)); err != nil {
-			return err // the hand-over stays on, and so the counts right
+// move takes an interface from one hook to the other, or puts our programs in place of those
+// on the same. Each packet is counted exactly once: while both hooks are on, the tcx program,
+// which the kernel runs first, marks what it counts and the clsact program leaves that alone.
+// Where a step fails the hand-over stays on, and so the counts right; the next move ends it.
+func (m mover) move(j job) error {
+	target, to := usage.OnHost(j.index), m.on(j.to, j.index)
+	begun := m.accounts.InHandover(target)
+	if j.to == HookTCX && j.from != HookTCX {
+		if err := m.accounts.Bind(target); err != nil {
+			return err
 		}
 	}
+	if j.from == "" || j.from == j.to && !begun {
+		return put(m.accounts, target, to, j.slot)
+	}
+	if err := m.accounts.Handover(target, true); err != nil {
+		return err
+	}
+	if err := put(m.accounts, target, to, j.slot); err != nil {
+		if !begun {
+			err = errors.Join(err, m.accounts.Handover(target, false))
+		}
+		return err
+	}
+	if err := errors.Join(m.accounts.Quiesce(), m.offOther(j)); err != nil {
+		return err
+	}
 	return m.endHandover(j.index)
 }
 
-// toClsact is the way back: tcx runs first in the kernel, so the same rule serves.
-func (m mover) toClsact(j job) error {
-	if err := m.accounts.Handover(usage.OnHost(j.index), true); err != nil {
-		return err
+// offOther takes our programs off the hook that an interface is not moved to.
+func (m mover) offOther(j job) error {
+	if j.to == HookTCX {
+		return m.offClsact(j.index)
 	}
-	if err := m.attachClsact(j.index, j.slot); err != nil {
-		return errors.Join(err, m.accounts.Handover(usage.OnHost(j.index), false))
-	}
-	if err := errors.Join(m.accounts.Quiesce(), m.hooks.DetachTCX(j.index)); err != nil {
-		return err
-	}
-	return m.endHandover(j.index)
+	return m.hooks.DetachTCX(j.index)
 }
 
 func (m mover) endHandover(index int) error {
@@ -236,46 +216,71 @@ func (m mover) endHandover(index int) error {
 	return m.accounts.Handover(usage.OnHost(index), false)
 }
 
-// notMoved leaves an interface where it is; the next reconcile tries again.
-func (c *Controller) notMoved(v *veth, j job) {
-	if j.off {
-		c.Log.Warn("detach excluded interface", "interface", v.Name, "err", j.result)
-		return
-	}
-	if j.from == "" && !j.raise && !j.inside {
-		v.busy = false // better that than not counted
-		c.failed(v, errors.Join(j.result, c.Accounts.Close(usage.OnHost(v.Index))))
-		return
-	}
-	c.Log.Warn("move interface to another hook", "interface", v.Name, "from", v.hook, "to", j.to, "err", j.result)
-}
-
-// moved takes in what became of a job.
-func (c *Controller) moved(j job) (hints []roster.Hint) {
-	v := c.veths[j.index]
-	if j.gone || v == nil {
+// finish takes in what became of a job. It returns nil where nothing more is to be done.
+func (s *veths) finish(j job) *veth {
+	v := s.known[j.index]
+	switch {
+	case j.kind == jobCleanUp || v == nil:
 		if j.result != nil && !errors.Is(j.result, tcctl.ErrGone) {
-			c.Log.Warn("could not clean up after an interface that is gone", "ifindex", j.index, "err", j.result)
+			s.Log.Warn("could not clean up after an interface that is gone", "ifindex", j.index, "err", j.result)
 		}
 		return nil
-	}
-	v.moving = false
-	switch {
-	case j.off && j.result == nil:
-		delete(c.veths, j.index)
-		return nil
 	case j.result != nil:
-		c.notMoved(v, j)
+		s.notDone(v, j)
 		return nil
-	case j.inside:
+	case j.kind == jobTakeOff:
+		delete(s.known, j.index)
+		return nil
+	case j.kind == jobInside:
+		s.become(&v.attachment, elsewhere)
+		return v
+	}
+	s.moved(v, j)
+	return v
+}
+
+func (s *veths) moved(v *veth, j job) {
+	if j.kind == jobMove {
+		v.hook, v.failure = j.to, ""
+	}
+	at := s.at(v)
+	switch v.state {
+	case opening:
+		s.began(&v.attachment, at, v.hook, &reading{})
+	case mending:
+		s.mended(&v.attachment, at)
+	default:
+		s.began(&v.attachment, at, v.hook, nil)
+	}
+	s.Log.Debug("counting", "interface", v.name, "ifindex", v.Ifindex, "hook", v.hook)
+}
+
+// notDone leaves an interface where it is; the next reconcile tries again.
+func (s *veths) notDone(v *veth, j job) {
+	s.become(&v.attachment, j.back)
+	switch {
+	case j.kind == jobTakeOff:
+		s.Log.Warn("detach excluded interface", "interface", v.name, "err", j.result)
+	case j.back == waiting:
+		if v.why == busyNow {
+			v.why = noReason // better that than not counted
+		}
+		s.notAttached(v, errors.Join(j.result, s.Accounts.Close(v.Target)))
+	default:
+		s.Log.Warn("move interface to another hook", "interface", v.name, "from", v.hook, "to", j.to, "err", j.result)
+	}
+}
+
+// moved follows up on what became of a job.
+func (c *Controller) moved(j job) (hints []roster.Hint) {
+	v := c.veths.finish(j)
+	if v == nil {
+		return nil
+	}
+	if v.state == elsewhere {
 		return c.goInside(v)
-	case !j.raise:
-		c.counting(v, j.to, j.from != "")
 	}
-	if v.mending || v.shadowed {
-		c.mended(v)
-	}
-	hints = v.wantsOwner()
-	c.place(v.Index) // elsewhere, if the settings have changed meanwhile
+	hints = c.veths.wantsOwner(v)
+	c.veths.place(v.Ifindex) // elsewhere, if the settings have changed meanwhile
 	return hints
 }

@@ -20,6 +20,22 @@ const (
 	nameAfter = 10 * time.Second
 )
 
+// member is a container that is there.
+type member struct {
+	roster.Member
+	held *watcher.Namespace // its own, while its interfaces are still to come
+}
+
+// space is a network namespace with containers in it.
+type space struct {
+	roster.Space
+	owner   roster.Key          // its interfaces are counted for, as of the last time
+	unnamed []watcher.Interface // those seen last that had no name for good yet
+	uplinks bool                // it has some, at the last look
+	looked  time.Time           // for them
+	veths   map[int]time.Time   // to third namespaces: when they were first seen
+}
+
 // Update implements [roster.Backend].
 func (c *Controller) Update(m roster.Member) {
 	known := c.members[m.Key]
@@ -28,9 +44,9 @@ func (c *Controller) Update(m roster.Member) {
 		c.members[m.Key] = known
 	}
 	known.Member = m
-	c.placeCgroup(known)
+	c.groups.place(known)
 	if m.Ended {
-		c.endCgroup(known)
+		c.groups.end(m.Key)
 		delete(c.members, m.Key)
 	}
 }
@@ -50,16 +66,6 @@ func (c *Controller) Locate(m roster.Member) (at roster.Location[watcher.Sandbox
 		at.CountedFor = append(at.CountedFor, c.owners(usage.OnHost(i.HostIndex), targetOf(found, i))...)
 	}
 	return at, nil
-}
-
-// owners returns the containers that targets are counted for.
-func (c *Controller) owners(targets ...usage.Target) (keys []roster.Key) {
-	for _, target := range targets {
-		if id := c.Accounts.Owner(target); id != "" {
-			keys = append(keys, roster.Key{ID: id})
-		}
-	}
-	return keys
 }
 
 // inspect looks at a container, by the namespace that is held where its processes have
@@ -127,21 +133,20 @@ func (c *Controller) Release(k roster.Key) {
 // assign gives a container its interfaces that have an end in the host.
 func (c *Controller) assign(owner roster.Member, box *space, interfaces []watcher.Interface) (sum tally) {
 	for _, i := range interfaces {
-		v := c.veths[i.HostIndex]
+		v := c.veths.known[i.HostIndex]
 		switch {
-		case v == nil || v.inside:
+		case v == nil || v.state == elsewhere:
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
-		case !v.attached() && v.moving:
+		case v.state == opening:
 			sum.Waiting++
 		case !v.attached():
 			sum.Failed++
-		case !v.owned && !i.Up && !owner.Ended && (v.led.IsZero() || time.Since(v.led) < nameAfter):
+		case !c.owned(&v.attachment) && !i.Up && !owner.Ended && (v.led.IsZero() || time.Since(v.led) < nameAfter):
 			box.unnamed = interfaces
 			sum.Waiting++
 		default:
-			c.own(usage.OnHost(v.Index), owner.Key, i.Name, v.Name)
-			v.owned = true
-			if c.Accounts.Owner(usage.OnHost(v.Index)) == owner.ID {
+			c.own(v.Target, owner.Key, i.Name, v.name)
+			if c.Accounts.Owner(v.Target) == owner.ID {
 				sum.Counted++
 			} else {
 				sum.Others++
@@ -149,14 +154,6 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 		}
 	}
 	return sum
-}
-
-// own gives an interface to a container, which calls it name. An interface keeps its first
-// owner.
-func (c *Controller) own(target usage.Target, to roster.Key, name, known string) {
-	if err := c.Accounts.Assign(target, to.ID, name); err != nil {
-		c.Log.Warn("could not note the owner of an interface", "interface", known, "container_id", to.ID, "err", err)
-	}
 }
 
 // errMoving says that an interface is on its way between two hooks.
@@ -168,35 +165,17 @@ func (c *Controller) Succeed(to roster.Member, ended []roster.Key, in roster.Loc
 		return slices.Contains(ended, roster.Key{ID: c.Accounts.Owner(target)})
 	}
 	for _, i := range in.Found.Interfaces {
-		v := c.veths[i.HostIndex]
-		if v == nil || !v.attached() || !orphaned(usage.OnHost(v.Index)) {
+		v := c.veths.known[i.HostIndex]
+		if v == nil || !v.attached() || !orphaned(v.Target) {
 			continue
 		}
-		if v.moving {
+		if v.atWork() {
 			failed = errors.Join(failed, errMoving)
 			continue
 		}
-		failed = errors.Join(failed, c.succeed(v))
+		failed = errors.Join(failed, c.succeed(&v.attachment, c.veths.at(v)))
 	}
-	return errors.Join(failed, c.succeedInsides(to, in.Found, orphaned))
-}
-
-// succeed counts a host veth on another slot, for the next owner.
-func (c *Controller) succeed(v *veth) error {
-	swap := func(slot uint16) error {
-		_, err := c.Hooks.Attach(v.Index, slot, nil)
-		return err
-	}
-	if v.hook == HookTCX {
-		swap = nil
-	}
-	slot, err := c.Accounts.Succeed(usage.OnHost(v.Index), swap)
-	if slot == 0 {
-		return err // it is tried again
-	}
-	v.slot, v.check = slot, c.begin(c.witnessed(v), unsettled{})
-	c.Log.Info("the container that had an interface has ended: counting for another", "interface", v.Name)
-	return err
+	return errors.Join(failed, c.succeedInside(to, in.Found, orphaned))
 }
 
 // Last implements [roster.Backend].
@@ -212,23 +191,43 @@ func (c *Controller) Last(m roster.Member, in roster.Space) roster.Outcome {
 			sum = c.assign(m, box, found.Interfaces).plus(c.countInside(known, box, found))
 		}
 	}
-	sum.Counted = max(sum.Counted, c.ownRest(box))
+	sum.Counted = max(sum.Counted, c.uplinks.ownRest(box))
 	if m.Reason == usage.Starting && sum.Counted == 0 {
-		sum = sum.plus(c.assign(m, box, slices.Concat(box.unnamed, c.leadingTo(in.NSID))))
+		sum = sum.plus(c.assign(m, box, slices.Concat(box.unnamed, c.veths.leadingTo(in.NSID))))
 	}
 	return sum.Outcome
 }
 
-// leadingTo returns the interfaces that nobody owns and that lead into a namespace, by the
-// number that the host has for it as long as it is held. Their own names are not known.
-func (c *Controller) leadingTo(nsid int) (found []watcher.Interface) {
-	for _, v := range c.veths {
-		if nsid >= 0 && nsid == v.NetNSID && !v.owned {
-			found = append(found, watcher.Interface{Name: v.Name, HostIndex: v.Index})
-		}
-	}
-	return found
-}
-
 // Left implements [roster.Backend]. The interfaces in it are counted on until they go.
 func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
+
+// vethGone ends the counting of a host veth that is gone.
+func (c *Controller) vethGone(index int) {
+	v := c.veths.known[index]
+	if v == nil {
+		return
+	}
+	c.uplinks.endPeer(v)
+	c.ownAtLast(v)
+	c.veths.gone(v)
+}
+
+// ownAtLast gives an interface that goes to the container it led to, where its own name
+// was still to come: podman removes it before the container's cgroup.
+func (c *Controller) ownAtLast(v *veth) {
+	if c.owned(&v.attachment) || v.link.NetNSID < 0 {
+		return
+	}
+	for _, box := range c.spaces {
+		if box.NSID != v.link.NetNSID {
+			continue
+		}
+		name := v.name
+		for _, i := range box.unnamed {
+			if i.HostIndex == v.Ifindex {
+				name = i.Name
+			}
+		}
+		c.own(v.Target, box.owner, name, v.name)
+	}
+}
