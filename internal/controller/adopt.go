@@ -205,7 +205,8 @@ func (a adoption) inNamespaces(lefts []usage.Leftover, do func(visit, usage.Left
 		visited[ns.Inode()] = true
 		in, err := visiting(a.Hooks, ns)
 		if err != nil {
-			return err
+			a.Log.Warn("clean up after an earlier run", "netns", ns.Inode(), "err", err)
+			return nil
 		}
 		for _, left := range lefts {
 			if left.NetNS != ns.Inode() {
@@ -215,7 +216,10 @@ func (a adoption) inNamespaces(lefts []usage.Leftover, do func(visit, usage.Left
 				a.Log.Warn("clean up after an earlier run", "target", left.Target, "err", err)
 			}
 		}
-		return in.clsact.Close()
+		if err := in.clsact.Close(); err != nil {
+			a.Log.Warn("clean up after an earlier run", "netns", ns.Inode(), "err", err)
+		}
+		return nil
 	})
 	if err != nil {
 		a.Log.Warn("clean up after an earlier run", "err", err)

@@ -16,6 +16,7 @@ type attachment struct {
 	usage.Target
 	name    string // for the log
 	state   state
+	back    state  // that it was in before a job, which takes it there again if it fails
 	hook    string // it is counted on, "" for none
 	slot    uint16
 	since   time.Time // we know it
@@ -80,6 +81,12 @@ func (a *attachment) atWork() bool {
 		return true
 	}
 	return false
+}
+
+// isElsewhere says that it is counted at its other end, also while a job sees to it that it is
+// no more.
+func (a *attachment) isElsewhere() bool {
+	return a.state == elsewhere || a.state == leaving && a.back == elsewhere
 }
 
 // unseen says that packets pass it that our programs don't see.

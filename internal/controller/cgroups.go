@@ -187,7 +187,7 @@ func (s *groups) check(g *group) {
 	if now, err := s.Cgroups.ID(g.dir); err != nil || now != g.Cgroup {
 		return // it is gone, and its event is on the way
 	}
-	if err := errors.Join(s.putBack(&g.attachment, s.at(g)), s.Accounts.BindCgroup(g.Target)); err != nil {
+	if err := errors.Join(s.putBack(&g.attachment, s.at(g), true), s.Accounts.BindCgroup(g.Target)); err != nil {
 		s.failed(&g.attachment, err, "container_id", g.container)
 	}
 }

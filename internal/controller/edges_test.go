@@ -4,12 +4,16 @@ package controller
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/roster"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -446,4 +450,39 @@ func TestSucceedOnTCX(t *testing.T) {
 		t.Error(err)
 	}
 	k.want("bind 7 slot 3", "quiesce")
+}
+
+// A driver's counters have what others sent, too, and late: what passed a physical interface
+// while our programs were off is not known, and nothing is made up. Of others it is.
+func TestMendedPhysical(t *testing.T) {
+	need.Root(t)
+	for link, seeds := range map[string]bool{"": false, "macvlan": true} {
+		t.Run(link, func(t *testing.T) {
+			k := newKernel(t)
+			k.Adopt(context.Background())
+			host := nettest.Host(t)
+			c := nettest.Container(t, host, testnet.ContainerOptions{})
+			watch := nettest.Must(watcher.New(watcher.Options{NetNS: host.FD(), Log: slog.New(slog.DiscardHandler)}))(t)
+			t.Cleanup(func() { must(t, watch.Close()) })
+			ns := nettest.Must(watch.Hold(watcher.Container{ID: c.ID, Cgroup: c.Cgroup}))(t)
+			t.Cleanup(func() { must(t, ns.Close()) })
+			index := nettest.Must(c.Namespace.LinkByName("eth0"))(t).Attrs().Index
+			u := &uplink{link: link, attachment: attachment{Target: usage.Target{Ifindex: index, NetNS: ns.Inode()}}}
+			in := visit{ns, (*fakeHooks)(k)}
+			must(t, k.uplinks.keep(in, u))
+			before, _ := k.Accounts.Beside(u.Target)
+			sink := nettest.Must(nettest.Agent(t, host).Listen("udp", c.Interfaces[0].HostIPv4))(t)
+			must(t, c.SendUDP(sink.Addr, 50, 100))
+			nettest.Must(sink.Received(50))(t)
+			delete(k.filters, index)
+			must(t, k.uplinks.keep(in, u))
+			if _, there := k.filters[index]; !there || u.state != counting {
+				t.Errorf("our programs are not back: %v, %s", k.filters, u.state)
+			}
+			_, sent := k.Accounts.Beside(u.Target)
+			if seeded := sent.Packets >= before.Packets+50; seeded != seeds {
+				t.Errorf("%d packets seeded that the container sent, %d of them before", sent.Packets, before.Packets)
+			}
+		})
+	}
 }

@@ -47,6 +47,8 @@ type kernel struct {
 	rows  map[uint16][2]bpf.Counters // received, transmitted
 	bound map[int]uint16             // slots of interfaces on tcx
 
+	released map[int][2]uint64 // what slots that were given up had counted, by interface
+
 	excluded string
 	mode     Mode
 }
@@ -61,7 +63,7 @@ func newKernel(t *testing.T) *kernel {
 	k := &kernel{
 		t: t, fails: map[string]error{}, inside: map[string]watcher.Sandbox{}, counters: map[int]watcher.LinkCounters{}, there: map[int]bool{},
 		filters: map[int]uint16{}, tcx: map[int]bool{}, cgroups: map[uint64]bool{},
-		slots: map[uint16]bpf.Slot{}, rows: map[uint16][2]bpf.Counters{}, bound: map[int]uint16{}, mode: ModeAuto,
+		slots: map[uint16]bpf.Slot{}, rows: map[uint16][2]bpf.Counters{}, bound: map[int]uint16{}, released: map[int][2]uint64{}, mode: ModeAuto,
 	}
 	k.restart()
 	return k
@@ -387,8 +389,11 @@ func (d *fakeSlots) Keep(s bpf.Slot) error {
 }
 
 func (d *fakeSlots) Bind(s bpf.Slot) error {
-	d.bound[s.Ifindex] = s.Index
-	return d.did("bind %d slot %d", s.Ifindex, s.Index)
+	err := d.did("bind %d slot %d", s.Ifindex, s.Index)
+	if err == nil {
+		d.bound[s.Ifindex] = s.Index
+	}
+	return err
 }
 
 func (d *fakeSlots) BindCgroup(s bpf.Slot) error { return d.did("bind cgroup %d", s.Cgroup) }
@@ -396,6 +401,11 @@ func (d *fakeSlots) CgroupBound(s bpf.Slot) bool { return d.cgroups[s.Cgroup] }
 func (d *fakeSlots) Quiesce() error              { return d.did("quiesce") }
 
 func (d *fakeSlots) Release(s bpf.Slot) error {
+	had := d.released[s.Ifindex]
+	for i, c := range d.rows[s.Index] {
+		had[i] += c.Interface.Packets
+	}
+	d.released[s.Ifindex] = had
 	delete(d.slots, s.Index)
 	return nil
 }

@@ -17,14 +17,15 @@ import (
 	"github.com/nettally/nettally/watcher"
 )
 
-// history is a random life of a few host veths: they come, go and flow, are moved, excluded
-// and bypassed, calls fail, and the process is killed between any two calls.
+// history is a random life of a few host veths: they come, go and flow, are moved and excluded,
+// calls fail, and the process is killed between any two calls.
 type history struct {
 	*kernel
 	*rand.Rand
 	kills  bool              // or packets that pass unseen: after a kill nobody knows of these
 	owners map[int]string    // of the host veths that are there
-	lost   map[int][2]uint64 // packets that were to be seeded when the process was killed
+	lost   map[int][2]uint64 // packets that a process had not noted when it was killed
+	unseen map[int][2]uint64 // packets that passed where no program was on
 	born   int
 	done   []job // whose results the roster's goroutine has not taken in yet
 	log    []string
@@ -39,8 +40,8 @@ func TestHistories(t *testing.T) {
 	for seed := range uint64(300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := &history{kernel: newKernel(t), Rand: rand.New(rand.NewPCG(seed, 1)), owners: map[int]string{}, lost: map[int][2]uint64{}, kills: seed%2 == 0}
-				h.guarded(func() { h.Adopt(context.Background()) })
+				h := &history{kernel: newKernel(t), Rand: rand.New(rand.NewPCG(seed, 1)), owners: map[int]string{}, lost: map[int][2]uint64{}, unseen: map[int][2]uint64{}, kills: seed%2 == 0}
+				h.guarded(h.first)
 				for range 100 {
 					h.step()
 					h.within()
@@ -117,14 +118,18 @@ func (h *history) guarded(do func()) {
 		h.note("killed; restarted")
 		h.killIn, h.failIn, h.done = 0, 0, nil
 		h.restart()
-		h.Adopt(context.Background())
-		for index, id := range h.owners {
-			h.claim(index, id)
-		}
-		h.Relist()
-		h.claimAll()
+		h.first()
 	}()
 	do()
+}
+
+// first looks at everything once, as a new process does.
+func (h *history) first() {
+	h.Adopt(context.Background())
+	h.claimAll()
+	h.Relist()
+	h.claimAll()
+	h.Reconcile(nil)
 }
 
 func (h *history) comes() {
@@ -188,6 +193,7 @@ func (h *history) flows(index int, receive, transmit uint64) {
 	}
 	if h.filters[index] == 0 && !h.tcx[index] {
 		receive, transmit = 2000, 2000 // of a few the self-check says nothing
+		h.unseen[index] = [2]uint64{h.unseen[index][0] + 2000, h.unseen[index][1] + 2000}
 	}
 	h.note("%d and %d packets pass %d: clsact %d, tcx %t slot %d", receive, transmit, index, h.filters[index], h.tcx[index], h.bound[index])
 	h.passes(index, false, receive, transmit)
@@ -270,6 +276,9 @@ func (h *history) ended() {
 		}
 		c := h.counters[index]
 		lost := h.lost[index]
+		if most := h.unseen[index]; lost[0] > most[0]+h.released[index][0] || lost[1] > most[1]+h.released[index][1] {
+			h.t.Errorf("%v packets of %d are lost, and %v passed unseen or were to be noted", lost, index, most)
+		}
 		if now, ok := h.of(id); !ok || now != [2]uint64{c.ReceivePackets - lost[0], c.TransmitPackets - lost[1]} {
 			h.t.Errorf("%s on %d has %v packets, the kernel %d and %d", id, index, now, c.ReceivePackets, c.TransmitPackets)
 		}

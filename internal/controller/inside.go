@@ -33,11 +33,12 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 	if err != nil {
 		sum.Counted = attached
 		if !errors.Is(err, watcher.ErrNoProcess) { // else its processes have ended just now
-			c.Log.Warn("enter network namespace", "container_id", known.ID, "err", err)
+			c.notEntered(known, err)
 			sum.Failed = max(0, len(wanted)-attached)
 		}
 		return sum
 	}
+	known.failure = ""
 	defer c.exit(known, in)
 	if in.Inode() != found.NetNS {
 		return sum // they are elsewhere by now
@@ -54,6 +55,14 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
 	return sum
+}
+
+func (c *Controller) notEntered(known *member, err error) {
+	c.metrics.failures.Inc()
+	if known.failure != err.Error() {
+		c.Log.Error("network namespace is not entered; trying again", "container_id", known.ID, "err", err)
+	}
+	known.failure = err.Error()
 }
 
 // assignInside gives a container an interface that is counted inside.
@@ -103,7 +112,7 @@ func (c *Controller) succeedInside(to roster.Member, found watcher.Sandbox, orph
 // own are not counted.
 func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
 	for _, i := range found.Interfaces {
-		if v := c.veths.known[i.HostIndex]; v != nil && v.state == elsewhere {
+		if v := c.veths.known[i.HostIndex]; v != nil && v.isElsewhere() {
 			wanted = append(wanted, i)
 			continue
 		}

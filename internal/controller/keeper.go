@@ -114,11 +114,17 @@ func (k keeper) succeed(a *attachment, at site) error {
 	return err
 }
 
-// putBack puts our programs back where somebody removed them.
-func (k keeper) putBack(a *attachment, at site) error {
+// putBack puts our programs back where somebody removed them. What passed meanwhile is seeded,
+// unless the kernel's counters witness nothing.
+func (k keeper) putBack(a *attachment, at site, blind bool) error {
 	k.Log.Warn("our programs were removed: putting them back", a.kind(), a.name, "target", a.Target, "hook", a.hook)
 	err := k.put(a, at)
-	if err == nil {
+	switch {
+	case err != nil:
+	case blind:
+		k.metrics.reattached.Inc()
+		k.see(a)
+	default:
 		k.mended(a, at)
 	}
 	return err

@@ -67,7 +67,7 @@ func (s *veths) putBackOn(v *veth) {
 		s.toHead(v)
 		return
 	}
-	err := s.putBack(&v.attachment, s.at(v))
+	err := s.putBack(&v.attachment, s.at(v), false)
 	if err == nil || errors.Is(err, tcctl.ErrGone) {
 		return
 	}

@@ -5,6 +5,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,7 @@ type job struct {
 	slot   uint16
 	from   string // the hook it is on, "" for none
 	to     string
-	back   state // where it is if this fails
+	of     *veth // nil for cleaning up
 	result error
 }
 
@@ -71,6 +72,13 @@ func (j *jobs) put(work job) {
 	}
 }
 
+// cancel drops what waits for an interface that is gone: another may have its number next.
+func (j *jobs) cancel(index int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.waiting = slices.DeleteFunc(j.waiting, func(work job) bool { return work.index == index })
+}
+
 func (j *jobs) take() (work job, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -83,7 +91,7 @@ func (j *jobs) take() (work job, ok bool) {
 
 // do has a job done, which the attachment is in a state of its own for.
 func (s *veths) do(v *veth, meanwhile state, j job) {
-	j.index, j.slot, j.from, j.back = v.Ifindex, v.slot, v.hook, v.state
+	j.index, j.slot, j.from, j.of, v.back = v.Ifindex, v.slot, v.hook, v, v.state
 	s.become(&v.attachment, meanwhile)
 	s.jobs.put(j)
 }
@@ -220,10 +228,16 @@ func (m mover) endHandover(index int) error {
 func (s *veths) finish(j job) *veth {
 	v := s.known[j.index]
 	switch {
-	case j.kind == jobCleanUp || v == nil:
-		if j.result != nil && !errors.Is(j.result, tcctl.ErrGone) {
-			s.Log.Warn("could not clean up after an interface that is gone", "ifindex", j.index, "err", j.result)
-		}
+	case j.kind == jobCleanUp:
+		s.cleanedUp(j)
+		return nil
+	case v == nil:
+		return nil
+	case v != j.of:
+		// It is gone, and the job was done to another one that has its number: that begins
+		// anew with the next reconcile.
+		delete(s.known, j.index)
+		s.jobs.put(job{kind: jobTakeOff, index: j.index})
 		return nil
 	case j.result != nil:
 		s.notDone(v, j)
@@ -257,11 +271,11 @@ func (s *veths) moved(v *veth, j job) {
 
 // notDone leaves an interface where it is; the next reconcile tries again.
 func (s *veths) notDone(v *veth, j job) {
-	s.become(&v.attachment, j.back)
+	s.become(&v.attachment, v.back)
 	switch {
 	case j.kind == jobTakeOff:
 		s.Log.Warn("detach excluded interface", "interface", v.name, "err", j.result)
-	case j.back == waiting:
+	case v.back == waiting:
 		if v.why == busyNow {
 			v.why = noReason // better that than not counted
 		}
@@ -269,6 +283,14 @@ func (s *veths) notDone(v *veth, j job) {
 	default:
 		s.Log.Warn("move interface to another hook", "interface", v.name, "from", v.hook, "to", j.to, "err", j.result)
 	}
+}
+
+func (s *veths) cleanedUp(j job) {
+	if j.result == nil || errors.Is(j.result, tcctl.ErrGone) {
+		return
+	}
+	s.Log.Warn("could not clean up after an interface that is gone; trying again", "ifindex", j.index, "err", j.result)
+	s.unclean[j.index] = true
 }
 
 // moved follows up on what became of a job.

@@ -23,7 +23,8 @@ const (
 // member is a container that is there.
 type member struct {
 	roster.Member
-	held *watcher.Namespace // its own, while its interfaces are still to come
+	held    *watcher.Namespace // its own, while its interfaces are still to come
+	failure string             // to enter its namespace, as it stands in the log
 }
 
 // space is a network namespace with containers in it.
@@ -135,9 +136,9 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 	for _, i := range interfaces {
 		v := c.veths.known[i.HostIndex]
 		switch {
-		case v == nil || v.state == elsewhere:
+		case v == nil || v.isElsewhere():
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
-		case v.state == opening:
+		case !v.attached() && v.atWork():
 			sum.Waiting++
 		case !v.attached():
 			sum.Failed++
@@ -169,7 +170,7 @@ func (c *Controller) Succeed(to roster.Member, ended []roster.Key, in roster.Loc
 		if v == nil || !v.attached() || !orphaned(v.Target) {
 			continue
 		}
-		if v.atWork() {
+		if v.atWork() || c.Accounts.InHandover(v.Target) {
 			failed = errors.Join(failed, errMoving)
 			continue
 		}

@@ -126,7 +126,7 @@ func (s *uplinks) check(in visit, u *uplink, intact bool) error {
 		s.known[u.Target] = u
 		return s.keep(in, u)
 	case !intact:
-		err := s.putBack(&u.attachment, at)
+		err := s.putBack(&u.attachment, at, u.physical())
 		if err != nil {
 			s.shadow(&u.attachment)
 		}
@@ -205,7 +205,7 @@ func (s *uplinks) end(u *uplink) {
 // endPeer ends the counting at the other end of a host veth that is gone.
 func (s *uplinks) endPeer(v *veth) {
 	for target, u := range s.known {
-		if v.state == elsewhere && u.nsid == v.link.NetNSID && target.Ifindex == v.link.PeerIndex {
+		if v.isElsewhere() && u.nsid == v.link.NetNSID && target.Ifindex == v.link.PeerIndex {
 			s.end(u)
 		}
 	}

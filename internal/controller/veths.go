@@ -19,6 +19,7 @@ type veths struct {
 	jobs      *jobs
 	busy      map[int]bool // those of containers at work, while we start
 	bandwidth bool         // a CNI configuration names that plugin
+	unclean   map[int]bool // those that are gone and may have left pins
 }
 
 // veth is a host veth that is to be counted.
@@ -261,7 +262,8 @@ func (s *veths) leadingTo(nsid int) (found []watcher.Interface) {
 // gone ends the counting of a host veth that is gone.
 func (s *veths) gone(v *veth) {
 	delete(s.known, v.Ifindex)
-	if v.hook == HookTCX || v.atWork() {
+	s.jobs.cancel(v.Ifindex)
+	if v.hook == HookTCX || v.atWork() || s.Accounts.InHandover(v.Target) {
 		s.jobs.put(job{kind: jobCleanUp, index: v.Ifindex})
 	}
 	if err := s.Accounts.Close(v.Target); err != nil {
@@ -280,6 +282,12 @@ func (s *veths) endMissing(there map[int]bool) {
 			s.Log.Warn("could not detach from an interface that is none of ours", "ifindex", index, "err", err)
 		}
 		delete(s.known, index)
+	}
+	for index := range s.unclean {
+		delete(s.unclean, index)
+		if !there[index] {
+			s.jobs.put(job{kind: jobCleanUp, index: index})
+		}
 	}
 }
 
