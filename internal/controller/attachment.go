@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
 )
 
 // attachment is a thing that is counted, or is to be: a host veth, an interface inside of a
@@ -19,9 +20,10 @@ type attachment struct {
 	back    state  // that it was in before a job, which takes it there again if it fails
 	hook    string // it is counted on, "" for none
 	slot    uint16
-	since   time.Time // we know it
-	failure string    // of the last attempt to attach, as it stands in the log
-	check   *check    // nil until the kernel's counters were read
+	since   time.Time            // we know it
+	failure string               // of the last attempt to attach, as it stands in the log
+	seen    watcher.LinkCounters // of the kernel, right before our programs were first put on
+	check   *check               // nil until the kernel's counters were read
 	mend    backoff
 }
 

@@ -83,6 +83,21 @@ func TestQdiscIsNotedFirst(t *testing.T) {
 	k.want("own qdisc 7 true", "attach clsact 7 slot 1", "own qdisc 7 false")
 }
 
+// A container may be gone with its interface right after our programs were put on: what it had
+// sent and received before is its own.
+func TestGoneBeforeSeeding(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.passes(7, false, 5, 6)
+	k.vanishes = true
+	k.veth(7, 3)
+	k.count(k.container("a", 7, 3))
+	k.Link(watcher.HostVethGone{Index: 7})
+	if total, seeded := k.total("a"); total != [2]uint64{5, 6} || seeded != total {
+		t.Errorf("%v packets, %v of them seeded; the kernel had 5 and 6", total, seeded)
+	}
+}
+
 // What passed before the first hook was on is seeded, also where that one fails at first.
 func TestFirstHookFails(t *testing.T) {
 	for _, mode := range []Mode{ModeClsact, ModeTCX} {

@@ -36,6 +36,7 @@ type kernel struct {
 	veths    []watcher.HostVeth
 	inside   map[string]watcher.Sandbox // by container
 	counters map[int]watcher.LinkCounters
+	vanishes bool         // an interface goes right after our programs were put on
 	flow     func()       // packets that pass whenever the counters are read
 	there    map[int]bool // numbers of namespaces
 
@@ -287,6 +288,9 @@ func (h *fakeHooks) Attach(ifindex int, slot uint16, making func() error) (bool,
 	}
 	_, before := h.filters[ifindex]
 	h.filters[ifindex] = slot
+	if h.vanishes {
+		delete(h.counters, ifindex)
+	}
 	return !before, nil
 }
 

@@ -21,6 +21,13 @@ func (k keeper) seedSince(a *attachment, at site) {
 // returns what may have been missed besides.
 func (k keeper) seed(a *attachment, at site, since reading) (open unsettled) {
 	missed, open, err := k.missed(a, at, since)
+	if errors.Is(err, watcher.ErrGone) && since == (reading{}) {
+		// A short life was over before it could be read: what had passed when we came is known.
+		missed, err = lack{
+			usage.Volume{Bytes: a.seen.ReceiveBytes, Packets: a.seen.ReceivePackets},
+			usage.Volume{Bytes: a.seen.TransmitBytes, Packets: a.seen.TransmitPackets},
+		}, nil
+	}
 	if err == nil {
 		err = k.add(a, missed)
 	}
@@ -82,6 +89,9 @@ func (k keeper) missed(a *attachment, at site, since reading) (missed lack, open
 	var atLeast, atMost lack
 	for try, quiet := 0, 0; try < seedTries && quiet < 3; try++ {
 		now, err := k.read(a, at)
+		if err != nil && try > 0 {
+			break // it has just gone
+		}
 		if err != nil {
 			return lack{}, unsettled{}, err
 		}

@@ -89,6 +89,9 @@ func (s *uplinks) keep(in visit, u *uplink) error {
 	if u.slot, on, err = s.Accounts.Open(u.Target, "", HookClsact); err != nil {
 		return err
 	}
+	if on == "" {
+		u.seen, _ = at.counters(nil)
+	}
 	if err := s.put(&u.attachment, at); err != nil {
 		if on == "" {
 			err = errors.Join(err, s.Accounts.Close(u.Target))

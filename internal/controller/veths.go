@@ -121,6 +121,7 @@ func (s *veths) attach(v *veth, seenAt time.Time) {
 		return
 	}
 	if on == "" {
+		v.seen, _ = s.on(HookClsact, v).counters(nil)
 		v.why = max(v.why, s.reason(v.Ifindex))
 		if s.wanted(v) == HookTCX && v.why != noReason {
 			s.move(v, HookTCX)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -119,7 +120,24 @@ func (i *Interface) configure(container *Namespace) error {
 			return fmt.Errorf("tell %s its neighbour: %w", name, err)
 		}
 	}
-	return nil
+	return errors.Join(i.host.passes(i.HostName), container.passes(i.Name))
+}
+
+// passes waits until an interface passes packets: the kernel drops them until a worker of its
+// own has noticed that the other end is up, which takes a while on a busy machine.
+func (n *Namespace) passes(name string) error {
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		link, err := n.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Since(began) > patience {
+			return fmt.Errorf("%s is %s still", name, link.Attrs().OperState)
+		}
+	}
 }
 
 // remove removes the pair by its host end.
