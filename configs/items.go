@@ -35,6 +35,7 @@ var itemKeys = []key{
 	{"quotas[].match.runtime", optional(""), "a glob such as docker"},
 	{"quotas[].match.namespace", optional(""), "a glob such as prod-*"},
 	{"quotas[].match.pod", optional(""), "a glob such as web-*"},
+	{"quotas[].match.user", optional(""), "a uid such as 1000, or * for all users"},
 	{"quotas[].match.labels", items{}, "labels, each with a name and a value"},
 	{"quotas[].match.labels[].name", "", "a label key that names.labels has"},
 	{"quotas[].match.labels[].value", "", "a glob such as team-*"},

@@ -42,6 +42,8 @@ type Quota struct {
 type QuotaMatch struct {
 	Name, ID, Image, Runtime, Namespace, Pod string
 	Labels                                   []QuotaLabel
+	// User is a uid, or "*": without it a rule is for the containers of root's runtimes.
+	User string
 }
 
 // QuotaLabel is a glob on a label's value.
@@ -148,6 +150,7 @@ func (l *lister) match(w rawQuota, labels []string) QuotaMatch {
 		Runtime:   itemText(l, "match.runtime", w.Match.Runtime, glob),
 		Namespace: itemText(l, "match.namespace", w.Match.Namespace, glob),
 		Pod:       itemText(l, "match.pod", w.Match.Pod, glob),
+		User:      itemText(l, "match.user", w.Match.User, user),
 	}
 	for i, label := range w.Match.Labels {
 		at := fmt.Sprintf("%smatch.labels[%d].", l.at, i)
@@ -157,6 +160,11 @@ func (l *lister) match(w rawQuota, labels []string) QuotaMatch {
 		})
 	}
 	return m
+}
+
+// user takes those that containers can be of.
+func user(text string) (string, error) {
+	return fit(text, text == "*" || strings.Trim(text, "0123456789") == "")
 }
 
 // labelOf takes the labels that are passed on: of others nothing is known.

@@ -80,6 +80,7 @@ type rawQuota struct {
 		Runtime   string     `yaml:"runtime,omitempty"`
 		Namespace string     `yaml:"namespace,omitempty"`
 		Pod       string     `yaml:"pod,omitempty"`
+		User      string     `yaml:"user,omitempty"`
 		Labels    []rawLabel `yaml:"labels,omitempty"`
 	} `yaml:"match"`
 	Per    string `yaml:"per"`

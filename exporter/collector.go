@@ -162,7 +162,7 @@ func (s *scrape) container(c *usage.Container, id string) {
 	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
 
 	s.gauge(s.descs.info, pairs(infoLabels, cgroup, id, image, name, namespace,
-		s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime)), 1)
+		s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User()), 1)
 	accounted := 0.0
 	if c.Accounted() {
 		accounted = 1

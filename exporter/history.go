@@ -31,6 +31,7 @@ type HistoryQuery struct {
 	Name       string // a glob of path.Match
 	Container  string // an id, or the beginning of one
 	Namespace  string
+	User       string // a uid, or "*" for all users'; "" is for root's
 	LabelKey   string // has the label
 	LabelValue string // has it with this value
 }
@@ -94,7 +95,7 @@ func (e *Exporter) history(w http.ResponseWriter, r *http.Request) {
 
 // parseHistory returns the query and the format of a query string.
 func parseHistory(raw string, now time.Time) (q HistoryQuery, format string, err error) {
-	p, err := parseParameters(raw, "by", "step", "from", "to", "name", "container", "namespace", "label", "format")
+	p, err := parseParameters(raw, "by", "step", "from", "to", "name", "container", "namespace", "user", "label", "format")
 	if err != nil {
 		return q, "", err
 	}
@@ -121,6 +122,7 @@ func ParseHistoryQuery(parameters map[string]string, now time.Time) (HistoryQuer
 		Name:       parameters["name"],
 		Container:  parameters["container"],
 		Namespace:  parameters["namespace"],
+		User:       parameters["user"],
 		LabelKey:   label,
 		LabelValue: value,
 	}
@@ -160,6 +162,9 @@ func (q HistoryQuery) check() error {
 	case isLabel && key != "", q.By == "name", q.By == "container", q.By == "namespace":
 	default:
 		return fmt.Errorf("by: %q is neither name nor container nor namespace nor label:KEY", q.By)
+	}
+	if strings.Trim(q.User, "0123456789") != "" && q.User != "*" {
+		return fmt.Errorf("user: %q is neither a uid nor *", q.User)
 	}
 	if _, err := path.Match(q.Name, ""); err != nil {
 		return fmt.Errorf("name: %q is not a glob: %w", q.Name, err)
@@ -219,6 +224,7 @@ func (q HistoryQuery) encode() string {
 	set("name", q.Name)
 	set("container", q.Container)
 	set("namespace", q.Namespace)
+	set("user", q.User)
 	if q.LabelValue != "" {
 		set("label", q.LabelKey+"="+q.LabelValue)
 	} else {

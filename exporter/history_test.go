@@ -85,7 +85,7 @@ func TestHistoryRefusals(t *testing.T) {
 	tests := []struct {
 		query, want string
 	}{
-		{"since=x", `query parameter "since": unknown; there are by, step, from, to, name, container, namespace, label, format`},
+		{"since=x", `query parameter "since": unknown; there are by, step, from, to, name, container, namespace, user, label, format`},
 		{"by=name&by=name", `query parameter by: given 2 times`},
 		{"by=pod", `query parameter by: "pod" is neither name nor container nor namespace nor label:KEY`},
 		{"by=label:", `query parameter by: "label:" is neither name nor container nor namespace nor label:KEY`},

@@ -24,6 +24,7 @@ type Containers struct {
 type Container struct {
 	ID          string            `json:"id"`
 	ParentID    string            `json:"parent_id"` // the container around a nested one, or ""
+	User        string            `json:"user"`      // the uid of the user whose it is, "" for root's runtimes
 	Name        string            `json:"name"`
 	Runtime     string            `json:"runtime"`
 	Image       string            `json:"image"`
@@ -133,6 +134,7 @@ func containerOf(c *usage.Container) Container {
 	}
 	return Container{
 		ID:          c.ID,
+		User:        c.User(),
 		ParentID:    c.ParentID,
 		Name:        c.Name,
 		Runtime:     c.Runtime,

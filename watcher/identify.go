@@ -18,6 +18,7 @@ type shape struct {
 	prefix  string
 	suffix  string
 	id      func(string) bool
+	scope   string // of ids that are unique in there only
 }
 
 // shapes is tried from the top, first match wins. Names that are close to one of
@@ -58,7 +59,8 @@ var shapes = []shape{
 	// cgroups, so only the namespaces that these tools use unasked count. Others
 	// need a pattern, or an id of 64 digits, which the last shape takes.
 	{runtime: "containerd", above: at("/default"), id: isContainerd},
-	{runtime: "containerd", above: at("/k8s.io"), id: isContainerd},
+	{runtime: "containerd", above: at("/k8s.io"), id: isHex64},
+	{runtime: "containerd", above: at("/k8s.io"), id: isContainerd, scope: "k8s.io"},
 
 	// Docker with --cgroup-parent, podman inside a service, containerd in another
 	// namespace: surely a container, and the path does not say whose.
@@ -133,7 +135,7 @@ func (s shape) match(parent, name string) (string, bool) {
 	if id, ok = strings.CutSuffix(id, s.suffix); !ok || !s.id(id) {
 		return "", false
 	}
-	return unescape(id), true
+	return scoped(s.scope, unescape(id)), true
 }
 
 // matchPattern applies a user's pattern to one directory.

@@ -87,7 +87,7 @@ func TestIdentify(t *testing.T) {
 		{"nerdctl systemd", "/system.slice/nerdctl-" + idA + ".scope", Container{ID: idA, Runtime: "containerd"}},
 		{"nerdctl cgroupfs", "/default/" + idA, Container{ID: idA, Runtime: "containerd"}},
 		{"ctr", "/default/my-test.1", Container{ID: "my-test.1", Runtime: "containerd"}},
-		{"ctr in k8s.io", "/k8s.io/debug", Container{ID: "debug", Runtime: "containerd"}},
+		{"ctr in k8s.io", "/k8s.io/debug", Container{ID: "k8s.io~debug", Runtime: "containerd"}},
 		{"nerdctl in another namespace", "/build/" + idA, Container{ID: idA}},
 
 		{"LXC", "/lxc.payload.mail", Container{ID: "mail", Runtime: "lxc"}},

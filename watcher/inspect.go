@@ -226,7 +226,7 @@ func (w *Watcher) Unified(c Container) (dir string, ok bool) {
 		for line := range strings.Lines(string(membership)) {
 			if path, found := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); found {
 				there, _ := Identify(path, w.patterns)
-				return there.Cgroup, there.ID == c.ID
+				return there.Cgroup, unscoped(there.ID) == unscoped(c.ID)
 			}
 		}
 	}

@@ -37,7 +37,7 @@ func TestManyDirectoriesOfAUser(t *testing.T) {
 			t.Errorf("started %+v", c)
 		}
 		makeDirs(t, root+"/other/one/"+hexID(2))
-		if c := next[ContainerStarted](t, r); c.ID != hexID(2) {
+		if c := next[ContainerStarted](t, r); c.ID != scoped(fmt.Sprint(uid+1), hexID(2)) {
 			t.Errorf("started %+v", c)
 		}
 		for i, name := range names {

@@ -37,7 +37,8 @@ type tree struct {
 	notify     *fsnotify.Watcher  // nil: nothing is watched
 	watched    map[string]watched // by path within the hierarchy
 	shares     shares             // of the watches
-	containers map[string]found
+	containers map[string]found   // by path
+	ids        map[string]string  // of the containers: their paths
 	closed     map[string]*peeked
 	opened     map[string]uint32 // by path, its owner; the host's services stay open for when they are started again
 	openings   shares            // of those
@@ -83,6 +84,7 @@ func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 		watched:    map[string]watched{},
 		shares:     watchShares(),
 		containers: map[string]found{},
+		ids:        map[string]string{},
 		closed:     map[string]*peeked{},
 		opened:     map[string]uint32{},
 		openings:   shares{most: maxOpened / 2, users: map[uint32]int{}},
@@ -146,13 +148,20 @@ func (t *tree) visit(dir string, deep bool) {
 	t.skips.join(v.skipped)
 }
 
-// list returns the containers by age.
+// list returns the containers by age, root's before those of users, who can set the times of
+// theirs.
 func (t *tree) list() []Container {
 	list := make([]Container, 0, len(t.containers))
 	for _, f := range t.containers {
 		list = append(list, f.Container)
 	}
 	slices.SortFunc(list, func(a, b Container) int {
+		if a.ofUser() != b.ofUser() {
+			if a.ofUser() {
+				return 1
+			}
+			return -1
+		}
 		if order := a.CreatedAt.Compare(b.CreatedAt); order != 0 {
 			return order
 		}
@@ -291,6 +300,7 @@ func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
 		if f, ok := t.containers[d]; ok && lost(d, f.inode) {
 			t.changes = append(t.changes, ContainerStopped{ID: f.ID, Cgroup: d})
 			delete(t.containers, d)
+			delete(t.ids, f.ID)
 		}
 		t.index.remove(d, t.knows)
 	}

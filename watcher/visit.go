@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -126,6 +127,15 @@ func (v *visit) meet(c Container, st unix.Stat_t) {
 		return
 	}
 	c.CreatedAt = createdAt(st)
+	c.ParentID = v.around(c)
+	if uid := v.claimant(c.Cgroup); uid != 0 {
+		c.ID = scoped(strconv.FormatUint(uint64(uid), 10), c.ID)
+	}
+	if first, taken := v.ids[c.ID]; taken {
+		v.skip(c.Cgroup, fmt.Errorf("%w: %q", ErrSameID, first))
+		return
+	}
+	v.ids[c.ID] = c.Cgroup
 	v.containers[c.Cgroup] = found{Container: c, inode: st.Ino}
 	v.index.add(c.Cgroup)
 	v.changes = append(v.changes, ContainerStarted{c})
@@ -134,6 +144,19 @@ func (v *visit) meet(c Container, st unix.Stat_t) {
 			v.open(dir)
 		}
 	}
+}
+
+// around returns the id of the container that a container is in, "" if that is in none.
+func (v *visit) around(c Container) string {
+	if c.ParentID == "" {
+		return ""
+	}
+	for dir := path.Dir(c.Cgroup); dir != "/"; dir = path.Dir(dir) {
+		if f, known := v.containers[dir]; known {
+			return f.ID
+		}
+	}
+	return c.ParentID
 }
 
 // open makes a directory one that is watched like those that were never closed, once it is

@@ -75,7 +75,7 @@ func (r *running) worksOn(t *testing.T, root string, number int) {
 	alone := newTree(root, nil, newSkips(slog.New(slog.DiscardHandler)))
 	one := "/docker/" + hexID(number)
 	makeDirs(t, root+one)
-	if c := next[ContainerStarted](t, r); c.ID != hexID(number) {
+	if c := next[ContainerStarted](t, r); unscoped(c.ID) != hexID(number) {
 		t.Errorf("started %+v", c)
 	}
 	check(t, alone.walk())
@@ -83,7 +83,7 @@ func (r *running) worksOn(t *testing.T, root string, number int) {
 		t.Error("a walk does not find a new container")
 	}
 	removeDirs(t, root+one)
-	if c := next[ContainerStopped](t, r); c.ID != hexID(number) {
+	if c := next[ContainerStopped](t, r); unscoped(c.ID) != hexID(number) {
 		t.Errorf("stopped %+v", c)
 	}
 	check(t, alone.walk())
@@ -212,7 +212,7 @@ func unreadable(t *testing.T, root, mode string) {
 
 	r := run(t, Options{CgroupRoot: root, NetNS: newNamespace(t).FD()})
 	for range 3 {
-		if c := next[ContainerStarted](t, r); c.ID == idB {
+		if c := next[ContainerStarted](t, r); unscoped(c.ID) == idB {
 			t.Errorf("started %+v", c)
 		}
 	}
@@ -226,7 +226,7 @@ func unreadable(t *testing.T, root, mode string) {
 	r.worksOn(t, root, 11) // nothing else stops
 	as(t, "chmod", "755", later)
 	as(t, "sh", "-c", "cd "+later+"/own && chmod "+mode+" .. && rmdir "+hexID(1))
-	if c := next[ContainerStopped](t, r); c.ID != hexID(1) {
+	if c := next[ContainerStopped](t, r); unscoped(c.ID) != hexID(1) {
 		t.Errorf("stopped %+v", c)
 	}
 	for id, missed := range map[string]bool{hexID(2): true, hexID(1): mode == "700" || mode == "704"} {
@@ -240,7 +240,7 @@ func unreadable(t *testing.T, root, mode string) {
 
 	as(t, "chmod", "755", private, later)
 	r.wantSkipped(t)
-	if c := next[ContainerStarted](t, r); c.ID != idB {
+	if c := next[ContainerStarted](t, r); unscoped(c.ID) != idB {
 		t.Errorf("started %+v", c)
 	}
 	list, err := r.Containers()

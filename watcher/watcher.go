@@ -45,7 +45,9 @@ type Options struct {
 
 // Container is a container as its cgroup shows it.
 type Container struct {
-	ID       string // full, as in the path
+	// ID is full, as in the path, after the scope of a container that is not in the
+	// scope of root's runtimes: "1000~web" is what user 1000 calls web. An id has no ~.
+	ID       string
 	ParentID string // the container around it, or ""
 	Runtime  string // "docker", "containerd", "crio", "podman", "ecs", "lxc", "nspawn", a pattern's, or "" where the path does not say
 	PodUID   string // the Kubernetes pod's, or ""
@@ -295,7 +297,7 @@ func (w *Watcher) Containers() ([]Container, error) {
 // Missed reports whether a container that [Watcher.Containers] did not list may exist all the
 // same, in a directory that can't be read: the kernel does not say that its cgroup has gone.
 func (w *Watcher) Missed(id, cgroup string) bool {
-	if c, ok := Identify(cgroup, w.patterns); !ok || c.ID != id || c.Cgroup != cgroup {
+	if c, ok := Identify(cgroup, w.patterns); !ok || unscoped(c.ID) != unscoped(id) || c.Cgroup != cgroup {
 		return false
 	}
 	var st unix.Stat_t

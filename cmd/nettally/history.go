@@ -29,6 +29,7 @@ var historyFlags = [...]struct{ name, value, usage string }{
 	{"name", "", "only containers with such a name, a `glob`"},
 	{"container", "", "only the container with this `id`, or with the id that begins so"},
 	{"namespace", "", "only this Kubernetes `namespace`"},
+	{"user", "", "only containers of the user with this `UID`, or of all users (*); root's otherwise"},
 	{"label", "", "only what has this label, `KEY=VALUE` or KEY"},
 }
 
@@ -143,6 +144,7 @@ func (d *daemon) history(ctx context.Context, q exporter.HistoryQuery) ([]export
 		Name:       q.Name,
 		Container:  q.Container,
 		Namespace:  q.Namespace,
+		User:       q.User,
 		LabelKey:   q.LabelKey,
 		LabelValue: q.LabelValue,
 	})

@@ -128,8 +128,11 @@ func exact(c exporter.Counts) string {
 	return fmt.Sprintf("%d\t%d\t%d", c.Bytes, c.Packets, c.TCPSYN)
 }
 
-// short cuts an id as Docker does.
-func short(id string) string { return id[:min(len(id), 12)] }
+// short cuts an id as Docker does, behind the user whose it is.
+func short(id string) string {
+	scope := strings.Index(id, "~") + 1
+	return id[:min(len(id), scope+12)]
+}
 
 // label is the name people know a container by.
 func label(c exporter.Container) string {

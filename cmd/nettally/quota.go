@@ -209,7 +209,7 @@ func quotaRules(config *configs.Config) []quota.Rule {
 			Name: q.Name, Per: q.Per, Count: quota.Count(q.Count), Limit: q.Limit, AlertAt: q.AlertAt,
 			Match: quota.Match{
 				Name: q.Match.Name, ID: q.Match.ID, Image: q.Match.Image, Runtime: q.Match.Runtime,
-				Namespace: q.Match.Namespace, Pod: q.Match.Pod,
+				Namespace: q.Match.Namespace, Pod: q.Match.Pod, User: q.Match.User,
 			},
 			Period:     quota.Period{Every: quota.Every(q.Every), Day: q.Day, Location: q.Location, Window: q.Window},
 			Projection: q.Projection, Initial: q.Initial, Notify: q.Notify,

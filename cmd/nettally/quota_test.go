@@ -152,7 +152,7 @@ notifiers: [{name: log, log: {}}]
 	}
 	want := []quota.Rule{{
 		Name: "a", Per: "label:team", Count: quota.TransmitBytes, Limit: 1000, AlertAt: []int{1, 2}, Projection: true, Initial: 5, Notify: []string{"log"},
-		Match:  quota.Match{Name: "n", ID: "i", Image: "m", Runtime: "r", Namespace: "s", Pod: "p", Labels: []quota.LabelMatch{{Name: "team", Value: "x*"}}},
+		Match:  quota.Match{Name: "n", ID: "i", Image: "m", Runtime: "r", Namespace: "s", Pod: "p", User: "1000", Labels: []quota.LabelMatch{{Name: "team", Value: "x*"}}},
 		Period: quota.Period{Every: quota.Monthly, Day: 15, Location: tokyo},
 	}, {
 		Name: "b", Per: "name", Count: quota.TotalBytes, Notify: []string{}, Rate: &quota.Rate{Above: 1000, Clear: 500, For: 3 * time.Second, Bits: true},

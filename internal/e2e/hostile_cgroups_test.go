@@ -141,14 +141,14 @@ func (s *siege) attack(prefix string) {
 func (s *siege) run() {
 	s.victim = s.container("")
 	s.d = s.begin()
-	s.d.counted(s.victim.ID, 1)
+	s.d.counted(s.id(s.victim), 1)
 	before := s.d.weigh("before")
 	s.d.stop()
 
 	s.attack("early")
 	s.hidden = s.container("earlyprivate/sub")
 	s.d.start()
-	s.d.counted(s.victim.ID, 1)
+	s.d.counted(s.id(s.victim), 1)
 	s.exact(s.victim)
 	s.sight(s.hidden)
 	s.told("early")
@@ -157,15 +157,15 @@ func (s *siege) run() {
 	s.attack("late")
 	s.exact(s.victim)
 	later := s.container("")
-	s.d.counted(later.ID, 1)
+	s.d.counted(s.id(later), 1)
 	s.exact(later)
 	s.sight(s.container("lateprivate"))
 	own := s.container("open")
-	s.d.counted(own.ID, 1)
+	s.d.counted(s.id(own), 1)
 	if err := own.Close(); err != nil {
 		s.t.Error(err)
 	}
-	s.stopped(own.ID)
+	s.stopped(s.id(own))
 	s.told("late")
 	s.d.weigh("beside both").grewBy(s.t, before, 32<<20, 32)
 
@@ -177,6 +177,14 @@ func (s *siege) run() {
 	s.exact(s.victim)
 	s.exact(later)
 	s.d.weigh("afterwards").grewBy(s.t, before, 32<<20, 32)
+}
+
+// id is what the daemon calls a container: those in the attacker's cgroup are the attacker's.
+func (s *siege) id(c *testnet.Container) string {
+	if strings.HasPrefix(c.Cgroup, s.cgroup+"/") {
+		return fmt.Sprintf("%d~%s", s.attacker.uid, c.ID)
+	}
+	return c.ID
 }
 
 // exact has a container and the host send to each other, and compares what is told with
@@ -197,7 +205,7 @@ func (s *siege) exact(c *testnet.Container) {
 	}
 	s.d.poll("equal to the kernel", func() error {
 		_, err := s.d.get("/readyz")
-		found, missing := s.d.container(c.ID)
+		found, missing := s.d.container(s.id(c))
 		if err := errors.Join(err, missing); err != nil {
 			return err
 		}
@@ -214,11 +222,11 @@ func (s *siege) exact(c *testnet.Container) {
 func (s *siege) sight(c *testnet.Container) {
 	s.t.Helper()
 	if s.sees {
-		s.d.counted(c.ID, 1)
+		s.d.counted(s.id(c), 1)
 		s.exact(c)
 		return
 	}
-	if _, err := s.d.container(c.ID); err == nil {
+	if _, err := s.d.container(s.id(c)); err == nil {
 		s.t.Errorf("container %s is in sight", c.Cgroup)
 	}
 	if s.proc {
@@ -273,14 +281,14 @@ func (s *siege) survives(mode string) {
 	s.t.Helper()
 	s.attacker.run("mkdir", append([]string{"-p"}, s.in("closing/other")...)...)
 	known, onHost := s.container("closing"), s.containerWith(testnet.ContainerOptions{Join: s.host}, "closing")
-	s.d.counted(known.ID, 1)
+	s.d.counted(s.id(known), 1)
 	s.sends(onHost, 200)
 	s.attacker.run("chmod", append([]string{mode}, s.in("closing")...)...)
 	s.exact(known)
 	s.d.stop()
 	s.d.start()
 	s.exact(known)
-	s.d.counted(known.ID, 1)
+	s.d.counted(s.id(known), 1)
 	s.sends(onHost, 400)
 	s.exact(s.victim)
 	if err := onHost.Close(); err != nil {
@@ -289,11 +297,11 @@ func (s *siege) survives(mode string) {
 	if err := known.Close(); err != nil {
 		s.t.Error(err)
 	}
-	if c := nettest.Must(s.d.container(known.ID))(s.t); !s.sees && mode == "700" && c.State != "running" {
+	if c := nettest.Must(s.d.container(s.id(known)))(s.t); !s.sees && mode == "700" && c.State != "running" {
 		s.t.Errorf("the kernel says nothing, and the container is %s", c.State)
 	}
 	s.attacker.run("find", append(s.in("closing"), "-depth", "-type", "d", "-delete")...)
-	s.stopped(known.ID)
+	s.stopped(s.id(known))
 }
 
 // sends has a container on the host's network send 200 datagrams to the victim, and expects
@@ -302,7 +310,7 @@ func (s *siege) sends(c *testnet.Container, total uint64) {
 	s.t.Helper()
 	sink := nettest.Must(s.victim.Listen("udp", s.victim.Interfaces[0].IPv4))(s.t)
 	s.d.poll("counted by its cgroup", func() error {
-		found, err := s.d.container(c.ID)
+		found, err := s.d.container(s.id(c))
 		if err == nil && (found.IP == nil || found.NetworkMode != "host" && found.Reason != "host_network") {
 			err = fmt.Errorf("container is %s, by its cgroup %v", found.Reason, found.IP)
 		}
@@ -313,7 +321,7 @@ func (s *siege) sends(c *testnet.Container, total uint64) {
 	}
 	nettest.Must(sink.Received(200))(s.t)
 	s.d.poll("exact by its cgroup", func() error {
-		found, err := s.d.container(c.ID)
+		found, err := s.d.container(s.id(c))
 		if err == nil && found.IP.Transmit.Packets != total {
 			err = fmt.Errorf("%d packets of %d", found.IP.Transmit.Packets, total)
 		}
@@ -325,7 +333,7 @@ func (s *siege) sends(c *testnet.Container, total uint64) {
 func (s *siege) heals() {
 	s.t.Helper()
 	s.attacker.run("chmod", append([]string{"755"}, s.in("earlyprivate")...)...)
-	s.d.counted(s.hidden.ID, 1)
+	s.d.counted(s.id(s.hidden), 1)
 	s.exact(s.hidden)
 	for _, dir := range s.dirs {
 		for _, name := range []string{"earlyn", "earlyd", "earlyc", "laten", "lated", "latec"} {

@@ -202,8 +202,8 @@ func (r *remains) copy(ctx context.Context, l *Ledger, mend string, tables []sal
 
 // mend gives usage whose subject is lost another one, so that sums stay what they were.
 const mend = `
-	INSERT INTO subjects (id, container_id, name, namespace, pod, runtime, image, labels)
-		SELECT DISTINCT subject, '', '(lost ' || subject || ')', '', '', '', '', ''
+	INSERT INTO subjects (id, container_id, user, name, namespace, pod, runtime, image, labels)
+		SELECT DISTINCT subject, '', '', '(lost ' || subject || ')', '', '', '', '', ''
 		FROM (SELECT subject FROM hours UNION SELECT subject FROM days)
 		WHERE subject NOT IN (SELECT id FROM subjects);
 	UPDATE containers SET subject = 0 WHERE subject NOT IN (SELECT id FROM subjects);`
@@ -215,6 +215,7 @@ type salvage struct {
 	old    *sql.DB
 	tx     *sql.Tx
 	insert *sql.Stmt
+	read   string // the columns, as the damaged file has them
 	budget int
 	rows   int
 	lost   int
@@ -222,6 +223,10 @@ type salvage struct {
 
 func (s *salvage) table() (err error) {
 	columns := strings.Count(s.columns, ",") + 1
+	s.read = s.columns
+	if _, err := s.old.ExecContext(s.ctx, "SELECT "+s.columns+" FROM "+s.name+" LIMIT 0"); err != nil {
+		s.read = strings.Replace(s.columns, ", user,", ", '' AS user,", 1) // as before schema3
+	}
 	s.insert, err = s.tx.PrepareContext(s.ctx, "INSERT OR IGNORE INTO "+s.name+" ("+s.columns+") VALUES (?"+
 		strings.Repeat(", ?", columns-1)+")")
 	if err != nil {
@@ -229,7 +234,7 @@ func (s *salvage) table() (err error) {
 	}
 	defer s.insert.Close()
 	if s.key == "" {
-		_, _, err := s.copy("SELECT " + s.columns + " FROM meta")
+		_, _, err := s.copy("SELECT " + s.read + " FROM meta")
 		return err
 	}
 	low, high, err := s.bounds()
@@ -259,7 +264,7 @@ func (s *salvage) bounds() (low, high int64, err error) {
 // span copies the rows with keys in [low, high). After a failure it goes on behind the
 // last row that was read, in halves.
 func (s *salvage) span(low, high int64) error {
-	query := "SELECT " + s.columns + " FROM " + s.name + " NOT INDEXED WHERE " + s.key + " >= ? AND " + s.key +
+	query := "SELECT " + s.read + " FROM " + s.name + " NOT INDEXED WHERE " + s.key + " >= ? AND " + s.key +
 		" < ? ORDER BY " + s.key
 	last, complete, err := s.copy(query, low, high)
 	if err != nil || complete {

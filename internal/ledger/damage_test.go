@@ -90,8 +90,13 @@ func TestDamagedWhileClosed(t *testing.T) {
 		hours int // of 30 that are to be there
 		rows  int // of 100 containers
 	}{
-		"two pages of hours":  {func(b *bench) []int { p := pagesOf(b, "hours"); return []int{p[1], p[len(p)-2]} }, 24, 100},
-		"last page of hours":  {func(b *bench) []int { p := pagesOf(b, "hours"); return p[len(p)-1:] }, 27, 100},
+		"two pages of hours": {func(b *bench) []int { p := pagesOf(b, "hours"); return []int{p[1], p[len(p)-2]} }, 24, 100},
+		"last page of hours": {func(b *bench) []int { p := pagesOf(b, "hours"); return p[len(p)-1:] }, 27, 100},
+		"of before there were users": {func(b *bench) []int {
+			b.asBeforeUsers()
+			p := pagesOf(b, "hours")
+			return []int{p[1], p[len(p)-2]}
+		}, 24, 100},
 		"page of containers":  {func(b *bench) []int { return pagesOf(b, "containers")[1:2] }, 30, 80},
 		"all of containers":   {func(b *bench) []int { return pagesOf(b, "containers") }, 30, 0},
 		"all of subjects":     {func(b *bench) []int { return pagesOf(b, "subjects") }, 30, 100},

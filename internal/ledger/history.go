@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 // ErrBadQuery is wrapped by what is wrong with a query, as opposed to with the ledger.
@@ -50,9 +52,12 @@ type Query struct {
 	By       string // ByName, …; "" is ByName
 
 	// What usage has to be of, each "" for any.
-	Name       string // as in path.Match: "web-*"
-	Container  string // the id, or a beginning of it that no other has
-	Namespace  string
+	Name      string // as in path.Match: "web-*"
+	Container string // the id, or a beginning of it that no other has
+	Namespace string
+	// User is the uid that users' containers are asked for by, "*" for those of all. Without
+	// it only root's are meant, and a container whose full id names its user.
+	User       string
 	LabelKey   string // has the label, with
 	LabelValue string // this value unless ""
 }
@@ -207,14 +212,26 @@ func (a *answer) wants(s subject, labels map[string]string) bool {
 	if s.containerID == "" && a.byContainer() {
 		return false
 	}
-	named, _ := path.Match(a.Name, s.name) // checked
+	named, _ := path.Match(a.Name, usage.Bare(s.user, s.name)) // checked
 	value, labelled := labels[a.LabelKey]
-	return (a.Name == "" || named) &&
+	return (a.Name == "" || named) && a.ofUser(s) &&
 		strings.HasPrefix(s.containerID, a.Container) &&
-		(a.Namespace == "" || a.Namespace == s.namespace) &&
+		(a.Namespace == "" || a.Namespace == usage.Bare(s.user, s.namespace)) &&
 		(a.LabelKey == "" || labelled && (a.LabelValue == "" || a.LabelValue == value))
 }
 
+// ofUser says whether a subject is of the users that are asked for.
+func (a *answer) ofUser(s subject) bool {
+	switch a.User {
+	case "":
+		return s.user == "" || usage.UserOf(a.Container) == s.user
+	case "*":
+		return s.user != ""
+	}
+	return a.User == s.user
+}
+
+// key is what usage is summed up under: with the user, if it is not root's.
 func (a *answer) key(s subject, labels map[string]string) string {
 	switch a.By {
 	case ByName:
@@ -224,7 +241,7 @@ func (a *answer) key(s subject, labels map[string]string) string {
 	case ByNamespace:
 		return s.namespace
 	}
-	return labels[strings.TrimPrefix(a.By, LabelPrefix)]
+	return usage.InScope(s.user, labels[strings.TrimPrefix(a.By, LabelPrefix)])
 }
 
 func (a *answer) byContainer() bool { return a.By == ByContainer || a.Container != "" }
@@ -234,7 +251,7 @@ func (a *answer) hoursOnly() bool { return a.Step == Hour || a.byContainer() }
 
 // few says whether to look for the subjects one by one rather than at everybody's usage.
 func (a *answer) few() bool {
-	filtered := a.Name != "" || a.Container != "" || a.Namespace != "" || a.LabelKey != ""
+	filtered := a.User != "" || a.Name != "" || a.Container != "" || a.Namespace != "" || a.LabelKey != ""
 	return filtered && len(a.keys) <= 200
 }
 

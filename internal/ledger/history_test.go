@@ -156,6 +156,27 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// What users' containers used is for whoever asks for it by the user, also when it has become
+// days, which have no containers.
+func TestHistoryOfUsers(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("aa11", "web", 100), record("1000~aa11", "1000~web", 1000), record("1001~bb22", "1001~bb22", 10_000))
+	for _, when := range []string{"hours", "days"} {
+		same(t, b.received(Query{Step: Month}), []string{"03-01 00:00 web 100"})
+		same(t, b.received(Query{Step: Month, Name: "web"}), []string{"03-01 00:00 web 100"})
+		same(t, b.received(Query{Step: Month, User: "1000", Name: "web"}), []string{"03-01 00:00 1000~web 1000"})
+		same(t, len(b.received(Query{Step: Month, User: "1000", Name: "x"})), 0)
+		same(t, b.received(Query{Step: Month, User: "*"}), []string{"03-01 00:00 1000~web 1000", "03-01 00:00 1001~bb22 10000"})
+		if when == "hours" {
+			same(t, b.received(Query{Step: Month, Container: "1000~aa"}), []string{"03-01 00:00 1000~web 1000"})
+			same(t, b.received(Query{Step: Month, Container: "aa"}), []string{"03-01 00:00 web 100"})
+		}
+		b.keep[0] = time.Hour
+		b.pass(72 * time.Hour)
+		b.tidyAll()
+	}
+}
+
 func TestRowsHaveAllNumbers(t *testing.T) {
 	b := newBench(t)
 	b.flush(record("a1", "web", 1000), record("b2", "web", 1000))

@@ -72,12 +72,13 @@ func (n numbers) values() []any {
 
 // subject is whose usage something is.
 type subject struct {
-	containerID, name, namespace, pod, runtime, image, labels string
+	containerID, user, name, namespace, pod, runtime, image, labels string
 }
 
 func subjectOf(r usage.Record) subject {
 	return subject{
 		containerID: r.ID,
+		user:        usage.UserOf(r.ID),
 		name:        cmp.Or(r.Name, r.ID),
 		namespace:   r.Namespace,
 		pod:         r.Pod,
@@ -88,12 +89,12 @@ func subjectOf(r usage.Record) subject {
 }
 
 func (s *subject) args() []any {
-	return []any{&s.containerID, &s.name, &s.namespace, &s.pod, &s.runtime, &s.image, &s.labels}
+	return []any{&s.containerID, &s.user, &s.name, &s.namespace, &s.pod, &s.runtime, &s.image, &s.labels}
 }
 
 func (s subject) unnamed() bool { return s.name == s.containerID }
 
-const subjectColumns = "container_id, name, namespace, pod, runtime, image, labels"
+const subjectColumns = "container_id, user, name, namespace, pod, runtime, image, labels"
 
 // labelText is the same for the same labels: JSON has its keys in order.
 func labelText(labels map[string]string) string {
@@ -229,7 +230,7 @@ func newWriter(ctx context.Context, tx *sql.Tx) (*writer, error) {
 	const six = "?, ?, ?, ?, ?, ?"
 	for stmt, query := range map[**sql.Stmt]string{
 		&w.known: `SELECT c.subject, c.receive_bytes, c.receive_packets, c.receive_syn, c.transmit_bytes,
-				c.transmit_packets, c.transmit_syn, coalesce(s.container_id, ''), coalesce(s.name, ''),
+				c.transmit_packets, c.transmit_syn, coalesce(s.container_id, ''), coalesce(s.user, ''), coalesce(s.name, ''),
 				coalesce(s.namespace, ''), coalesce(s.pod, ''), coalesce(s.runtime, ''), coalesce(s.image, ''),
 				coalesce(s.labels, '')
 			FROM containers c LEFT JOIN subjects s ON s.id = c.subject WHERE c.id = ?`,
@@ -237,9 +238,9 @@ func newWriter(ctx context.Context, tx *sql.Tx) (*writer, error) {
 		&w.put1: "INSERT INTO containers (" + identityColumns + ", subject, " + numberColumns + ")" +
 			" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, " + six + ")" +
 			" ON CONFLICT (id) DO UPDATE SET " + overwrite(identityColumns+", subject, "+numberColumns),
-		&w.find: "SELECT id FROM subjects WHERE (" + subjectColumns + ") = (?, ?, ?, ?, ?, ?, ?)",
-		&w.add:  "INSERT INTO subjects (" + subjectColumns + ") VALUES (?, ?, ?, ?, ?, ?, ?)",
-		&w.name: "UPDATE subjects SET (" + subjectColumns + ") = (?, ?, ?, ?, ?, ?, ?) WHERE id = ?",
+		&w.find: "SELECT id FROM subjects WHERE (" + subjectColumns + ") = (?, ?, ?, ?, ?, ?, ?, ?)",
+		&w.add:  "INSERT INTO subjects (" + subjectColumns + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		&w.name: "UPDATE subjects SET (" + subjectColumns + ") = (?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ?",
 		&w.merge: "INSERT INTO hours (start, subject, " + numberColumns + ") SELECT start, ?, " + numberColumns +
 			" FROM hours WHERE subject = ? " + onTop,
 		&w.drop: "DELETE FROM hours WHERE subject = ?",

@@ -157,7 +157,7 @@ func oldest(ctx context.Context, tx *sql.Tx, before int64) (batch []rolling, err
 // lastingSubject returns the subject without a container id that a subject is to be
 // known as in days.
 func lastingSubject(ctx context.Context, tx *sql.Tx, id int64) (lasting int64, err error) {
-	const others = "name, namespace, pod, runtime, image, labels"
+	const others = "user, name, namespace, pod, runtime, image, labels"
 	err = tx.QueryRowContext(ctx, `SELECT id FROM subjects WHERE container_id = ''
 		AND (`+others+`) = (SELECT `+others+` FROM subjects WHERE id = ?)`, id).Scan(&lasting)
 	if !errors.Is(err, sql.ErrNoRows) {

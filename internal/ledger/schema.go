@@ -10,7 +10,7 @@ import (
 
 // migrations lead from one version of the schema to the next, in order. They are only
 // ever added to.
-func migrations() []string { return []string{schema1, schema2} }
+func migrations() []string { return []string{schema1, schema2, schema3} }
 
 // numberColumns are numbers as columns, in their order.
 const numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn"
@@ -88,6 +88,26 @@ CREATE TABLE days (
 	CHECK (min(receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn) >= 0)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX days_subject ON days (subject);
+`
+
+// schema3 says of which user a subject is. SQLite adds no column to what is unique, so the
+// table is made again.
+const schema3 = `
+CREATE TABLE subjects_of_users (
+	id           INTEGER PRIMARY KEY,
+	container_id TEXT NOT NULL, -- '' in days
+	user         TEXT NOT NULL, -- the uid, '' for those of root's runtimes
+	name         TEXT NOT NULL, -- the container's id while it has none
+	namespace    TEXT NOT NULL,
+	pod          TEXT NOT NULL,
+	runtime      TEXT NOT NULL,
+	image        TEXT NOT NULL,
+	labels       TEXT NOT NULL, -- JSON, keys in order; '' for none
+	UNIQUE (container_id, user, name, namespace, pod, runtime, image, labels)
+) STRICT;
+INSERT INTO subjects_of_users SELECT id, container_id, '', name, namespace, pod, runtime, image, labels FROM subjects;
+DROP TABLE subjects;
+ALTER TABLE subjects_of_users RENAME TO subjects;
 `
 
 // version returns the version of a file's schema, 0 for an empty file.

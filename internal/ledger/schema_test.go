@@ -53,6 +53,30 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
+// A ledger from before there were users has root's containers, and keeps what it has.
+func TestMigrateToUsers(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("aa11", "web", 100), record("bb22", "db", 50))
+	want := b.received(Query{By: ByContainer})
+	b.asBeforeUsers()
+	b.restart()
+	b.flush(record("aa11", "web", 100), record("1000~aa11", "1000~web", 7))
+	same(t, b.received(Query{By: ByContainer}), want)
+	same(t, b.received(Query{By: ByContainer, User: "1000"}), []string{"03-10 00:00 1000~aa11 7"})
+}
+
+// asBeforeUsers takes the schema of the file back to version 2.
+func (b *bench) asBeforeUsers() {
+	b.t.Helper()
+	const columns = "id, container_id, name, namespace, pod, runtime, image, labels"
+	_, old, _ := strings.Cut(schema1, "CREATE TABLE subjects")
+	old, _, _ = strings.Cut(old, "STRICT;")
+	if _, err := b.file.write.Exec("CREATE TABLE before" + old + "STRICT; INSERT INTO before SELECT " + columns + " FROM subjects;" +
+		" DROP TABLE subjects; ALTER TABLE before RENAME TO subjects; PRAGMA user_version = 2"); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 func TestNewerLedgerIsLeftAlone(t *testing.T) {
 	b := newBench(t)
 	b.flush(record("a1", "web", 100))

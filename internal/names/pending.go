@@ -2,7 +2,12 @@
 
 package names
 
-import "time"
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
 
 // What a source has to ask for, and what it was told. The resolver's mu guards
 // all of it.
@@ -46,10 +51,13 @@ func (s *source) open() bool {
 	return s.pending != nil
 }
 
-// renamed has a container asked for if it is wanted.
+// renamed has a container asked for if it is wanted. The id is as the runtime knows it.
 func (s *source) renamed(id string) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
+	if s.user != "" {
+		id = s.user + "~" + id
+	}
 	if e, ok := s.r.wanted[id]; ok {
 		s.ask(id, e)
 	}
@@ -93,10 +101,27 @@ func (s *source) take(most int) []string {
 		if len(ids) == most {
 			break
 		}
-		ids = append(ids, id)
 		delete(s.pending, id)
+		if user, _ := userAndID(id); user == s.user {
+			ids = append(ids, id)
+		} else if e, ok := s.r.wanted[id]; ok {
+			e.replies[s.rank].misses = missesMax
+		}
 	}
 	return ids
+}
+
+// serves notes whose containers are asked for at a socket.
+func (s *source) serves(path string) {
+	user := ""
+	if info, err := os.Stat(path); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
+			user = strconv.FormatUint(uint64(st.Uid), 10)
+		}
+	}
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.user = user
 }
 
 // store keeps the answer for the ids that were asked for.

@@ -112,6 +112,10 @@ type source struct {
 	wake  chan struct{} // holds a token while there may be more to ask for
 	state state         // belongs to run
 
+	// user is the uid of the socket's owner, "" for root: that one's containers are asked for,
+	// and nobody can name another's. The resolver's mu guards it.
+	user string
+
 	// pending are the ids to ask for next, all of them wanted; nil while the
 	// socket is not in use. missed are those to ask for again, and when. The
 	// resolver's mu guards both.
@@ -179,6 +183,7 @@ func (s *source) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.serves(path)
 	c, err := s.connect(ctx, path, s.r.answerWithin)
 	if err != nil {
 		return s.failed("connect to", path, err)
@@ -269,7 +274,7 @@ func (s *source) askPending(ctx context.Context, c *connection) error {
 // askFor asks for some ids. Where the answer is too large, it looks for the
 // container that makes it so and leaves only that one out.
 func (s *source) askFor(ctx context.Context, c *connection, ids []string) error {
-	told, err := c.list(ctx, ids, s.r.options.Labels())
+	told, err := listed(ctx, c, ids, s.r.options.Labels())
 	if !errors.Is(err, errTooLarge) {
 		if err == nil {
 			s.store(ids, told)
@@ -286,6 +291,22 @@ func (s *source) askFor(ctx context.Context, c *connection, ids []string) error 
 		return err
 	}
 	return s.askFor(ctx, c, ids[half:])
+}
+
+// listed asks for ids as the runtime knows them.
+func listed(ctx context.Context, c *connection, ids, labels []string) (map[string]Meta, error) {
+	bare := make([]string, len(ids))
+	for i, id := range ids {
+		_, bare[i] = userAndID(id)
+	}
+	told, err := c.list(ctx, bare, labels)
+	found := make(map[string]Meta, len(told))
+	for i, id := range ids {
+		if meta, ok := told[bare[i]]; ok {
+			found[id] = meta
+		}
+	}
+	return found, err
 }
 
 // report says what is wrong, once. That a usual socket is not there is no news

@@ -43,5 +43,15 @@ func clean(text string) string {
 
 // isID says whether an id is of the form that all runtimes give: 64 hex digits.
 func isID(id string) bool {
+	_, id = userAndID(id)
 	return len(id) == 64 && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+// userAndID takes the id of a user's container apart: "1000~<id>". The user of root's is "".
+func userAndID(id string) (user, bare string) {
+	user, bare, ok := strings.Cut(id, "~")
+	if !ok {
+		return "", id
+	}
+	return user, bare
 }

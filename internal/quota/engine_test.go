@@ -183,6 +183,38 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// What users run is for rules that name the user, whatever they call it.
+func TestUsers(t *testing.T) {
+	of := func(user string) func(*Rule) { return func(r *Rule) { r.Match.User = user } }
+	web := func(r *Rule) { r.Match.Name = "web" }
+	b := newBench(t,
+		monthly(named("root"), per(PerName), web), monthly(named("all"), per(PerAll)),
+		monthly(named("mine"), per(PerName), web, of("1000")), monthly(named("users"), per(PerAll), of("*")),
+		monthly(named("each"), per(PerName), of("*")),
+	)
+	b.pass(0)
+	b.start("a1", "web")
+	b.start("1000~a1", "1000~web")
+	b.start("1001~b2", "1001~db")
+	b.transmit("a1", 1)
+	b.transmit("1000~a1", 10)
+	b.transmit("1001~b2", 100)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{
+		"root/web": 1, "all/all": 1, "mine/1000~web": 10, "users/all": 110, "each/1000~web": 10, "each/1001~db": 100,
+	})
+}
+
+// What a nested container sends is in the sum of the one around it, if that is of the same user.
+func TestNestedOfAnother(t *testing.T) {
+	r := Rule{Per: PerAll, Match: Match{User: "*"}}
+	for parent, key := range map[string]string{"100000~out": "", "out": PerAll, "": PerAll} {
+		if got := r.key(&usage.Container{ID: "100000~in", ParentID: parent}, sourceIP); got != key {
+			t.Errorf("in %q: %q, want %q", parent, got, key)
+		}
+	}
+}
+
 func TestMatch(t *testing.T) {
 	c := usage.Container{ID: "3f2a", Name: "web-1", Image: "reg/lib/nginx:1", Runtime: "docker", Namespace: "prod", Pod: "p-0",
 		Labels: map[string]string{"team": "a", "tier": ""}}

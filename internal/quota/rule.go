@@ -88,12 +88,19 @@ type LabelMatch struct{ Name, Value string }
 type Match struct {
 	Name, ID, Image, Runtime, Namespace, Pod string
 	Labels                                   []LabelMatch
+	// User is a uid, or a glob of some; "" is for the containers of root's runtimes: what
+	// users call theirs is for nobody else's quota.
+	User string
 }
 
 func (m Match) matches(c *usage.Container) bool {
+	user := c.User()
+	if (m.User == "") != (user == "") || user != "" && !globbed(m.User, user) {
+		return false
+	}
 	for _, pair := range [...]struct{ glob, text string }{
-		{m.ID, c.ID}, {m.Name, c.Name}, {m.Image, c.Image}, {m.Runtime, c.Runtime},
-		{m.Namespace, c.Namespace}, {m.Pod, c.Pod},
+		{m.ID, usage.Bare(user, c.ID)}, {m.Name, usage.Bare(user, c.Name)}, {m.Image, c.Image}, {m.Runtime, c.Runtime},
+		{m.Namespace, usage.Bare(user, c.Namespace)}, {m.Pod, usage.Bare(user, c.Pod)},
 	} {
 		if pair.glob != "" && !globbed(pair.glob, pair.text) {
 			return false
@@ -139,14 +146,16 @@ func (r *Rule) key(c *usage.Container, source string) string {
 	case PerAll:
 		return PerAll
 	}
-	return c.Labels[strings.TrimPrefix(r.Per, PerLabel)]
+	return usage.InScope(c.User(), c.Labels[strings.TrimPrefix(r.Per, PerLabel)])
 }
 
 // countedByOwner says whether a container's traffic is in the same sum already, with that of
 // the container that owns the interface, or of the one around a nested container.
 func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 	sums := r.Per == PerPod || r.Per == PerNamespace || r.Per == PerAll
-	return source == sourceIP && (c.Shares || c.ParentID != "") && sums && r.Match.ofPods()
+	// Another user's container is in another rule's sum.
+	within := c.Shares && usage.UserOf(c.SharesWith) == c.User() || c.ParentID != "" && usage.UserOf(c.ParentID) == c.User()
+	return source == sourceIP && within && sums && r.Match.ofPods()
 }
 
 // Where a container's numbers come from.

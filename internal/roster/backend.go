@@ -11,8 +11,7 @@ import (
 
 // Key identifies a container.
 type Key struct {
-	Scope string // "" for the containers of root's runtimes; there are no others yet
-	ID    string
+	ID string // with the scope of who named it, see [watcher.Container]
 }
 
 // Member is a container, as a backend sees it.

@@ -68,7 +68,7 @@ func (r *Roster[F]) stopped(m *member) {
 }
 
 // parent is the container around a member; no container has the key of those without.
-func (m *member) parent() Key { return Key{m.Scope, m.Found.ParentID} }
+func (m *member) parent() Key { return Key{m.Found.ParentID} }
 
 // at returns the namespace that a member is in, the zero value if none is known.
 func (m *member) at() Space {

@@ -141,7 +141,8 @@ func (r *Roster[F]) leave(m *member) {
 	box.owner.look.again()
 }
 
-// oldest returns the member whose cgroup was made first.
+// oldest returns the member whose cgroup was made first. Users can set the times of theirs, so
+// these come after root's.
 func oldest(members map[Key]*member) (first *member) {
 	for _, m := range members {
 		if first == nil || older(m, first) < 0 {
@@ -152,5 +153,11 @@ func oldest(members map[Key]*member) (first *member) {
 }
 
 func older(a, b *member) int {
+	if mine := usage.UserOf(a.ID) == ""; mine != (usage.UserOf(b.ID) == "") {
+		if mine {
+			return -1
+		}
+		return 1
+	}
 	return cmp.Or(a.Found.CreatedAt.Compare(b.Found.CreatedAt), cmp.Compare(a.ID, b.ID))
 }

@@ -74,13 +74,15 @@ func (a *Accounts) container(c *account) Container {
 }
 
 // identify takes in what a runtime says of a container, and stays with what it said
-// last where it does not know it any more.
+// last where it does not know it any more. What a user calls something is not what root's
+// runtimes call so.
 func (a *Accounts) identify(c *Container) {
 	if said, ok := a.Identify(c.ID); ok {
-		c.Name, c.Image, c.Labels = said.Name, said.Image, said.Labels
+		user := c.User()
+		c.Name, c.Image, c.Labels = InScope(user, said.Name), said.Image, said.Labels
 		c.Runtime = cmp.Or(said.Runtime, c.Runtime)
-		c.Namespace = cmp.Or(said.Namespace, c.Namespace)
-		c.Pod = cmp.Or(said.Pod, c.Pod)
+		c.Namespace = cmp.Or(InScope(user, said.Namespace), c.Namespace)
+		c.Pod = cmp.Or(InScope(user, said.Pod), c.Pod)
 		c.NetworkMode = cmp.Or(said.NetworkMode, c.NetworkMode)
 	}
 }

@@ -193,9 +193,9 @@ type Interface struct {
 
 // Container is the usage of one container.
 type Container struct {
-	ID        string // full, as in the cgroup path
+	ID        string // full, as in the cgroup path, and with its user if it is not root's: "1000~<id>"
 	ParentID  string // the container around a nested one, or ""
-	Name      string // the runtime's name, or the id while none is known
+	Name      string // the runtime's name, or the id while none is known; with its user, too
 	Runtime   string // "docker", "containerd", "crio", "podman", … or ""
 	Image     string
 	Namespace string // Kubernetes namespace
