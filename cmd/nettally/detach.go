@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 
@@ -32,6 +33,11 @@ func newDetach() *cobra.Command {
 			if err := privileged(); err != nil {
 				return err
 			}
+			lock, err := lockToDetach()
+			if err != nil {
+				return err
+			}
+			defer lock.Close()
 			// Before the counts are written down, which gives up slots.
 			slots, err := bpf.PinnedSlots(config.BPF.PinPath)
 			if err != nil {
@@ -54,6 +60,19 @@ func newDetach() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// lockToDetach keeps every nettally of this network namespace out, also those of other pin
+// paths: what is taken off would be theirs. Where no program may be loaded, none runs.
+func lockToDetach() (io.Closer, error) {
+	lock, err := bpf.LockNetNS()
+	if err == nil {
+		return lock, nil
+	}
+	if errors.As(refusal(err), new(noProgram)) {
+		return closer(func() {}), nil
+	}
+	return nil, err
 }
 
 // saveCounts writes down what the kernel has counted since the last run ended.

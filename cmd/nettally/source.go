@@ -110,8 +110,14 @@ func counting[F any](d *daemon, backend roster.Backend[F], adopted <-chan struct
 	}
 }
 
-// countByPrograms opens what the classifiers need.
+// countByPrograms opens what the classifiers need. It comes first that no other nettally
+// has programs in this network namespace: the two would take one another's away for ever.
 func (d *daemon) countByPrograms(config *configs.Config) error {
+	lock, err := bpf.LockNetNS()
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, lock)
 	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
 	if err != nil {
 		return err

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel's names of the program that is a lock, and of the one that only looks for it.
+const (
+	lockName = "nettally_lock"
+	lookName = "nettally_look"
+)
+
+// LockNetNS locks the network namespace of the calling thread until the lock is closed or
+// the process ends, however it does. Nobody without CAP_BPF and CAP_NET_ADMIN can take it.
+//
+// The lock is a program that is loaded and attached nowhere. The kernel lists programs for
+// the whole host, so it is seen from other mount namespaces, other containers and other pin
+// paths, too.
+//
+// Returns an error wrapping [ErrInUse] while another process has the lock.
+func LockNetNS() (io.Closer, error) {
+	lock, err := loadLock(lockName)
+	if err != nil {
+		return nil, err
+	}
+	own, others, err := locksLike(lock)
+	if err == nil {
+		err = inUse(others, func(other ebpf.ProgramID) bool { return before(other, own) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+// NetNSInUse returns an error wrapping [ErrInUse] while a process has the lock of the
+// network namespace of the calling thread. It does not take the lock.
+func NetNSInUse() error {
+	look, err := loadLock(lookName)
+	if err != nil {
+		return err
+	}
+	defer look.Close()
+	_, others, err := locksLike(look)
+	if err != nil {
+		return err
+	}
+	return inUse(others, func(ebpf.ProgramID) bool { return true })
+}
+
+// inUse returns an error for the first lock that counts.
+func inUse(locks []ebpf.ProgramID, counts func(ebpf.ProgramID) bool) error {
+	for _, id := range locks {
+		if !counts(id) {
+			continue
+		}
+		var who string
+		if pid := holder(id); pid != 0 {
+			who = fmt.Sprintf(", pid %d", pid)
+		}
+		return fmt.Errorf("lock this network namespace: %w%s (stop it: one counts all containers, whatever its bpf.pin_path)", ErrInUse, who)
+	}
+	return nil
+}
+
+// loadLock loads the program for the network namespace of the calling thread.
+func loadLock(name string) (*ebpf.Program, error) {
+	// Before 5.11 programs count against RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK: %w (needs CAP_SYS_RESOURCE before Linux 5.11)", err)
+	}
+	spec, err := lockSpec(name)
+	if err != nil {
+		return nil, err
+	}
+	program, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load the lock of the network namespace: %w", err)
+	}
+	return program, nil
+}
+
+// lockSpec returns a program that has the number of the network namespace of the calling
+// thread in its instructions, so that their hash (the tag) tells for which one it is. The
+// type is one that takes capabilities.
+func lockSpec(name string) (*ebpf.ProgramSpec, error) {
+	var namespace unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &namespace); err != nil {
+		return nil, fmt.Errorf("look at network namespace: %w", err)
+	}
+	return &ebpf.ProgramSpec{
+		Name:    name,
+		Type:    ebpf.SchedCLS,
+		License: "Apache-2.0",
+		Instructions: asm.Instructions{
+			asm.LoadImm(asm.R1, int64(namespace.Ino), asm.DWord),
+			asm.Mov.Imm(asm.R0, -1), // TC_ACT_UNSPEC, should anybody attach it
+			asm.Return(),
+		},
+	}, nil
+}
+
+// locksLike returns the locks of the same network namespace as a program's, but for that
+// program, and the program's id.
+func locksLike(program *ebpf.Program) (own ebpf.ProgramID, locks []ebpf.ProgramID, err error) {
+	wanted, err := program.Info()
+	if err != nil {
+		return 0, nil, fmt.Errorf("look at the lock of the network namespace: %w", err)
+	}
+	own, _ = wanted.ID() // every kernel since 4.13 says it
+	for id := ebpf.ProgramID(0); ; {
+		id, err = ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return own, locks, nil
+		}
+		if err != nil {
+			return 0, nil, fmt.Errorf("list programs: %w", err)
+		}
+		if id == own {
+			continue
+		}
+		if other := inspect(id); other != nil && other.Type == wanted.Type && other.Name == lockName && other.Tag == wanted.Tag {
+			locks = append(locks, id)
+		}
+	}
+}
+
+// inspect returns what the kernel says of a program, nil if it is gone since it was listed
+// or a security module keeps it from us.
+func inspect(id ebpf.ProgramID) *ebpf.ProgramInfo {
+	program, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// before says whether a program's id was given before another's: of two processes that
+// start at once, one gives way. The kernel counts to 2^31-1, and then from 1 again.
+func before(a, b ebpf.ProgramID) bool {
+	const period = 1 << 31
+	return a != b && (b-a)%period < period/2
+}
+
+// holder returns the id of the process that has a program open, 0 if that can't be seen.
+func holder(id ebpf.ProgramID) (pid int) {
+	wanted := fmt.Sprintf("\nprog_id:\t%d\n", id)
+	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return 0
+	}
+	for _, path := range descriptors {
+		if target, err := os.Readlink(path); err != nil || target != "anon_inode:bpf-prog" {
+			continue // it may have been closed by now
+		}
+		process, number := filepath.Dir(filepath.Dir(path)), filepath.Base(path)
+		text, err := os.ReadFile(filepath.Join(process, "fdinfo", number))
+		if err != nil || !strings.Contains(string(text), wanted) {
+			continue
+		}
+		if _, err := fmt.Sscan(filepath.Base(process), &pid); err == nil {
+			return pid
+		}
+	}
+	return 0
+}
