@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -16,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel's names of the program that is a lock, and of the one that only looks for it.
+// The kernel's names of programs that are loaded and attached nowhere.
 const (
-	lockName = "nettally_lock"
-	lookName = "nettally_look"
+	lockName = "nettally_lock" // is the lock of a network namespace
+	lookName = "nettally_look" // looks for that
+	liveName = "nettally_live" // says by its map that the process with these counters runs
 )
 
 // LockNetNS locks the network namespace of the calling thread until the lock is closed or
@@ -120,21 +122,64 @@ func locksLike(program *ebpf.Program) (own ebpf.ProgramID, locks []ebpf.ProgramI
 		return 0, nil, fmt.Errorf("look at the lock of the network namespace: %w", err)
 	}
 	own, _ = wanted.ID() // every kernel since 4.13 says it
-	for id := ebpf.ProgramID(0); ; {
-		id, err = ebpf.ProgramGetNextID(id)
-		if errors.Is(err, os.ErrNotExist) {
-			return own, locks, nil
-		}
-		if err != nil {
-			return 0, nil, fmt.Errorf("list programs: %w", err)
-		}
-		if id == own {
-			continue
-		}
-		if other := inspect(id); other != nil && other.Type == wanted.Type && other.Name == lockName && other.Tag == wanted.Tag {
+	err = eachIdle(lockName, func(id ebpf.ProgramID, lock *ebpf.ProgramInfo) {
+		if id != own && lock.Tag == wanted.Tag {
 			locks = append(locks, id)
 		}
+	})
+	return own, locks, err
+}
+
+// eachIdle calls f for each program on the host that has one of the names above. The type is
+// one that takes capabilities to load.
+func eachIdle(name string, f func(ebpf.ProgramID, *ebpf.ProgramInfo)) error {
+	for id := ebpf.ProgramID(0); ; {
+		var err error
+		id, err = ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list programs: %w", err)
+		}
+		if info := inspect(id); info != nil && info.Type == ebpf.SchedCLS && info.Name == name {
+			f(id, info)
+		}
 	}
+}
+
+// live loads the program that says that a process with these chunks runs.
+func live(chunks *ebpf.Map) (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name:    liveName,
+		Type:    ebpf.SchedCLS,
+		License: "Apache-2.0",
+		Instructions: asm.Instructions{
+			asm.LoadMapPtr(asm.R1, chunks.FD()),
+			asm.Mov.Imm(asm.R0, -1), // TC_ACT_UNSPEC
+			asm.Return(),
+		},
+	})
+}
+
+// CountsElsewhere says whether a program that uses these maps counts for another nettally
+// that runs, in another network namespace as a rule. One that has ended owns nothing.
+func (d *Datapath) CountsElsewhere(maps []ebpf.MapID) (bool, error) {
+	if slices.Contains(maps, d.own) {
+		return false, nil
+	}
+	return CountsElsewhere(maps)
+}
+
+// CountsElsewhere is [Datapath.CountsElsewhere] for a process without a Datapath.
+func CountsElsewhere(maps []ebpf.MapID) (elsewhere bool, err error) {
+	err = eachIdle(liveName, func(_ ebpf.ProgramID, live *ebpf.ProgramInfo) {
+		chunks, _ := live.MapIDs()
+		for _, id := range chunks {
+			elsewhere = elsewhere || slices.Contains(maps, id)
+		}
+	})
+	return elsewhere, err
 }
 
 // inspect returns what the kernel says of a program, nil if it is gone since it was listed

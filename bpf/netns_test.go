@@ -131,6 +131,34 @@ func withoutCapabilities(f func() error) error {
 	return errors.Join(f(), unix.Capset(&header, &before[0]))
 }
 
+// Filters belong to who runs with their counters. What an ended process left belongs to
+// whoever finds it.
+func TestCountsElsewhere(t *testing.T) {
+	path := pinPath(t)
+	first, second := load(t, Options{PinPath: path}), load(t, Options{})
+	info, err := first.Ingress.Info()
+	must(t, err)
+	used, _ := info.MapIDs()
+	check := func(what string, asks func([]ebpf.MapID) (bool, error), want bool) {
+		t.Helper()
+		if got, err := asks(used); err != nil || got != want {
+			t.Errorf("%s: %v, %v, want %v", what, got, err, want)
+		}
+	}
+	check("its own", first.CountsElsewhere, false)
+	check("another's", second.CountsElsewhere, true)
+	check("another's, without counters", CountsElsewhere, true)
+	filter, err := first.Ingress.Clone()
+	must(t, err)
+	defer filter.Close()
+	must(t, first.Close())
+	check("an ended one's", second.CountsElsewhere, false)
+	next := load(t, Options{PinPath: path})
+	check("the one before", next.CountsElsewhere, false)
+	must(t, next.Close())
+	must(t, Unpin(path))
+}
+
 func TestBefore(t *testing.T) {
 	const last = ebpf.ProgramID(math.MaxInt32)
 	for _, test := range []struct {

@@ -150,7 +150,7 @@ func detachCgroups(config *configs.Config) (count int, err error) {
 
 func detachInterfaces(config *configs.Config, slots []bpf.Slot) (int, error) {
 	ours := ownQdiscs(slots)
-	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config)})
+	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config), Elsewhere: bpf.CountsElsewhere})
 	if err != nil {
 		return 0, err
 	}
@@ -213,7 +213,7 @@ func detachInside(config *configs.Config, slots []bpf.Slot) (count int, err erro
 	}
 	defer watch.Close()
 	err = watch.VisitNamespaces(inodes, func(ns *watcher.Namespace) error {
-		control, err := tcctl.Open(tcctl.Options{NetNS: ns.FD()})
+		control, err := tcctl.Open(tcctl.Options{NetNS: ns.FD(), Elsewhere: bpf.CountsElsewhere})
 		if err != nil {
 			return err
 		}

@@ -123,7 +123,9 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 		return err
 	}
 	d.closers = append(d.closers, datapath)
-	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority, Pins: linkPins(config)})
+	control, err := tcctl.Open(tcctl.Options{
+		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere,
+	})
 	if err != nil {
 		return err
 	}
