@@ -37,14 +37,20 @@ func LockNetNS() (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	own, others, err := locksLike(lock)
-	if err == nil {
-		err = inUse(others, func(other ebpf.ProgramID) bool { return before(other, own) })
-	}
-	if err != nil {
+	if err := isFirst(lock); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return lock, nil
+}
+
+// isFirst returns an error if a lock of the same namespace is older. Of two processes that
+// start at once, each has loaded its own before it looks, so one of them goes on.
+func isFirst(lock *ebpf.Program) error {
+	own, others, err := locksLike(lock)
+	if err != nil {
+		return err
+	}
+	return inUse(others, func(other ebpf.ProgramID) bool { return before(other, own) })
 }
 
 // NetNSInUse returns an error wrapping [ErrInUse] while a process has the lock of the
@@ -197,8 +203,7 @@ func inspect(id ebpf.ProgramID) *ebpf.ProgramInfo {
 	return info
 }
 
-// before says whether a program's id was given before another's: of two processes that
-// start at once, one gives way. The kernel counts to 2^31-1, and then from 1 again.
+// before says whether a program's id was given before another's. The kernel counts to 2^31-1, and then from 1 again.
 func before(a, b ebpf.ProgramID) bool {
 	const period = 1 << 31
 	return a != b && (b-a)%period < period/2

@@ -160,3 +160,38 @@ func TestTwoHosts(t *testing.T) {
 		s.d.exactly(s.c, s.peer)
 	}
 }
+
+// Two nettallys in different network namespaces come to the same interface inside a
+// container, as that of a nested host and that around it. Who was there first counts, and
+// nobody takes anything from the other, who says so. With another priority both count.
+func TestNestedHosts(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	peer := nettest.Agent(t, host)
+	inside := only(c) + "\naccounting: {cgroup: off}\nattach: {mode: clsact, priority: %d}"
+	first := startDaemon(t, on{nettest.Host(t)}, fmt.Sprintf(inside, 2))
+	first.counted(c.ID, 1)
+	second := startDaemon(t, on{nettest.Host(t)}, fmt.Sprintf(inside, 2))
+	second.poll("kept out", func() error {
+		found, err := second.container(c.ID)
+		if err == nil && (found.Accounted || found.Reason != "attach_failed") {
+			err = fmt.Errorf("accounted %v, %s", found.Accounted, found.Reason)
+		}
+		return err
+	})
+	scope := nettest.Scope{Namespaces: map[string]*testnet.Namespace{"container": c.Namespace}}
+	before := nettest.TakeSnapshot(t, scope)
+	second.stop()
+	nettest.Must(second.run("detach"))(t)
+	if diff := cmp.Diff(before, nettest.TakeSnapshot(t, scope)); diff != "" {
+		t.Errorf("detach changed (-before +after):\n%s", diff)
+	}
+	beside := startDaemon(t, on{nettest.Host(t)}, fmt.Sprintf(inside, 3))
+	beside.counted(c.ID, 1)
+	first.exactly(c, peer)
+	beside.exactly(c, peer)
+	if n := first.metric("nettally_reattach_total"); n != 0 {
+		t.Errorf("attached again %v times", n)
+	}
+}
