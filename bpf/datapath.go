@@ -74,7 +74,9 @@ type Datapath struct {
 
 	programs classifierPrograms // all of the above
 	maps     classifierMaps
-	lock     *os.File // holds the pin path, nil if not pinned
+	lock     *os.File      // holds the pin path, nil if not pinned
+	live     *ebpf.Program // tells other processes that this one runs
+	own      ebpf.MapID    // of the chunks
 	cpus     int
 	maxSlots int
 	chunk    *ebpf.MapSpec
@@ -186,6 +188,14 @@ func (d *Datapath) load(folder string, members *ebpf.Map) error {
 	if d.troubles, err = mapped[classifierCpuTroubles](d.maps.Troubles); err != nil {
 		return fmt.Errorf("map error cells: %w", err)
 	}
+	info, err := d.maps.Chunks.Info()
+	if err != nil {
+		return fmt.Errorf("look at chunks: %w", err)
+	}
+	d.own, _ = info.ID()
+	if d.live, err = live(d.maps.Chunks); err != nil {
+		return explain(err, folder)
+	}
 	return nil
 }
 
@@ -226,7 +236,7 @@ func (d *Datapath) Close() error {
 	}
 	d.older = nil
 	if d.Ingress != nil {
-		errs = append(errs, d.programs.Close(), d.maps.Close())
+		errs = append(errs, d.programs.Close(), d.maps.Close(), d.live.Close())
 		d.Ingress = nil
 	}
 	if d.lock != nil {

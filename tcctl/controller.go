@@ -6,7 +6,8 @@
 //
 // A filter of ours has a fixed handle, a name that begins with "nettally_" and
 // a program whose name in the kernel begins the same way. Only what shows all
-// three is ever replaced or deleted. A tcx link of ours is pinned in our folder and
+// three is ever replaced or deleted, and not while another process of ours that runs counts
+// by it. A tcx link of ours is pinned in our folder and
 // has a program with such a name.
 package tcctl
 
@@ -16,6 +17,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/cilium/ebpf"
 	"github.com/florianl/go-tc"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -40,6 +42,9 @@ type Options struct {
 	// Priority is the place of our filters among all filters of a hook, lowest
 	// first. 0 is DefaultPriority.
 	Priority uint16
+	// Elsewhere says of the maps of a program whether it counts for another process that
+	// runs: then a filter with it is not ours. nil says that there is none.
+	Elsewhere func(maps []ebpf.MapID) (bool, error)
 }
 
 // Controller attaches programs to interfaces of one network namespace.
@@ -50,13 +55,14 @@ type Options struct {
 // for all of them, RTNL, and holds it while something is put on tcx or taken off: for an
 // RCU grace period, some 20 ms.
 type Controller struct {
-	priority uint16
-	links    links
+	priority  uint16
+	links     links
+	elsewhere func(maps []ebpf.MapID) (bool, error)
 
 	mu     sync.Mutex // for what follows
 	tc     *tc.Tc
 	lister lister
-	proven map[uint32]bool // program ids whose name in the kernel is ours
+	proven map[uint32]bool // ids of programs that are ours
 }
 
 // Open returns a Controller. It holds two netlink sockets and, given a NetNS, a
@@ -65,7 +71,10 @@ func Open(options Options) (*Controller, error) {
 	if options.Priority == 0 {
 		options.Priority = DefaultPriority
 	}
-	c := &Controller{priority: options.Priority, proven: make(map[uint32]bool)}
+	if options.Elsewhere == nil {
+		options.Elsewhere = func([]ebpf.MapID) (bool, error) { return false, nil }
+	}
+	c := &Controller{priority: options.Priority, elsewhere: options.Elsewhere, proven: make(map[uint32]bool)}
 	c.links.pins = options.Pins
 	if err := c.open(options.NetNS); err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)

@@ -114,8 +114,8 @@ func (c *Controller) Interfaces() ([]int, error) {
 	return ifindexes, nil
 }
 
-// ours says whether a filter is proven ours. The program's name is asked for
-// once per program: an id is not used again before 2^31 others have been.
+// ours says whether a filter is proven ours. The program is looked at once: an id is not
+// used again before 2^31 others have been.
 func (c *Controller) ours(f filter) (bool, error) {
 	if !f.looksOurs() {
 		return false, nil
@@ -123,15 +123,16 @@ func (c *Controller) ours(f filter) (bool, error) {
 	if c.proven[f.program] {
 		return true, nil
 	}
-	name, err := programName(f.program)
+	program, err := programInfo(f.program)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil // deleted since it was listed
 	}
-	if err != nil {
+	if err != nil || !strings.HasPrefix(program.Name, namePrefix) {
 		return false, err
 	}
-	if !strings.HasPrefix(name, namePrefix) {
-		return false, nil
+	maps, _ := program.MapIDs()
+	if elsewhere, err := c.elsewhere(maps); err != nil || elsewhere {
+		return false, err
 	}
 	c.proven[f.program] = true
 	return true, nil
@@ -143,16 +144,16 @@ func (f filter) looksOurs() bool {
 		f.direct && f.program != 0 && strings.HasPrefix(f.name, namePrefix)
 }
 
-// programName returns the kernel's name of a program, cut to 15 characters.
-func programName(id uint32) (string, error) {
+// programInfo returns what the kernel says of a program, its name cut to 15 characters.
+func programInfo(id uint32) (*ebpf.ProgramInfo, error) {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer p.Close()
 	info, err := p.Info()
 	if err != nil {
-		return "", fmt.Errorf("program %d: %w", id, err)
+		return nil, fmt.Errorf("program %d: %w", id, err)
 	}
-	return info.Name, nil
+	return info, nil
 }

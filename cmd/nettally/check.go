@@ -306,6 +306,10 @@ func counters(pinPath string) (string, error) {
 	case err != nil:
 		return "", err
 	}
+	// Who may not ask is told so by the check of privileges.
+	if err := bpf.NetNSInUse(); errors.Is(err, bpf.ErrInUse) {
+		return "", err
+	}
 	return fmt.Sprintf("%d interfaces counted in %s; no nettally runs", len(slots), pinPath), nil
 }
 

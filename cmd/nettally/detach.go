@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 
@@ -32,6 +33,11 @@ func newDetach() *cobra.Command {
 			if err := privileged(); err != nil {
 				return err
 			}
+			lock, err := lockToDetach()
+			if err != nil {
+				return err
+			}
+			defer lock.Close()
 			// Before the counts are written down, which gives up slots.
 			slots, err := bpf.PinnedSlots(config.BPF.PinPath)
 			if err != nil {
@@ -54,6 +60,19 @@ func newDetach() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// lockToDetach keeps every nettally of this network namespace out, also those of other pin
+// paths: what is taken off would be theirs. Where no program may be loaded, none runs.
+func lockToDetach() (io.Closer, error) {
+	lock, err := bpf.LockNetNS()
+	if err == nil {
+		return lock, nil
+	}
+	if errors.As(refusal(err), new(noProgram)) {
+		return closer(func() {}), nil
+	}
+	return nil, err
 }
 
 // saveCounts writes down what the kernel has counted since the last run ended.
@@ -131,7 +150,7 @@ func detachCgroups(config *configs.Config) (count int, err error) {
 
 func detachInterfaces(config *configs.Config, slots []bpf.Slot) (int, error) {
 	ours := ownQdiscs(slots)
-	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config)})
+	control, err := tcctl.Open(tcctl.Options{Pins: linkPins(config), Elsewhere: bpf.CountsElsewhere})
 	if err != nil {
 		return 0, err
 	}
@@ -194,7 +213,7 @@ func detachInside(config *configs.Config, slots []bpf.Slot) (count int, err erro
 	}
 	defer watch.Close()
 	err = watch.VisitNamespaces(inodes, func(ns *watcher.Namespace) error {
-		control, err := tcctl.Open(tcctl.Options{NetNS: ns.FD()})
+		control, err := tcctl.Open(tcctl.Options{NetNS: ns.FD(), Elsewhere: bpf.CountsElsewhere})
 		if err != nil {
 			return err
 		}

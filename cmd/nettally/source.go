@@ -110,14 +110,22 @@ func counting[F any](d *daemon, backend roster.Backend[F], adopted <-chan struct
 	}
 }
 
-// countByPrograms opens what the classifiers need.
+// countByPrograms opens what the classifiers need. It comes first that no other nettally
+// has programs in this network namespace: the two would take one another's away for ever.
 func (d *daemon) countByPrograms(config *configs.Config) error {
+	lock, err := bpf.LockNetNS()
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, lock)
 	datapath, err := bpf.Load(bpf.Options{PinPath: config.BPF.PinPath, MaxSlots: config.BPF.MaxInterfaces})
 	if err != nil {
 		return err
 	}
 	d.closers = append(d.closers, datapath)
-	control, err := tcctl.Open(tcctl.Options{Priority: config.Attach.Priority, Pins: linkPins(config)})
+	control, err := tcctl.Open(tcctl.Options{
+		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere,
+	})
 	if err != nil {
 		return err
 	}

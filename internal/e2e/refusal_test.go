@@ -123,19 +123,6 @@ func runAround(t *testing.T, at place, around []string, args ...string) (string,
 	return string(out), err
 }
 
-// A second nettally on the same pin path is refused, and the first one goes on.
-func TestSecondInstance(t *testing.T) {
-	need.Root(t)
-	d := startDaemon(t, on{nettest.Host(t)}, "")
-	for _, command := range []string{"run", "detach"} {
-		out, err := d.run(command)
-		if want := "in use by another nettally (stop it, or set another bpf.pin_path)"; exitCode(err) != 1 || !strings.Contains(out, want) {
-			t.Errorf("%s: exit code %d, printed %q, want 1 and %q", command, exitCode(err), out, want)
-		}
-	}
-	nettest.Must(d.get("/readyz"))(t)
-}
-
 // Where no bpffs is mounted, one is, and detach takes it off again.
 func TestNoBPFFS(t *testing.T) {
 	need.Root(t)
