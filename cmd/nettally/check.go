@@ -120,7 +120,9 @@ func report(w io.Writer, all []check) error {
 		case err != nil:
 			verdict, found = "warning", err.Error()
 		}
-		fmt.Fprintf(w, "%-8s %-12s %s\n", verdict, c.name, found)
+		if err := say(w, "%-8s %-12s %s", verdict, c.name, strings.ReplaceAll(found, "\n", "; ")); err != nil {
+			return err
+		}
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("this host can't be counted on: %s", strings.Join(failed, ", "))
@@ -292,7 +294,7 @@ func tcx(mode string) (string, error) {
 // kept looks at where totals and history are.
 func kept(path string) (string, error) {
 	if err := ledger.Check(path); err != nil {
-		return "", errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+		return "", err
 	}
 	return "totals and history in " + path, nil
 }

@@ -282,7 +282,7 @@ func newWatcher(config *configs.Config, log *slog.Logger) (*watcher.Watcher, err
 func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == configs.FormatJSON {
-		return slog.New(slog.NewJSONHandler(to, o))
+		return slog.New(slog.NewJSONHandler(escaping{to}, o))
 	}
 	return slog.New(slog.NewTextHandler(to, o))
 }
