@@ -207,7 +207,7 @@ func unhidden(config *configs.Config) (string, error) {
 	}
 	named, count := w.Skipped()
 	for _, s := range named[:min(len(named), maxListed)] {
-		wrong = append(wrong, fmt.Sprintf("containers may be missed below %v: %s", s, uncover(s.Err)))
+		wrong = append(wrong, fmt.Sprintf("containers may be missed in %v: %s", s, uncover(s.Err)))
 	}
 	if count > maxListed {
 		wrong = append(wrong, fmt.Sprintf("and below %d others", count-maxListed))
@@ -218,13 +218,15 @@ func unhidden(config *configs.Config) (string, error) {
 	return "every directory can be read", nil
 }
 
-// uncover says what to do about a directory that can't be looked at.
+// uncover says what to do about a directory that can't be looked at, or is no container's.
 func uncover(err error) string {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return "chmod it to 755"
 	case errors.Is(err, watcher.ErrTooDeep), errors.Is(err, unix.ENAMETOOLONG):
 		return "remove the directories below it, or make them fewer and their names shorter"
+	case errors.Is(err, watcher.ErrNoID):
+		return "rename what is in it, or mend the pattern in watch.patterns"
 	}
 	return "look at the kernel's log"
 }

@@ -300,7 +300,7 @@ func (d *daemon) watching() []prometheus.Collector {
 	})
 	skipped := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nettally_watch_skipped_directories",
-		Help: "Cgroup directories below which containers may be missed: they can't be read, or are too deep. The log and `nettally check` name them.",
+		Help: "Cgroup directories in which containers may be missed: they can't be read, are too deep, or are named like a container's without an id. The log and `nettally check` name them.",
 	}, func() float64 {
 		_, count := d.watch.Skipped()
 		return float64(count)
