@@ -3,6 +3,7 @@
 package watcher
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -74,16 +75,33 @@ var shapes = []shape{
 // Each of patterns has a group named id and may have one named runtime. They are
 // tried before the known shapes, on a directory's path; a match counts if it
 // ends in the directory's own name, the last one where there are several.
+//
+// IDs, and a pattern's runtimes, are of 1 to 253 letters, digits and . _ : @ - of ASCII. A
+// directory whose id would be another text is no container's.
 func Identify(p string, patterns []*regexp.Regexp) (Container, bool) {
-	var c Container
-	for dir := path.Clean(p); dir != "/" && dir != "."; dir = path.Dir(dir) {
-		id, runtime, ok := identifyDir(dir, patterns)
+	c, _ := identify(p, patterns)
+	return c, c.ID != ""
+}
+
+// identify is [Identify]. It returns [ErrNoID] if the directory itself would be a container's,
+// but for its id.
+func identify(p string, patterns []*regexp.Regexp) (c Container, err error) {
+	own := path.Clean(p)
+	for dir := own; dir != "/" && dir != "."; dir = path.Dir(dir) {
+		id, scope, runtime, ok := identifyDir(dir, patterns)
+		if ok && !(isID(id) && (runtime == "" || isID(runtime))) {
+			ok = false
+			if dir == own {
+				err = ErrNoID
+			}
+		}
+		id = scoped(scope, id)
 		if ok && runtime == "" && holdsPodmans(dir, c.Cgroup) {
 			continue
 		}
 		if ok && c.ID != "" {
 			c.ParentID = id
-			return c, true
+			return c, err
 		}
 		if ok {
 			c = Container{ID: id, Runtime: runtime, Cgroup: dir}
@@ -92,7 +110,7 @@ func Identify(p string, patterns []*regexp.Regexp) (Container, bool) {
 			c.PodUID = podUID(path.Base(dir))
 		}
 	}
-	return c, c.ID != ""
+	return c, err
 }
 
 // holdsPodmans says whether a directory whose name is a bare id is a podman pod, since a
@@ -101,20 +119,21 @@ func holdsPodmans(dir, container string) bool {
 	return isHex64(path.Base(dir)) && path.Dir(container) == dir && strings.HasPrefix(path.Base(container), "libpod-")
 }
 
-// identifyDir says whether a directory is a container's own.
-func identifyDir(dir string, patterns []*regexp.Regexp) (id, runtime string, ok bool) {
+// identifyDir says whether a directory is a container's own. The scope is of ids that are
+// unique in there only.
+func identifyDir(dir string, patterns []*regexp.Regexp) (id, scope, runtime string, ok bool) {
 	for _, re := range patterns {
 		if id, runtime, ok = matchPattern(dir, re); ok {
-			return id, runtime, true
+			return id, "", runtime, true
 		}
 	}
 	parent, name := path.Dir(dir), path.Base(dir)
 	for _, s := range shapes {
 		if id, ok := s.match(parent, name); ok {
-			return id, s.runtime, true
+			return id, s.scope, s.runtime, true
 		}
 	}
-	return "", "", false
+	return "", "", "", false
 }
 
 func (s shape) match(parent, name string) (string, bool) {
@@ -135,7 +154,7 @@ func (s shape) match(parent, name string) (string, bool) {
 	if id, ok = strings.CutSuffix(id, s.suffix); !ok || !s.id(id) {
 		return "", false
 	}
-	return scoped(s.scope, unescape(id)), true
+	return unescape(id), true
 }
 
 // matchPattern applies a user's pattern to one directory.
@@ -234,6 +253,30 @@ func inPodmanScope(parent string) bool {
 func notPodmanPods(parent string) bool { return path.Base(parent) != "libpod_parent" }
 
 func notEmpty(id string) bool { return id != "" }
+
+// maxID is how long an id may be, as long as the name of a host.
+const maxID = 253
+
+// ErrNoID means that a cgroup would be a container's by its name or a user's pattern, but that
+// the text where the id has to be can't be one.
+var ErrNoID = errors.New("no container id, which is 1 to 253 letters, digits and any of . _ : @ -")
+
+// isID accepts what an id may be. Anybody who has a cgroup makes directories in it: what may
+// not be in an id can't get from there into logs, URLs and queries.
+func isID(id string) bool {
+	if id == "" || len(id) > maxID || strings.Trim(id, ".") == "" {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("._:@-", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
+}
 
 func isHex64(id string) bool { return len(id) == 64 && isHex(id) }
 

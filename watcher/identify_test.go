@@ -3,6 +3,7 @@
 package watcher
 
 import (
+	"errors"
 	"path"
 	"regexp"
 	"strings"
@@ -98,6 +99,12 @@ func TestIdentify(t *testing.T) {
 		{"nspawn", `/machine.slice/machine-web\x2d1.scope/payload`,
 			Container{ID: "web-1", Runtime: "nspawn", Cgroup: `/machine.slice/machine-web\x2d1.scope`}},
 		{"nspawn unit", "/machine.slice/systemd-nspawn@web.service", Container{ID: "web", Runtime: "nspawn"}},
+		{"nspawn unit with escapes", `/machine.slice/systemd-nspawn@web\x2d1.example.org.service`, Container{ID: "web-1.example.org", Runtime: "nspawn"}},
+		{"a machine of more letters", `/machine.slice/machine-a\x3ab\x40C_9.scope`, Container{ID: "a:b@C_9", Runtime: "nspawn"}},
+		{"Incus in a project", "/lxc.payload.customer_web-1", Container{ID: "customer_web-1", Runtime: "lxc"}},
+		{"LXC without root", "/user.slice/user-1000.slice/user@1000.service/app.slice/lxc.payload.mail-1", Container{ID: "mail-1", Runtime: "lxc"}},
+		{"the longest name", "/lxc/" + strings.Repeat("a", 253), Container{ID: strings.Repeat("a", 253), Runtime: "lxc"}},
+		{"docker under Nomad", "/nomad.slice/share.slice/docker-" + idA + ".scope", Container{ID: idA, Runtime: "docker"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,6 +151,7 @@ func TestIdentifyPatterns(t *testing.T) {
 		`/(?P<runtime>fire|ice)-(?P<id>\d+)$`,
 		`/deep/(?P<id>[^/]+)/payload$`,
 		`/docker/(?P<id>[0-9a-f]{12})`,
+		`/nomad\.slice/share\.slice/(?P<id>[^/]+)\.scope$`,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -160,6 +168,7 @@ func TestIdentifyPatterns(t *testing.T) {
 		{"/deep/x/payload", Container{ID: "x", Cgroup: "/deep/x/payload"}},
 		{"/docker/" + idA, Container{ID: idA[:12], Cgroup: "/docker/" + idA}}, // before the known shapes
 		{"/libpod-" + idA, Container{ID: idA, Runtime: "podman", Cgroup: "/libpod-" + idA}},
+		{"/nomad.slice/share.slice/" + uid + ".redis.scope", Container{ID: uid + ".redis", Cgroup: "/nomad.slice/share.slice/" + uid + ".redis.scope"}},
 	}
 	for _, tt := range tests {
 		got, _ := Identify(tt.path, patterns)
@@ -169,6 +178,37 @@ func TestIdentifyPatterns(t *testing.T) {
 	}
 	if c, ok := Identify("/deep/x", patterns); ok {
 		t.Errorf("/deep/x is taken for %+v", c)
+	}
+}
+
+// Anybody who has a cgroup makes directories of any name in it. What can't be an id is none:
+// the directory is no container's, belongs to the one around it, and is reported.
+func TestIdentifyNoID(t *testing.T) {
+	patterns, err := compilePatterns([]string{`^/jobs/(?P<id>.+)`, `/(?P<runtime>[^/]+)/run-(?P<id>[^/]+)$`})
+	check(t, err)
+	for _, p := range []string{
+		"/lxc.payload.a\x1b[31m", "/lxc.payload.a\n", "/lxc.payload.a b", "/lxc.payload.a~b", "/lxc.payload.ü", "/lxc.payload.a\xff", "/lxc.payload.\u202ea",
+		`/lxc.payload.a\x1b`, `/lxc/a\x0a`, "/lxc/a%2f", "/lxc/a\x00", "/lxc/...", "/lxc.payload/a\"", "/lxc/" + strings.Repeat("a", 254),
+		`/machine.slice/machine-a\x2fb.scope`, `/machine.slice/machine-\x1b\x5b31m.scope`, `/machine.slice/machine-\x2e\x2e.scope`,
+		`/machine.slice/machine-\x00.scope`, `/machine.slice/machine-a\xzz.scope`, `/machine.slice/systemd-nspawn@a\x20b.service`,
+		"/jobs/a b", "/jobs/\x1b", "/jobs/a/b", "/x\x1b/run-a", "/x/run-a\u009b", "/x y/run-a",
+	} {
+		c, err := identify(p, patterns)
+		if !errors.Is(err, ErrNoID) || c.Cgroup == p {
+			t.Errorf("%q is taken for %+v, error %v", p, c, err)
+		}
+		below, err := identify(p+"/docker/"+idB, nil)
+		if err != nil || below.ID != idB || below.ParentID != "" {
+			t.Errorf("docker in %q is taken for %+v, error %v", p, below, err)
+		}
+		if inside, err := identify("/docker/"+idA+p, nil); inside.ID != idA || err != nil && !errors.Is(err, ErrNoID) {
+			t.Errorf("%q in docker is taken for %+v, error %v", p, inside, err)
+		}
+	}
+	for _, p := range []string{"/lxc.payload.a", "/lxc.payload.", "/some\x1bthing", "/docker/" + idA + "\n", "/"} {
+		if _, err := identify(p, patterns); err != nil {
+			t.Errorf("%q: %v", p, err)
+		}
 	}
 }
 
@@ -188,10 +228,12 @@ func TestCompilePatterns(t *testing.T) {
 // what is above it is its parent.
 func FuzzIdentify(f *testing.F) {
 	for _, p := range []string{"", "/", "//", "a", "/docker/" + idA + "/docker/" + idB, "/lxc/101/ns", `/machine.slice/machine-\x2.scope`,
-		"/kubepods/burstable/pod" + uid + "/" + idA, "/x/kubepods-pod" + uidSlice + ".slice:cri-containerd:" + idA, "/default/a/../b"} {
+		"/kubepods/burstable/pod" + uid + "/" + idA, "/x/kubepods-pod" + uidSlice + ".slice:cri-containerd:" + idA, "/default/a/../b",
+		"/lxc.payload.\x1b[31m/docker/" + idA, "/lxc/a\u202e\n/x", `/machine.slice/machine-\x1b\x2f.scope`, "/jobs/a/b", "/jobs/\xff", "/x\u009b/run-a/run-b"} {
 		f.Add(p)
 	}
-	patterns := []*regexp.Regexp{regexp.MustCompile(`/jobs/(?P<id>.+)`)}
+	patterns := []*regexp.Regexp{regexp.MustCompile(`/jobs/(?P<id>.+)`), regexp.MustCompile(`/(?P<runtime>[^/]*)/run-(?P<id>.*)$`)}
+	shape := regexp.MustCompile(`^[A-Za-z0-9._:@-]{1,253}$`)
 	f.Fuzz(func(t *testing.T, p string) {
 		c, ok := Identify(p, patterns)
 		if !ok {
@@ -203,6 +245,11 @@ func FuzzIdentify(f *testing.F) {
 		clean := path.Clean(p)
 		if c.ID == "" || (clean != c.Cgroup && !strings.HasPrefix(clean, c.Cgroup+"/")) {
 			t.Errorf("%q gives %+v", p, c)
+		}
+		for _, text := range []string{c.ID, c.ParentID, c.Runtime} {
+			if text != "" && !shape.MatchString(text) {
+				t.Errorf("%q gives %+v", p, c)
+			}
 		}
 		if again, _ := Identify(c.Cgroup, patterns); again != c {
 			t.Errorf("%q gives %+v, its own directory %+v", p, c, again)

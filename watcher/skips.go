@@ -29,7 +29,7 @@ const MaxDepth = 32
 // Skipped is a cgroup directory below which containers may be missed.
 type Skipped struct {
 	Cgroup string // path within the hierarchy
-	Err    error  // why: [ErrTooDeep], or an errno
+	Err    error  // why: [ErrTooDeep], [ErrTooMany], [ErrNoID], or an errno
 }
 
 // String names the directory and the cause, in one line.
@@ -99,7 +99,7 @@ func (s *skips) add(found map[string]error, summarised bool) {
 			s.named[dir] = found[dir]
 		case len(s.named) < maxNamed:
 			s.named[dir] = found[dir]
-			s.say(slog.LevelWarn, "cgroup directory cannot be read: containers below it may be missed", "cgroup", abridged(dir), "err", found[dir])
+			s.say(slog.LevelWarn, missing(found[dir]), "cgroup", abridged(dir), "err", found[dir])
 		default:
 			s.others++
 		}
@@ -107,6 +107,14 @@ func (s *skips) add(found map[string]error, summarised bool) {
 	if s.others > 0 && !summarised {
 		s.say(slog.LevelWarn, "too many cgroup directories cannot be read to name each", "named", len(s.named), "others", s.others)
 	}
+}
+
+// missing says what comes of a directory.
+func missing(err error) string {
+	if errors.Is(err, ErrNoID) {
+		return "cgroup directory is not counted as a container's"
+	}
+	return "cgroup directory cannot be read: containers below it may be missed"
 }
 
 // abridged leaves the middle out of a path that is too long for a line.

@@ -60,6 +60,16 @@ func TestSkipsSaidOnce(t *testing.T) {
 	}
 }
 
+// The name of a directory that is no container's is said, in one line, and tame.
+func TestSkipsWithoutID(t *testing.T) {
+	s, log, _ := saying()
+	s.replace(map[string]error{"/lxc.payload.\x1b[31m\u202e\n\u009b\xff": ErrNoID})
+	said := log.String()
+	if lines(log) != 1 || !strings.Contains(said, "not counted as a container's") || !strings.Contains(said, `\x1b[31m\u202e\n\u009b\xff`) {
+		t.Errorf("said %q", said)
+	}
+}
+
 // A user makes a thousand: what is remembered and logged is bounded, and all are counted.
 func TestManySkips(t *testing.T) {
 	s, log, now := saying()

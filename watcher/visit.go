@@ -36,8 +36,9 @@ func (v *visit) directory(dir string, leaf bool) bool {
 	if v.seen != nil {
 		v.seen[dir] = true
 	}
-	c, ok := Identify(dir, v.patterns)
-	container := ok && c.Cgroup == dir
+	c, err := identify(dir, v.patterns)
+	v.skip(dir, err)
+	container := c.ID != "" && c.Cgroup == dir
 	if container {
 		v.meet(c, st)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,6 +63,40 @@ func (r *running) wantSkipped(t *testing.T, want ...Skipped) {
 		if named[i].Cgroup != w.Cgroup || !errors.Is(named[i].Err, w.Err) {
 			t.Errorf("skipped %+v, want %+v", named[i], w)
 		}
+	}
+}
+
+// A tenant names directories like containers, and puts into the name what others would read.
+// Those are none, they are said, and what is below them and beside them is found.
+func TestNamesWithoutID(t *testing.T) {
+	need.Root(t)
+	for name, hierarchy := range hierarchies(t) {
+		t.Run(name, func(t *testing.T) {
+			root := newCgroup(t, hierarchy)
+			const escape, job = "/lxc.payload.a\x1b[31m\u202e", "/jobs/a b"
+			makeDirs(t, root+escape+"/docker/"+idA, root+"/lxc.payload.good", root+"/jobs/b")
+			r := run(t, Options{CgroupRoot: root, NetNS: newNamespace(t).FD(), Patterns: []string{`^/jobs/(?P<id>[^/]+)$`}})
+			var found []string
+			for range 3 {
+				found = append(found, next[ContainerStarted](t, r).ID)
+			}
+			if slices.Sort(found); !slices.Equal(found, []string{idA, "b", "good"}) {
+				t.Errorf("started %q", found)
+			}
+			r.settle(t)
+			r.wantSkipped(t, Skipped{escape, ErrNoID})
+			makeDirs(t, root+job)
+			eventually(t, func() error { // by its event, too
+				if named, _ := r.Skipped(); len(named) != 2 || named[0].Cgroup != job {
+					return fmt.Errorf("skipped %v", named)
+				}
+				return nil
+			})
+			r.wantSkipped(t, Skipped{job, ErrNoID}, Skipped{escape, ErrNoID})
+			check(t, os.Remove(root+job))
+			r.wantSkipped(t, Skipped{escape, ErrNoID})
+			r.worksOn(t, root, 20)
+		})
 	}
 }
 

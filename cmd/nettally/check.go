@@ -120,7 +120,9 @@ func report(w io.Writer, all []check) error {
 		case err != nil:
 			verdict, found = "warning", err.Error()
 		}
-		fmt.Fprintf(w, "%-8s %-12s %s\n", verdict, c.name, found)
+		if err := say(w, "%-8s %-12s %s", verdict, c.name, strings.ReplaceAll(found, "\n", "; ")); err != nil {
+			return err
+		}
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("this host can't be counted on: %s", strings.Join(failed, ", "))
@@ -205,7 +207,7 @@ func unhidden(config *configs.Config) (string, error) {
 	}
 	named, count := w.Skipped()
 	for _, s := range named[:min(len(named), maxListed)] {
-		wrong = append(wrong, fmt.Sprintf("containers may be missed below %v: %s", s, uncover(s.Err)))
+		wrong = append(wrong, fmt.Sprintf("containers may be missed in %v: %s", s, uncover(s.Err)))
 	}
 	if count > maxListed {
 		wrong = append(wrong, fmt.Sprintf("and below %d others", count-maxListed))
@@ -216,13 +218,15 @@ func unhidden(config *configs.Config) (string, error) {
 	return "every directory can be read", nil
 }
 
-// uncover says what to do about a directory that can't be looked at.
+// uncover says what to do about a directory that can't be looked at, or is no container's.
 func uncover(err error) string {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return "chmod it to 755"
 	case errors.Is(err, watcher.ErrTooDeep), errors.Is(err, unix.ENAMETOOLONG):
 		return "remove the directories below it, or make them fewer and their names shorter"
+	case errors.Is(err, watcher.ErrNoID):
+		return "rename what is in it, or mend the pattern in watch.patterns"
 	}
 	return "look at the kernel's log"
 }
@@ -292,7 +296,7 @@ func tcx(mode string) (string, error) {
 // kept looks at where totals and history are.
 func kept(path string) (string, error) {
 	if err := ledger.Check(path); err != nil {
-		return "", errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+		return "", err
 	}
 	return "totals and history in " + path, nil
 }

@@ -3,8 +3,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 )
 
@@ -23,8 +21,7 @@ func newConfig() *cobra.Command {
 			if _, err := loadConfig(cmd); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "the configuration is good")
-			return err
+			return say(cmd.OutOrStdout(), "the configuration is good")
 		},
 	}, &cobra.Command{
 		Use:   "show",
@@ -35,12 +32,7 @@ func newConfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := c.YAML()
-			if err != nil {
-				return err
-			}
-			_, err = cmd.OutOrStdout().Write(text)
-			return err
+			return printYAML(cmd.OutOrStdout(), c)
 		},
 	})
 	return config

@@ -46,7 +46,7 @@ func newDetach() *cobra.Command {
 			if err := saveCounts(config, slots); errors.Is(err, bpf.ErrInUse) {
 				return err
 			} else if err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "nettally: not kept, what was counted since the last run: %v\n", err)
+				complain(cmd.ErrOrStderr(), fmt.Errorf("not kept, what was counted since the last run: %w", err))
 			}
 			count, err := detach(config, slots)
 			if err != nil {
@@ -56,8 +56,7 @@ func newDetach() *cobra.Command {
 			if count.cgroups > 0 {
 				said += fmt.Sprintf(", and programs off %d cgroups", count.cgroups)
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), said)
-			return err
+			return say(cmd.OutOrStdout(), "%s", said)
 		},
 	}
 }

@@ -8,10 +8,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -45,7 +44,7 @@ func newHistory() *cobra.Command {
 			print, ok := map[string]func(io.Writer, *exporter.History) error{
 				"table": printHistory,
 				"json":  printJSON[exporter.History],
-				"csv":   func(w io.Writer, h *exporter.History) error { return h.WriteCSV(w) },
+				"csv":   printCSV,
 			}[output]
 			if !ok {
 				return fmt.Errorf("%w: --output: expected table, json or csv, got %q", errUsage, output)
@@ -81,31 +80,29 @@ func newHistory() *cobra.Command {
 func printHistory(w io.Writer, h *exporter.History) error {
 	if len(h.History) == 0 {
 		const minutes = "2006-01-02 15:04"
-		_, err := fmt.Fprintf(w, "no usage from %s to %s\n", h.From.Format(minutes), h.To.Format(minutes))
-		return err
+		return say(w, "no usage from %s to %s", h.From.Format(minutes), h.To.Format(minutes))
 	}
 	widest := 0.0
 	for _, row := range h.History {
 		widest = max(widest, total(row))
 	}
 	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "month": "2006-01"}[h.Step]
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "START\t%s\tRECEIVED\tSENT\tREQUESTS\tRECEIVED + SENT\n", keyTitle(h.By))
+	t := newTable("START", keyTitle(h.By), "RECEIVED", "SENT", "REQUESTS", "RECEIVED + SENT")
 	for _, row := range h.History {
-		key := printable(row.Key)
+		key := row.Key
 		if h.By == "container" {
 			key = short(key)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", row.Start.Format(format), dash(key),
+		t.row(row.Start.Format(format), dash(key),
 			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),
-			row.Receive.TCPSYN, bar(total(row)/widest))
+			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest))
 	}
-	return t.Flush()
+	return t.print(w)
 }
 
 func keyTitle(by string) string {
 	if label, ok := strings.CutPrefix(by, "label:"); ok {
-		return printable(label)
+		return label
 	}
 	return map[string]string{"name": "NAME", "container": "CONTAINER ID", "namespace": "NAMESPACE"}[by]
 }
@@ -122,16 +119,6 @@ func bar(share float64) string {
 	}
 	eighths := int(math.Ceil(share * cells * 8))
 	return strings.Repeat("█", eighths/8) + [...]string{"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"}[eighths%8]
-}
-
-// printable keeps what anybody wrote into a label from moving the cursor.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, text)
 }
 
 // history asks the ledger, for the exporter.

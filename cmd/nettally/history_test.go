@@ -65,9 +65,8 @@ func serving(t *testing.T, opts exporter.Options) []string {
 // output runs a command and returns what it prints.
 func output(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	root := newRoot()
 	var out bytes.Buffer
-	root.SetOut(&out)
+	root := newRoot(&out, t.Output())
 	root.SetArgs(args)
 	err := root.ExecuteContext(t.Context())
 	return out.String(), err

@@ -4,12 +4,11 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -49,7 +48,9 @@ func newList() *cobra.Command {
 				})
 			}
 			if found.Source == configs.SourceProc {
-				fmt.Fprintln(cmd.ErrOrStderr(), "nettally: counted by /proc, which tells less than our programs: see `nettally check`")
+				if err := say(cmd.ErrOrStderr(), "nettally: counted by /proc, which tells less than our programs: see `nettally check`"); err != nil {
+					return err
+				}
 			}
 			return print(cmd.OutOrStdout(), found)
 		},
@@ -59,46 +60,42 @@ func newList() *cobra.Command {
 	return list
 }
 
-func printJSON[T any](w io.Writer, found *T) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(found)
-}
-
 // printTable prints a line per container, for people.
 func printTable(w io.Writer, found *exporter.Containers) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRECEIVED\tPACKETS\tSYN\tTRANSMITTED\tPACKETS\tSYN\tSTATE")
+	t := newTable("CONTAINER ID", "NAME", "RECEIVED", "PACKETS", "SYN", "TRANSMITTED", "PACKETS", "SYN", "STATE")
+	add := func(id, name string, received, transmitted []string, state string) {
+		t.row(slices.Concat([]string{id, name}, received, transmitted, []string{state})...)
+	}
 	for _, c := range found.Containers {
 		received, transmitted := brief(c.Receive.Volume, c.Receive.TCPSYN), brief(c.Transmit.Volume, c.Transmit.TCPSYN)
 		if byIP(c) {
 			received, transmitted = brief(c.IP.Receive.Volume, c.IP.Receive.TCPSYN), brief(c.IP.Transmit.Volume, c.IP.Transmit.TCPSYN)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", short(c.ID), label(c), received, transmitted, state(c))
+		add(short(c.ID), label(c), received, transmitted, state(c))
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t%s\t%s\t%s\t%s\n", i.HostInterface, brief(i.Receive.Volume, i.Receive.TCPSYN),
-			brief(i.Transmit.Volume, i.Transmit.TCPSYN), unowned(i))
+		add("-", i.HostInterface, brief(i.Receive.Volume, i.Receive.TCPSYN), brief(i.Transmit.Volume, i.Transmit.TCPSYN), unowned(i))
 	}
-	return t.Flush()
+	return t.print(w)
 }
 
 // printWide prints a line per interface with every digit.
 func printWide(w io.Writer, found *exporter.Containers) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tHOOK\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSEEDED BYTES\tSTATE\tCGROUP")
+	t := newTable("CONTAINER ID", "NAME", "RUNTIME", "INTERFACE", "HOST INTERFACE", "HOOK", "RECEIVED BYTES", "PACKETS", "SYN",
+		"TRANSMITTED BYTES", "PACKETS", "SYN", "SEEDED BYTES", "STATE", "CGROUP")
+	add := func(whose [3]string, i exporter.Interface, state, cgroup string) {
+		t.row(slices.Concat(whose[:], []string{dash(i.Name), dash(i.HostInterface), dash(i.Hook)}, exact(i.Receive), exact(i.Transmit),
+			[]string{strconv.FormatUint(i.SeededBytes, 10), state, cgroup})...)
+	}
 	for _, c := range found.Containers {
 		for _, i := range lines(c) {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
-				dash(i.Name), dash(i.HostInterface), dash(i.Hook), exact(i.Receive), exact(i.Transmit), i.SeededBytes,
-				stateOn(c, i), c.Cgroup)
+			add([3]string{short(c.ID), label(c), dash(c.Runtime)}, i, stateOn(c, i), c.Cgroup)
 		}
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\t%s\t%d\t%s\t-\n", i.HostInterface, dash(i.Hook),
-			exact(i.Receive), exact(i.Transmit), i.SeededBytes, unowned(i))
+		add([3]string{"-", "-", "-"}, i, unowned(i), "-")
 	}
-	return t.Flush()
+	return t.print(w)
 }
 
 // lines are what a container has a line of: its interfaces, and its cgroup.
@@ -120,12 +117,13 @@ func lines(c exporter.Container) []exporter.Interface {
 // byIP says whether a container has no other numbers than those of its cgroup.
 func byIP(c exporter.Container) bool { return len(c.Interfaces) == 0 && c.IP != nil }
 
-func brief(v exporter.Volume, syn uint64) string {
-	return fmt.Sprintf("%s\t%d\t%d", units.BytesSize(float64(v.Bytes)), v.Packets, syn)
+// brief and exact are the cells of one direction.
+func brief(v exporter.Volume, syn uint64) []string {
+	return []string{units.BytesSize(float64(v.Bytes)), strconv.FormatUint(v.Packets, 10), strconv.FormatUint(syn, 10)}
 }
 
-func exact(c exporter.Counts) string {
-	return fmt.Sprintf("%d\t%d\t%d", c.Bytes, c.Packets, c.TCPSYN)
+func exact(c exporter.Counts) []string {
+	return []string{strconv.FormatUint(c.Bytes, 10), strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.TCPSYN, 10)}
 }
 
 // short cuts an id as Docker does, behind the user whose it is.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -35,24 +36,25 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	os.Exit(execute(ctx, os.Args[1:]))
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-func execute(ctx context.Context, args []string) int {
-	root := newRoot()
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintf(os.Stderr, "nettally: %v\n", err)
+	complain(root.ErrOrStderr(), err)
 	if errors.Is(err, errUsage) {
 		return exitUsage
 	}
 	return exitFailed
 }
 
-func newRoot() *cobra.Command {
+// newRoot makes the commands. What they print goes through a screen.
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "nettally",
 		Short:         "Account the network traffic of every container on this host",
@@ -61,6 +63,8 @@ func newRoot() *cobra.Command {
 		Args:          arguments(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetOut(screen(stdout))
+	root.SetErr(screen(stderr))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, cmd.CommandPath())
 	})

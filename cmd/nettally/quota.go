@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -58,25 +57,21 @@ func newQuotaList() *cobra.Command {
 // printQuotas prints a line per key, for people.
 func printQuotas(w io.Writer, found *exporter.QuotaList) error {
 	if len(found.Quotas) == 0 {
-		_, err := fmt.Fprintln(w, "no quotas; see quotas in the configuration")
-		return err
+		return say(w, "no quotas; see quotas in the configuration")
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "QUOTA\tKEY\tUSED\tLIMIT\t\tRATIO\tPROJECTED\tRESETS AT\tALERTS")
+	t := newTable("QUOTA", "KEY", "USED", "LIMIT", "", "RATIO", "PROJECTED", "RESETS AT", "ALERTS")
 	for _, q := range found.Quotas {
 		projected := "-"
 		if q.Projected != nil {
 			projected = quota.Amount(*q.Projected, q.Unit)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f%%\t%s\t%s\t%s\n", q.Quota, dash(printable(quotaKey(q))),
-			quota.Amount(q.Used, q.Unit), quota.Amount(q.Limit, q.Unit), bar(min(q.Ratio, 1)), 100*q.Ratio, projected,
-			resetsAt(q), alertsOf(q))
+		t.row(q.Quota, dash(quotaKey(q)), quota.Amount(q.Used, q.Unit), quota.Amount(q.Limit, q.Unit), bar(min(q.Ratio, 1)),
+			fmt.Sprintf("%.1f%%", 100*q.Ratio), projected, resetsAt(q), alertsOf(q))
 	}
-	if err := t.Flush(); err != nil || found.ClockDistrust == "" {
+	if err := t.print(w); err != nil || found.ClockDistrust == "" {
 		return err
 	}
-	_, err := fmt.Fprintln(w, found.ClockDistrust)
-	return err
+	return say(w, "%s", found.ClockDistrust)
 }
 
 // quotaKey is the key as people know it: a container by its name, too.
@@ -195,8 +190,7 @@ func newQuotaTest() *cobra.Command {
 			if err := exporter.TestNotifier(cmd.Context(), config.Exporter.Socket, args[0]); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), "the test alert was sent")
-			return err
+			return say(cmd.OutOrStdout(), "the test alert was sent")
 		},
 	}
 }

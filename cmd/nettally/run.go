@@ -282,7 +282,7 @@ func newWatcher(config *configs.Config, log *slog.Logger) (*watcher.Watcher, err
 func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == configs.FormatJSON {
-		return slog.New(slog.NewJSONHandler(to, o))
+		return slog.New(slog.NewJSONHandler(escaping{to}, o))
 	}
 	return slog.New(slog.NewTextHandler(to, o))
 }
@@ -300,7 +300,7 @@ func (d *daemon) watching() []prometheus.Collector {
 	})
 	skipped := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nettally_watch_skipped_directories",
-		Help: "Cgroup directories below which containers may be missed: they can't be read, or are too deep. The log and `nettally check` name them.",
+		Help: "Cgroup directories in which containers may be missed: they can't be read, are too deep, or are named like a container's without an id. The log and `nettally check` name them.",
 	}, func() float64 {
 		_, count := d.watch.Skipped()
 		return float64(count)

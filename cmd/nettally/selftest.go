@@ -190,13 +190,14 @@ func compare(ctx context.Context, out io.Writer, d *tested, container *testnet.C
 		if l.got != l.want {
 			verdict = "OFF"
 		}
-		fmt.Fprintf(out, "%-4s %-28s %10d of %d\n", verdict, l.what, l.got, l.want)
+		if err := say(out, "%-4s %-28s %10d of %d", verdict, l.what, l.got, l.want); err != nil {
+			return err
+		}
 	}
 	if !allExact(lines) {
 		return errors.New("the numbers are off on this kernel; please report it with the lines above")
 	}
-	fmt.Fprintln(out, "exact")
-	return nil
+	return say(out, "exact")
 }
 
 // line is one number and what it should be.

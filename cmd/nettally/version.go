@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 
@@ -22,8 +21,7 @@ func newVersion() *cobra.Command {
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := buildInfo()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "nettally %s (revision %s, %s)\n", b.Version, b.Revision, b.GoVersion)
-			return err
+			return say(cmd.OutOrStdout(), "nettally %s (revision %s, %s)", b.Version, b.Revision, b.GoVersion)
 		},
 	}
 }
