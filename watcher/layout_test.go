@@ -158,8 +158,9 @@ func TestV2(t *testing.T) {
 	}
 	r.settle(t)
 	dir := newCgroup(t, defaultCgroupRoot)
-	makeDirs(t, filepath.Join(dir, "docker", idA))
-	for next[ContainerStarted](t, r).Cgroup != "/"+filepath.Base(dir)+"/docker/"+idA {
+	id := hexID(os.Getpid())
+	makeDirs(t, filepath.Join(dir, "docker", id)) // which no other test has at the time
+	for next[ContainerStarted](t, r).Cgroup != "/"+filepath.Base(dir)+"/docker/"+id {
 		// The machine's own containers.
 	}
 }

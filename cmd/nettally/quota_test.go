@@ -133,7 +133,7 @@ func TestQuotaRules(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "nettally.yaml")
 	text := `names: {labels: [team]}
 quotas:
-  - {name: a, match: {name: n, id: i, image: m, runtime: r, namespace: s, pod: p, labels: [{name: team, value: x*}]}, per: "label:team",
+  - {name: a, match: {name: n, id: i, image: m, runtime: r, namespace: s, pod: p, user: "1000", labels: [{name: team, value: x*}]}, per: "label:team",
      count: transmit_bytes, limit: 1kB, period: {every: month, day: 15, timezone: Asia/Tokyo}, alert_at: [1, 2], projection: true, initial: 5B, notify: [log]}
   - {name: b, rate: {count: total_bytes, above: 8kbit/s, clear: 500B/s, for: 3s}}
   - {name: c, count: total_tcp_syn, limit: 3, period: {rolling: 6h}}
