@@ -32,6 +32,9 @@ func newDetach() *cobra.Command {
 			if err := privileged(); err != nil {
 				return err
 			}
+			if err := folders(config); err != nil {
+				return err
+			}
 			// Before the counts are written down, which gives up slots.
 			slots, err := bpf.PinnedSlots(config.BPF.PinPath)
 			if err != nil {

@@ -96,6 +96,10 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		}
 	}()
 
+	if err := folders(config); err != nil {
+		return nil, err
+	}
+	d.warnExposed(config)
 	proc, why, err := choose(config)
 	if err != nil {
 		return nil, err
@@ -114,6 +118,13 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 	}
 	d.closers = append(d.closers, d.watch)
 	return d, d.wire()
+}
+
+// warnExposed warns of secrets that every user can read.
+func (d *daemon) warnExposed(config *configs.Config) {
+	if files := exposed(config); len(files) > 0 {
+		d.log.Warn("every user can read files that may hold secrets: take that from them by `chmod o-rwx`", "files", files)
+	}
 }
 
 // wire connects the rooms by what each needs of another.
@@ -442,6 +453,7 @@ func (d *daemon) apply(next *configs.Config, err error) {
 	d.reloadOK.Set(1)
 	d.control.reload()
 	d.log.Info("configuration taken in")
+	d.warnExposed(next)
 }
 
 func (d *daemon) close() {
