@@ -246,11 +246,11 @@ func TestConfinedByUnit(t *testing.T) {
 			veth := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
 			onHost := nettest.Container(t, host, testnet.ContainerOptions{Join: host})
 			hook := filepath.Join(t.TempDir(), "hook")
-			script := "#!/bin/sh\ngrep -q '^Seccomp:.2$' /proc/self/status && ! : >\"$0.written\"\n"
+			script := "#!/bin/sh\ngrep -q '^Seccomp:.2$' /proc/self/status && ! touch \"$0.written\"\n"
 			if err := os.WriteFile(hook, []byte(script), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			d := startDaemon(t, newConfined(t, host), fmt.Sprintf(`attach: {mode: %s}
+			d := startListening(t, newConfined(t, host), "127.0.0.1:9819", fmt.Sprintf(`attach: {mode: %s}
 accounting: {source: bpf, cgroup: all}
 watch: {include: [%q, %q]}
 names: {docker: "off", podman: "off", cri: "off"}
