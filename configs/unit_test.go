@@ -52,3 +52,12 @@ func TestUnitExposure(t *testing.T) {
 		t.Errorf("systemd-analyze security: %v\n%s", err, output)
 	}
 }
+
+// The configuration may hold secrets, so it is installed for root alone.
+func TestInstalledMode(t *testing.T) {
+	makefile, err := os.ReadFile("../Makefile")
+	must(t, err)
+	if !strings.Contains(string(makefile), "install -D -m 0640 configs/reference.yaml ") {
+		t.Error("`make install` does not install reference.yaml with mode 0640")
+	}
+}

@@ -99,7 +99,6 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 	if err := folders(config); err != nil {
 		return nil, err
 	}
-	d.warnExposed(config)
 	proc, why, err := choose(config)
 	if err != nil {
 		return nil, err
@@ -368,6 +367,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 
 	c := d.config.Load()
 	d.log.Info("counting", "source", d.source(), "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
+	d.warnExposed(c)
 	err := group.Wait()
 	if d.proc {
 		d.log.Info("stopped")
