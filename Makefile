@@ -115,4 +115,4 @@ check: generate
 install: build
 	$(AS_ROOT) install -D -m 0755 bin/nettally $(DESTDIR)$(PREFIX)/bin/nettally
 	$(AS_ROOT) install -D -m 0644 configs/nettally.service $(DESTDIR)/etc/systemd/system/nettally.service
-	[ -e $(DESTDIR)/etc/nettally/nettally.yaml ] || $(AS_ROOT) install -D -m 0644 configs/reference.yaml $(DESTDIR)/etc/nettally/nettally.yaml
+	[ -e $(DESTDIR)/etc/nettally/nettally.yaml ] || $(AS_ROOT) install -D -m 0640 configs/reference.yaml $(DESTDIR)/etc/nettally/nettally.yaml

@@ -108,8 +108,9 @@ type Datapath struct {
 // open the chunks of an earlier process. Close leaves pinned maps behind; [Unpin]
 // removes them.
 //
-// Returns an error wrapping [ErrInUse] while another process has the pin path, and
-// [ErrNewer] if slots are in use there that a newer nettally took.
+// Returns an error wrapping [ErrInUse] while another process has the pin path,
+// [ErrNewer] if slots are in use there that a newer nettally took, and
+// [trusted.ErrUntrusted] if others can change what is pinned.
 func Load(o Options) (_ *Datapath, err error) {
 	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16]chunk{}, taken: map[uint16]Slot{}, heirs: map[uint64]uint16{}, lowest: 1}
 	if d.maxSlots == 0 {

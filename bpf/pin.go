@@ -14,6 +14,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // bpffsRoot is where hosts mount the bpffs, if they do.
@@ -26,6 +28,9 @@ const marker = "mounted-by-nettally"
 // claim makes the folder for pins and locks the pin path, mounting a bpffs if it
 // lies on none.
 func claim(pinPath, folder string) (_ *os.File, err error) {
+	if err := trusted.Check(pinPath); err != nil {
+		return nil, fmt.Errorf("use pin path: %w", err)
+	}
 	if err := ensureBPFFS(pinPath); err != nil {
 		return nil, err
 	}
@@ -45,7 +50,8 @@ func claim(pinPath, folder string) (_ *os.File, err error) {
 	return lock, nil
 }
 
-// lockPath locks a folder for this process, until the file is closed.
+// lockPath locks a folder for this process, until the file is closed. It refuses what others
+// can change: they could have pinned maps there, with counts of theirs.
 func lockPath(path string) (*os.File, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -57,6 +63,9 @@ func lockPath(path string) (*os.File, error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w (stop it, or set another bpf.pin_path)", path, err), file.Close())
+	}
+	if err := trusted.CheckTree(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("use pin path: %w", err), file.Close())
 	}
 	return file, nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // pinPath returns a place to pin at, which is given back at the end.
@@ -177,7 +178,7 @@ func TestNewer(t *testing.T) {
 func TestUnpinSparesOthers(t *testing.T) {
 	path := pinPath(t)
 	must(t, os.Mkdir(path, 0o700))
-	must(t, unix.Mount("somebody", path, "bpf", 0, ""))
+	must(t, unix.Mount("somebody", path, "bpf", 0, "mode=0755"))
 	ours := filepath.Join(path, "nettally")
 	must(t, load(t, Options{PinPath: ours}).Close())
 	must(t, os.Mkdir(filepath.Join(path, "theirs"), 0o700))
@@ -239,4 +240,38 @@ func TestUsualPlace(t *testing.T) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
+}
+
+// What somebody else has pinned, or may pin, is neither counted with nor removed.
+func TestPinsOfOthers(t *testing.T) {
+	const stranger = 1000
+	for name, take := range map[string]func(t *testing.T, path string){
+		"the pin path is theirs":     func(t *testing.T, path string) { must(t, os.Chown(path, stranger, stranger)) },
+		"everyone can write there":   func(t *testing.T, path string) { must(t, os.Chmod(path, os.ModeSticky|0o777)) },
+		"the folder above is theirs": func(t *testing.T, path string) { must(t, os.Chown(filepath.Dir(path), stranger, stranger)) },
+		"a folder of a layout is":    func(t *testing.T, path string) { must(t, os.Chown(filepath.Join(path, Layout), stranger, stranger)) },
+		"a map is": func(t *testing.T, path string) {
+			must(t, os.Chown(filepath.Join(path, Layout, "slots"), stranger, stranger))
+		},
+		"a group can write to a map": func(t *testing.T, path string) { must(t, os.Chmod(filepath.Join(path, Layout, "slots"), 0o660)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := pinPath(t)
+			must(t, os.Mkdir(path, 0o755))
+			must(t, unix.Mount("somebody", path, "bpf", 0, "mode=0755"))
+			path = filepath.Join(path, "nettally")
+			must(t, load(t, Options{PinPath: path}).Close())
+			take(t, path)
+			_, loaded := Load(Options{PinPath: path})
+			_, listed := PinnedSlots(path)
+			for what, err := range map[string]error{"load": loaded, "list slots": listed, "unpin": Unpin(path)} {
+				if !errors.Is(err, trusted.ErrUntrusted) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s: %v, want a line that wraps ErrUntrusted", what, err)
+				}
+			}
+			if !exists(filepath.Join(path, Layout, "slots")) {
+				t.Error("the map was removed")
+			}
+		})
+	}
 }

@@ -11,6 +11,7 @@ package configs
 import (
 	"log/slog"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -59,7 +60,30 @@ type Config struct {
 	Quotas     []Quota    // each name once
 	Notifiers  []Notifier // each name once
 
-	digest digest // of the file it came from
+	file   string // it came from, "" for none
+	digest digest // of that
+}
+
+// Secrets returns the files that may hold secrets: its own, whose URLs may, and those that
+// notifiers name.
+func (c *Config) Secrets() []string {
+	var files []string
+	add := func(path string) {
+		if path != "" && !slices.Contains(files, path) {
+			files = append(files, path)
+		}
+	}
+	add(c.file)
+	for _, n := range c.Notifiers {
+		if n.Webhook != nil {
+			add(n.Webhook.SecretFile)
+			add(n.Webhook.HTTPConfigFile)
+		}
+		if n.Alertmanager != nil {
+			add(n.Alertmanager.HTTPConfigFile)
+		}
+	}
+	return files
 }
 
 // Log says what is logged, and how.

@@ -5,6 +5,7 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"reflect"
 	"strconv"
@@ -45,19 +46,40 @@ func BindFlags(flags *pflag.FlagSet) {
 //
 // The error has one line per problem, each of which can stand alone: it says where
 // the value came from and what was expected.
+//
+// A program of a notifier that others can change is a problem, too.
 func Load(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
-	text, err := read(path, required)
+	return (&source{file: path, flags: flags}).load(required)
+}
+
+// LoadForClient is [Load] for commands that only ask a running nettally, which any user may
+// run. A file that this user can't read is as good as none unless it is required, and the
+// programs of notifiers are not looked at: the daemon's user judges them.
+func LoadForClient(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
+	config, err := (&source{file: path, flags: flags, client: true}).load(required)
+	if errors.Is(err, fs.ErrPermission) && !required {
+		return (&source{flags: flags, client: true}).load(false)
+	}
+	return config, err
+}
+
+func (s *source) load(required bool) (*Config, error) {
+	text, err := read(s.file, required)
 	if err != nil {
 		return nil, err
 	}
-	values, problems := parse(path, text)
-	s := source{Viper: viper.New(), file: path, flags: flags, problems: problems}
+	s.Viper = viper.New()
+	values, problems := parse(s.file, text)
+	s.problems = problems
 	settings, err := s.merge(values)
 	if err != nil {
-		return nil, fmt.Errorf("merge config %s: %w", path, err)
+		return nil, fmt.Errorf("merge config %s: %w", s.file, err)
 	}
 	config := s.check(settings)
 	config.digest = digestOf(text)
+	if text != nil {
+		config.file = s.file
+	}
 	if err := errors.Join(s.problems...); err != nil {
 		return nil, err
 	}
@@ -69,6 +91,7 @@ type source struct {
 	*viper.Viper
 	file     string
 	flags    *pflag.FlagSet // may be nil
+	client   bool           // see LoadForClient
 	problems []error
 }
 

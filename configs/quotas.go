@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // Quota is a limit on what containers use, or a bound on how fast.
@@ -342,9 +344,7 @@ func (s *source) checkNotifiers(r raw) []Notifier {
 		if w.Exec != nil {
 			kinds++
 			n.Exec = &Exec{Command: w.Exec.Command}
-			if len(w.Exec.Command) == 0 || !filepath.IsAbs(w.Exec.Command[0]) || slices.ContainsFunc(w.Exec.Command, hasZero) {
-				l.report("exec.command", strings.Join(w.Exec.Command, " "), nil)
-			}
+			l.command(w.Exec.Command)
 		}
 		if kinds != 1 {
 			l.unfit("", "expected one of alertmanager, webhook, exec and log, got %d of them", kinds)
@@ -360,6 +360,21 @@ func timeout(text string) (time.Duration, error) {
 		return 0, errUnfit
 	}
 	return d, nil
+}
+
+// command checks the command of a program. One that is not there, or that we can't look at,
+// may be there when it has to run.
+func (l *lister) command(words []string) {
+	if len(words) == 0 || !filepath.IsAbs(words[0]) || slices.ContainsFunc(words, hasZero) {
+		l.report("exec.command", strings.Join(words, " "), nil)
+		return
+	}
+	if l.client {
+		return
+	}
+	if err := trusted.Check(words[0]); errors.Is(err, trusted.ErrUntrusted) {
+		l.unfit("exec.command", "%v", err)
+	}
 }
 
 // hasZero says whether a text holds a zero byte, which no argument of a program can.

@@ -16,6 +16,8 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 const (
@@ -47,7 +49,8 @@ type Listeners struct {
 // A socket file that a killed process left is replaced; one that somebody
 // listens on, or a file that is no socket, is an error. Close, or the end of
 // Serve, removes the socket file; a crash leaves it. A port or socket in use is
-// an error that wraps [syscall.EADDRINUSE].
+// an error that wraps [syscall.EADDRINUSE], and a directory of the socket that others
+// can change is one that wraps [trusted.ErrUntrusted].
 func Listen(tcp, socketPath, webConfig string) (_ *Listeners, err error) {
 	if err := web.Validate(webConfig); err != nil {
 		return nil, fmt.Errorf("read web config %s: %w", webConfig, err)
@@ -121,9 +124,9 @@ func listenUnix(path string) (net.Listener, error) {
 func makeParent(path string) (made string, err error) {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return "", errors.Join(err, trusted.Check(dir))
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := trusted.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
 	return dir, os.Chmod(dir, 0o755)

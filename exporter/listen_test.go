@@ -20,6 +20,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/trusted"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -263,6 +265,32 @@ func TestListenSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(0o755)
+}
+
+// Who can change the directory could put a socket of his own there.
+func TestListenInOthersDirectory(t *testing.T) {
+	need.Root(t)
+	const stranger = 1000
+	dir := filepath.Join(t.TempDir(), "run")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, stranger, stranger); err != nil {
+		t.Fatal(err)
+	}
+	for _, socket := range []string{filepath.Join(dir, "s"), filepath.Join(dir, "below", "s")} {
+		l, err := Listen("", socket, "")
+		if err == nil {
+			l.Close()
+		}
+		want := "listen on " + socket + ": " + dir + " belongs to uid 1000 and has mode 0755: others can change it: run `chown root: " + dir + "; chmod 755 " + dir + "`"
+		if !errors.Is(err, trusted.ErrUntrusted) || err.Error() != want {
+			t.Errorf("error is %v, want %s", err, want)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("left there: %v, %v", entries, err)
+	}
 }
 
 // A half-done Listen leaves nothing behind.

@@ -21,6 +21,8 @@ import (
 	"github.com/florianl/go-tc"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // DefaultPriority leaves room before us for one filter that must be first:
@@ -37,7 +39,8 @@ type Options struct {
 	NetNS int
 	// Pins is a folder on a bpffs for the pins of tcx links, for one namespace and
 	// one process at a time. It is made for the first pin and removed with the last;
-	// its parent must be there. "" is for who doesn't attach to tcx.
+	// its parent must be there, and nobody else may be able to change either. "" is for
+	// who doesn't attach to tcx.
 	Pins string
 	// Priority is the place of our filters among all filters of a hook, lowest
 	// first. 0 is DefaultPriority.
@@ -67,6 +70,8 @@ type Controller struct {
 
 // Open returns a Controller. It holds two netlink sockets and, given a NetNS, a
 // duplicate of that. They keep the namespace alive until Close.
+//
+// Returns an error wrapping [trusted.ErrUntrusted] if others can change the pins.
 func Open(options Options) (*Controller, error) {
 	if options.Priority == 0 {
 		options.Priority = DefaultPriority
@@ -76,6 +81,11 @@ func Open(options Options) (*Controller, error) {
 	}
 	c := &Controller{priority: options.Priority, elsewhere: options.Elsewhere, proven: make(map[uint32]bool)}
 	c.links.pins = options.Pins
+	if options.Pins != "" {
+		if err := trusted.Check(options.Pins); err != nil {
+			return nil, fmt.Errorf("use folder for pins: %w", err)
+		}
+	}
 	if err := c.open(options.NetNS); err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // links are our links on tcx hooks.
@@ -155,7 +157,7 @@ func (ls *links) replace(p place, old *ownLink, program *ebpf.Program) error {
 		return fmt.Errorf("attach to %v: %w", p, err)
 	}
 	defer made.Close()
-	if err := os.Mkdir(ls.pins, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := ls.makeFolder(); err != nil {
 		return errors.Join(fmt.Errorf("make folder for pins: %w", err), made.Detach())
 	}
 	if err := made.Pin(ls.pin(p)); err != nil {
@@ -164,6 +166,14 @@ func (ls *links) replace(p place, old *ownLink, program *ebpf.Program) error {
 		return err
 	}
 	return nil
+}
+
+// makeFolder makes the folder for pins, unless it is there.
+func (ls *links) makeFolder() error {
+	if err := os.Mkdir(ls.pins, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return trusted.Check(ls.pins)
 }
 
 // attach makes a link at the head.

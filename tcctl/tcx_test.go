@@ -13,6 +13,9 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 func TestAttachTCX(t *testing.T) {
@@ -387,4 +390,38 @@ func TestParsePlace(t *testing.T) {
 			t.Errorf("parsePlace(%q) = %v, %v", name, got, ok)
 		}
 	}
+}
+
+// In a folder of somebody else's, a pin could be anything.
+func TestPinsOfOthers(t *testing.T) {
+	need.Root(t)
+	const stranger = 1000
+	pins := filepath.Join(t.TempDir(), "links")
+	if err := os.Mkdir(pins, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(pins, stranger, stranger); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Options{Pins: pins}); !errors.Is(err, trusted.ErrUntrusted) {
+		t.Errorf("open: %v, want ErrUntrusted", err)
+	}
+}
+
+// A folder that somebody made after Open is not pinned in, and nothing stays attached.
+func TestPinsMadeByOthers(t *testing.T) {
+	const stranger = 1000
+	h, c := newTCXHost(t)
+	if err := os.Mkdir(c.links.pins, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(c.links.pins, stranger, stranger); err != nil {
+		t.Fatal(err)
+	}
+	err := c.AttachTCX(h.ifindex, load(t, "nettally_ingress"), load(t, "nettally_egress"))
+	if !errors.Is(err, trusted.ErrUntrusted) {
+		t.Errorf("attach: %v, want ErrUntrusted", err)
+	}
+	h.wantOnTCX(t, Ingress)
+	h.wantOnTCX(t, Egress)
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,6 +45,10 @@ func checks(ctx context.Context, config *configs.Config) []check {
 	all = append(all, []check{
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
 		{"cgroups.read", false, func() (string, error) { return unhidden(config) }},
+		{"folders", true, func() (string, error) {
+			return "nobody else can change what is pinned, kept or served", folders(config)
+		}},
+		{"secrets", false, func() (string, error) { return secrets(config) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
 	}...)
@@ -80,7 +85,7 @@ func required(config *configs.Config) error {
 	bpfOnly := *config
 	bpfOnly.Accounting.Source = configs.SourceBPF
 	for _, c := range checks(context.Background(), &bpfOnly) {
-		if !c.required || c.name == "counters" || c.name == "source" { // the daemon opens those itself
+		if !c.required || slices.Contains([]string{"counters", "source", "folders"}, c.name) { // the daemon opens those itself
 			continue
 		}
 		if _, err := c.run(); err != nil {

@@ -38,6 +38,9 @@ func newDetach() *cobra.Command {
 				return err
 			}
 			defer lock.Close()
+			if err := folders(config); err != nil {
+				return err
+			}
 			// Before the counts are written down, which gives up slots.
 			slots, err := bpf.PinnedSlots(config.BPF.PinPath)
 			if err != nil {

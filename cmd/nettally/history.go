@@ -57,7 +57,7 @@ func newHistory() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%w: --%w", errUsage, err)
 			}
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}

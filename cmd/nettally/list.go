@@ -34,7 +34,7 @@ func newList() *cobra.Command {
 			if !ok {
 				return fmt.Errorf("%w: --output: expected table, wide or json, got %q", errUsage, output)
 			}
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}

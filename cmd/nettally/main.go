@@ -90,3 +90,9 @@ func loadConfig(cmd *cobra.Command) (*configs.Config, error) {
 	flag := cmd.Flags().Lookup("config")
 	return configs.Load(flag.Value.String(), flag.Changed, cmd.Flags())
 }
+
+// loadClientConfig is loadConfig for a command that asks the daemon.
+func loadClientConfig(cmd *cobra.Command) (*configs.Config, error) {
+	flag := cmd.Flags().Lookup("config")
+	return configs.LoadForClient(flag.Value.String(), flag.Changed, cmd.Flags())
+}

@@ -39,7 +39,7 @@ func newQuotaList() *cobra.Command {
 			if !ok {
 				return fmt.Errorf("%w: --output: expected table or json, got %q", errUsage, output)
 			}
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}
@@ -113,7 +113,7 @@ func newQuotaSet() *cobra.Command {
 		Example: "  nettally quota set monthly-egress 37.5GiB --key web",
 		Args:    arguments(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}
@@ -165,7 +165,7 @@ func newQuotaReset() *cobra.Command {
 			if (key == "") != all {
 				return fmt.Errorf("%w: give either --key or --all: see `%s --help`", errUsage, cmd.CommandPath())
 			}
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}
@@ -183,7 +183,7 @@ func newQuotaTest() *cobra.Command {
 		Short: "Send a test alert by one of the notifiers",
 		Args:  arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, err := loadConfig(cmd)
+			config, err := loadClientConfig(cmd)
 			if err != nil {
 				return err
 			}

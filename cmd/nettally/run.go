@@ -96,6 +96,9 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		}
 	}()
 
+	if err := folders(config); err != nil {
+		return nil, err
+	}
 	proc, why, err := choose(config)
 	if err != nil {
 		return nil, err
@@ -114,6 +117,13 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 	}
 	d.closers = append(d.closers, d.watch)
 	return d, d.wire()
+}
+
+// warnExposed warns of secrets that every user can read.
+func (d *daemon) warnExposed(config *configs.Config) {
+	if files := exposed(config); len(files) > 0 {
+		d.log.Warn("every user can read files that may hold secrets: take that from them by `chmod o-rwx`", "files", files)
+	}
 }
 
 // wire connects the rooms by what each needs of another.
@@ -357,6 +367,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 
 	c := d.config.Load()
 	d.log.Info("counting", "source", d.source(), "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
+	d.warnExposed(c)
 	err := group.Wait()
 	if d.proc {
 		d.log.Info("stopped")
@@ -442,6 +453,7 @@ func (d *daemon) apply(next *configs.Config, err error) {
 	d.reloadOK.Set(1)
 	d.control.reload()
 	d.log.Info("configuration taken in")
+	d.warnExposed(next)
 }
 
 func (d *daemon) close() {

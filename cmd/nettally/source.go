@@ -18,6 +18,7 @@ import (
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/procnet"
 	"github.com/nettally/nettally/internal/roster"
+	"github.com/nettally/nettally/internal/trusted"
 	"github.com/nettally/nettally/tcctl"
 	"github.com/nettally/nettally/watcher"
 )
@@ -64,7 +65,7 @@ func noPrograms(config *configs.Config) error {
 	if err == nil && len(slots) == 0 {
 		return nil
 	}
-	if errors.Is(err, bpf.ErrInUse) {
+	if errors.Is(err, bpf.ErrInUse) || errors.Is(err, trusted.ErrUntrusted) {
 		return err
 	}
 	return fmt.Errorf("count by /proc: programs of an earlier run count already, in %s: run `nettally detach` as root first, or let nettally load its programs", config.BPF.PinPath)

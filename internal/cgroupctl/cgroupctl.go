@@ -21,6 +21,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 var (
@@ -38,7 +40,8 @@ type Options struct {
 	// Root is where the cgroup2 hierarchy is mounted.
 	Root string
 	// Pins is a folder on a bpffs for the pins of our links. It is made for the first and
-	// removed with the last; its parent must be there.
+	// removed with the last; its parent must be there, and nobody else may be able to
+	// change either.
 	Pins string
 }
 
@@ -141,7 +144,7 @@ func (c *Controller) make(dir string, id uint64, h hook, program *ebpf.Program) 
 	if err := c.confirm(dir, id); err != nil {
 		return err
 	}
-	if err := os.Mkdir(c.Pins, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := c.makeFolder(); err != nil {
 		return fmt.Errorf("make folder for pins: %w", err)
 	}
 	if err := made.Pin(c.pin(id, h)); err != nil {
@@ -149,6 +152,14 @@ func (c *Controller) make(dir string, id uint64, h hook, program *ebpf.Program) 
 		return fmt.Errorf("pin link: %w", err)
 	}
 	return nil
+}
+
+// makeFolder makes the folder for pins, unless it is there.
+func (c *Controller) makeFolder() error {
+	if err := os.Mkdir(c.Pins, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return trusted.Check(c.Pins)
 }
 
 // Replace puts the programs in the place of our own on a cgroup, wherever it is. It does
@@ -228,7 +239,12 @@ func (c *Controller) clear(id uint64, h hook) error {
 func (c *Controller) tidy() { _ = os.Remove(c.Pins) }
 
 // IDs returns the ids of the cgroups that have links of ours, in no order; some may be gone.
+//
+// Returns an error wrapping [trusted.ErrUntrusted] if others can change the pins.
 func (c *Controller) IDs() ([]uint64, error) {
+	if err := trusted.Check(c.Pins); err != nil {
+		return nil, fmt.Errorf("use folder for pins: %w", err)
+	}
 	entries, err := os.ReadDir(c.Pins)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list pins of cgroups: %w", err)

@@ -22,6 +22,7 @@ import (
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // bench is a container whose cgroup is counted, and the host that it talks with.
@@ -299,4 +300,25 @@ func minus(a, b bpf.Counters) bpf.Counters {
 
 func less(a, b bpf.Volume) bpf.Volume {
 	return bpf.Volume{Bytes: a.Bytes - b.Bytes, Packets: a.Packets - b.Packets}
+}
+
+// In a folder of somebody else's, a pin could be anything: none is made or listed, and
+// nothing stays attached.
+func TestPinsOfOthers(t *testing.T) {
+	const stranger = 1000
+	b := newBench(t)
+	if err := errors.Join(os.Mkdir(b.Pins, 0o755), os.Chown(b.Pins, stranger, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	id := nettest.Must(b.ID(b.container.Cgroup))(t)
+	err := b.Attach(b.container.Cgroup, id, b.datapath.CgroupIngress, b.datapath.CgroupEgress)
+	if !errors.Is(err, trusted.ErrUntrusted) {
+		t.Errorf("attach: %v, want ErrUntrusted", err)
+	}
+	if _, err := b.IDs(); !errors.Is(err, trusted.ErrUntrusted) {
+		t.Errorf("list: %v, want ErrUntrusted", err)
+	}
+	if entries, err := os.ReadDir(b.Pins); err != nil || len(entries) > 0 {
+		t.Errorf("left there: %v, %v", entries, err)
+	}
 }

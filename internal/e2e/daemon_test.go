@@ -64,6 +64,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 var built struct{ folder string }
 
 func TestMain(m *testing.M) {
+	confine()
 	code := m.Run()
 	if built.folder != "" {
 		os.RemoveAll(built.folder)

@@ -123,6 +123,28 @@ func runAround(t *testing.T, at place, around []string, args ...string) (string,
 	return string(out), err
 }
 
+// A configuration that every user can read is taken, and warned of.
+func TestReadableConfig(t *testing.T) {
+	need.Root(t)
+	d := startDaemon(t, on{nettest.Host(t)}, "")
+	const warning = "every user can read files that may hold secrets"
+	if strings.Contains(d.log.String(), warning) {
+		t.Error("warned of a configuration that is hidden")
+	}
+	d.stop()
+	makeReadable(t, d.config)
+	if err := os.Chmod(d.config, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	d.poll("warned", func() error {
+		if n := strings.Count(d.log.String(), warning); n != 1 {
+			return fmt.Errorf("warned %d times", n)
+		}
+		return nil
+	})
+}
+
 // Where no bpffs is mounted, one is, and detach takes it off again.
 func TestNoBPFFS(t *testing.T) {
 	need.Root(t)

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 // file is the ledger as it is open. Each pool has its purpose, so that no query of a
@@ -45,11 +47,17 @@ func source(path string, options ...string) string {
 }
 
 // openFile opens a ledger, or makes one, and brings its schema up to date. If it can
-// only be read, it is returned for that, along with the error.
+// only be read, it is returned for that, along with the error. What others can change is
+// not even read: it could hold any usage.
 func openFile(ctx context.Context, path string) (f *file, made bool, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
 		return nil, false, err
+	}
+	for _, kept := range []string{filepath.Dir(path), path} {
+		if err := trusted.Check(kept); err != nil {
+			return nil, false, err
+		}
 	}
 	f, made, err = openWritable(ctx, path)
 	if err == nil || isDamage(err) || errors.Is(err, errNewer) {
@@ -91,7 +99,7 @@ func openWritable(ctx context.Context, path string) (f *file, made bool, err err
 
 // create makes an empty file that is nobody else's to read: it has names and labels.
 func create(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := trusted.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/trusted"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/internal/wallclock"
 )
@@ -359,5 +361,32 @@ nettally_ledger_flush_failures_total 0
 		"nettally_ledger_damaged_total", "nettally_ledger_flush_failures_total")
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// A ledger that others can change is neither read nor written: it could hold any usage.
+func TestLedgerOfOthers(t *testing.T) {
+	need.Root(t)
+	const stranger = 1000
+	for name, path := range map[string]func(b *bench) string{
+		"the file":            func(b *bench) string { return b.path },
+		"the folder":          func(b *bench) string { return filepath.Dir(b.path) },
+		"the folder above it": func(b *bench) string { return filepath.Dir(filepath.Dir(b.path)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.flush(record("a1", "web", 1000))
+			b.stop()
+			if err := os.Chown(path(b), stranger, stranger); err != nil {
+				t.Fatal(err)
+			}
+			b.restart()
+			if records, err := b.Load(time.Hour); !errors.Is(err, trusted.ErrUntrusted) || len(records) > 0 {
+				t.Errorf("load: %d records, %v, want ErrUntrusted", len(records), err)
+			}
+			if err := b.attempt(record("a1", "web", 2000)); !errors.Is(err, trusted.ErrUntrusted) {
+				t.Errorf("write: %v, want ErrUntrusted", err)
+			}
+		})
 	}
 }

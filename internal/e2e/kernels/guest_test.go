@@ -164,7 +164,7 @@ func archive(t *testing.T, root string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cpio := exec.Command("busybox", "cpio", "-o", "-H", "newc")
+	cpio := exec.Command("busybox", "cpio", "-o", "-H", "newc", "-R", "0:0") // nettally wants its folders to be root's
 	cpio.Dir = root
 	cpio.Stdin = strings.NewReader(names.String())
 	path := filepath.Join(t.TempDir(), "initramfs")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/quota"
+	"github.com/nettally/nettally/internal/trusted"
 )
 
 const (
@@ -47,7 +48,7 @@ func (p *program) one(ctx context.Context, a quota.Alert) error {
 	if err != nil {
 		return err
 	}
-	if err := trusted(p.command[0]); err != nil {
+	if err := mayRun(p.command[0]); err != nil {
 		return &failure{cause: err, everyone: true}
 	}
 	output := &head{most: outputMax}
@@ -79,16 +80,18 @@ func killGroup(pid int) error {
 	return err
 }
 
-// trusted refuses a program that anyone could have put there: it runs as we do.
-func trusted(path string) error {
+// mayRun refuses a program that others could have put there: it runs as we do. It is asked
+// before each run, since the configuration may have been read long before.
+func mayRun(path string) error {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("run program: %w", err)
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("run %s: it is not a file", path)
-	case info.Mode().Perm()&0o002 != 0:
-		return fmt.Errorf("run %s: everyone can write to it; chmod o-w it", path)
+	}
+	if err := trusted.Check(path); err != nil {
+		return fmt.Errorf("run program: %w", err)
 	}
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 // script returns an executable shell script, and the folder it is in.
@@ -87,7 +89,7 @@ func TestProgramFails(t *testing.T) {
 	for _, test := range []struct{ path, want string }{
 		{exits, "run " + exits + ": exit status 3: no such recipient"},
 		{loud, "run " + loud + ": exit status 1: y y y y"},
-		{open, "everyone can write to it; chmod o-w it"},
+		{open, "run program: " + open + " belongs to uid " + strconv.Itoa(os.Getuid()) + " and has mode 0777: others can change it: run `chown root: " + open + "; chmod 755 " + open + "`"},
 		{"/nonexistent/hook", "run program: stat /nonexistent/hook: no such file or directory"},
 		{t.TempDir(), "it is not a file"},
 		{write(t, "text", "echo\n", 0o600), "permission denied"},
@@ -100,6 +102,38 @@ func TestProgramFails(t *testing.T) {
 		if f := (*failure)(nil); errors.As(err, &f) && f.permanent {
 			t.Errorf("%v is for good, want it to be tried again", err)
 		}
+	}
+}
+
+// A program that was fine when the configuration was read may have been replaced since.
+func TestProgramReplaced(t *testing.T) {
+	need.Root(t)
+	const stranger = 1000
+	path, folder := script(t, `echo ran >>"$(dirname "$0")/runs"`)
+	b := newBench(t, Config{Name: "run", Exec: &Exec{Command: []string{path}}})
+	if err := b.Test(t.Context(), "run"); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func() error{
+		"the program": func() error { return os.Chown(path, stranger, stranger) },
+		"its folder":  func() error { return errors.Join(os.Chown(path, 0, 0), os.Chown(folder, stranger, stranger)) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		err := b.Test(t.Context(), "run")
+		if err == nil || !strings.Contains(err.Error(), " belongs to uid 1000 and has mode ") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s is another's: error is %v, want a line that says so", name, err)
+		}
+		if f := (*failure)(nil); !errors.As(err, &f) || f.permanent {
+			t.Errorf("%s is another's: %v is for good, want it to be tried again", name, err)
+		}
+		if err := errors.Join(os.Chown(path, 0, 0), os.Chown(folder, 0, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(t, filepath.Join(folder, "runs")); got != "ran\n" {
+		t.Errorf("it ran again: %q", got)
 	}
 }
 

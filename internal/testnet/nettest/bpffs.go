@@ -13,7 +13,7 @@ import (
 func BPFFS(tb testing.TB) string {
 	tb.Helper()
 	dir := tb.TempDir()
-	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0755"); err != nil {
 		tb.Fatalf("mount bpffs: %v", err)
 	}
 	tb.Cleanup(func() {
