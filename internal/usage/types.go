@@ -168,6 +168,9 @@ const (
 	NoHostVeth    Reason = "no_host_veth"   // no interface, or one without an end in the host
 	AttachFailed  Reason = "attach_failed"  // see the log
 	Shadowed      Reason = "shadowed"       // another's program lets packets past that we don't see
+	// SeveralNetworks: its processes are in several namespaces, or may be, and only the
+	// interfaces in one are counted.
+	SeveralNetworks Reason = "several_networks"
 )
 
 // Place says where an interface is counted.
