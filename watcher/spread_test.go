@@ -255,10 +255,13 @@ func TestGiven(t *testing.T) {
 		"bridge": {func(t *testing.T, c inspected) {
 			check(t, c.inner.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "b"}}))
 		}, false},
-		"veth to the host":     {func(t *testing.T, c inspected) { veth(t, c.host, "a", c.inner, "eth0") }, true},
-		"veth to a third":      {func(t *testing.T, c inspected) { veth(t, third, "a", c.inner, "eth0") }, false},
-		"macvlan on the host":  {func(t *testing.T, c inspected) { macvlan(t, c.host, c.inner) }, true},
-		"macvlan on a third's": {func(t *testing.T, c inspected) { macvlan(t, newNamespace(t), c.inner) }, false},
+		"veth to the host":    {func(t *testing.T, c inspected) { veth(t, c.host, "a", c.inner, "eth0") }, true},
+		"veth to a third":     {func(t *testing.T, c inspected) { veth(t, third, "a", c.inner, "eth0") }, false},
+		"macvlan on the host": {func(t *testing.T, c inspected) { macvlan(t, c.host, c.inner) }, true},
+		"macvlan on a third's": {func(t *testing.T, c inspected) {
+			check(t, c.inner.SetNetNsIdByFd(c.host.FD(), 55)) // it knows the host's, too
+			macvlan(t, newNamespace(t), c.inner)
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newInspected(t, root)
