@@ -27,6 +27,11 @@ type Sandbox struct {
 	NetNSID    int    // the number the host's namespace has for it, -1 if none
 	Host       bool   // it is the host's own
 	Interfaces []Interface
+	// Given: one of them leads to the host's namespace, or is physical. Only who may administer
+	// the host's network can have made that.
+	Given bool
+	// Spread is where the container's other threads are, if it was asked for the container.
+	Spread Spread
 }
 
 // Interface is one interface of a container, loopback excepted.
@@ -55,8 +60,9 @@ const maxDirectories = 1000
 //
 // A container that starts is in the host's namespace first and has no interfaces
 // then: Host is true, and the caller has to ask again. Where the processes of a
-// container differ, the first that is not in the host's namespace counts. For the
-// host's own namespace no interfaces are listed.
+// container differ, the first namespace counts that is not the host's and has an interface
+// from there, or else the first that is not the host's, and Spread says that they differ. For
+// the host's own namespace no interfaces are listed.
 //
 // A namespace with an uplink gets a number in the host's one if it has none, so that
 // [NamespaceGone] can tell its end. The kernel forgets it with the namespace.
@@ -69,7 +75,9 @@ func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 		return Sandbox{}, err
 	}
 	defer n.Close()
-	return n.Inspect()
+	s, err := n.Inspect()
+	s.Spread = n.spread
+	return s, err
 }
 
 // fillSandbox lists a namespace's interfaces and finds their host veths.
@@ -100,8 +108,11 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 		s.Interfaces = append(s.Interfaces, i)
 	}
 	if markUplinks(s.Interfaces, inner) && s.NetNSID < 0 {
-		s.NetNSID, err = numberNamespace(host, netns)
+		if s.NetNSID, err = numberNamespace(host, netns); err != nil {
+			return err
+		}
 	}
+	s.Given, err = w.given(s.Interfaces, inner, netns)
 	return err
 }
 
@@ -150,35 +161,72 @@ type namespace struct {
 	id   namespaceID
 }
 
-// sandboxNamespace opens the namespace of the first process that is not in the
-// host's, or else the host's.
-func (w *Watcher) sandboxNamespace(c Container) (namespace, error) {
-	var host namespace
+// maxNamespaces bounds how many namespaces of a container's processes are looked at for
+// the one that has an interface from the host.
+const maxNamespaces = 16
+
+// sandboxNamespace opens the namespace that a container is in: of those of its processes
+// that are not the host's the first that has an interface from the host, since it may make
+// others itself; else the first, or else the host's.
+func (w *Watcher) sandboxNamespace(c Container, spread Spread) (namespace, error) {
+	found, err := w.namespacesOf(c, spread != Together)
+	if len(found) == 0 {
+		return namespace{}, cmp.Or(err, ErrNoProcess)
+	}
+	chosen := w.choose(found)
+	for i, ns := range found {
+		if i != chosen {
+			ns.file.Close()
+		}
+	}
+	return found[chosen], nil
+}
+
+func (w *Watcher) choose(among []namespace) int {
+	var own []int
+	for i, ns := range among {
+		if ns.id != w.host {
+			own = append(own, i)
+		}
+	}
+	if len(own) == 0 {
+		return 0
+	}
+	for _, i := range own {
+		if len(own) > 1 && w.isGiven(among[i]) {
+			return i
+		}
+	}
+	return own[0]
+}
+
+// isGiven says whether there is an interface from the host in a namespace.
+func (w *Watcher) isGiven(ns namespace) bool {
+	var s Sandbox
+	err := w.fillSandbox(&s, int(ns.file.Fd()))
+	return err == nil && s.Given
+}
+
+// namespacesOf opens the namespaces of a container's processes, oldest process first: up to
+// the first that is not the host's, or all.
+func (w *Watcher) namespacesOf(c Container, all bool) (found []namespace, failure error) {
 	processes, failure := w.processes(c)
 	for _, p := range processes {
 		ns, err := w.processNamespace(p)
-		switch {
+		switch known := func(n namespace) bool { return n.id == ns.id }; {
 		case err != nil:
 			failure = err
 		case ns.file == nil: // ended
-		case ns.id != w.host:
-			if host.file != nil {
-				host.file.Close()
-			}
-			return ns, nil
-		case host.file != nil:
+		case slices.ContainsFunc(found, known), len(found) == maxNamespaces:
 			ns.file.Close()
 		default:
-			host = ns
+			found = append(found, ns)
+			if ns.id != w.host && !all {
+				return found, failure
+			}
 		}
 	}
-	if host.file != nil {
-		return host, nil
-	}
-	if failure != nil {
-		return namespace{}, failure
-	}
-	return namespace{}, ErrNoProcess
+	return found, failure
 }
 
 // process is a member of a cgroup.
@@ -292,12 +340,15 @@ func readProcesses(procs string) ([]int, error) {
 	if err != nil {
 		return nil, nil
 	}
-	var pids []int
+	return parseIDs(b), nil
+}
+
+func parseIDs(b []byte) (ids []int) {
 	for field := range strings.FieldsSeq(string(b)) {
-		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-			pids = append(pids, pid)
+		if id, err := strconv.Atoi(field); err == nil && id > 0 {
+			ids = append(ids, id)
 		}
 	}
-	slices.Sort(pids)
-	return slices.Compact(pids), nil
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }

@@ -80,7 +80,7 @@ func TestInspect(t *testing.T) {
 		}))
 		nsid, err := c.host.GetNetNsIdByFd(c.inner.FD())
 		check(t, err)
-		want := Sandbox{NetNS: inode(t, c.inner), NetNSID: nsid, Interfaces: []Interface{
+		want := Sandbox{NetNS: inode(t, c.inner), NetNSID: nsid, Given: true, Interfaces: []Interface{
 			{Name: "eth0", Index: linkIn(t, c.inner, "eth0").Attrs().Index, HostIndex: outer.Attrs().Index, Kind: "veth", Up: true},
 			{Name: "mac0", Index: linkIn(t, c.inner, "mac0").Attrs().Index, Kind: "macvlan"},
 		}}
@@ -115,7 +115,7 @@ func TestInspectStarting(t *testing.T) {
 			t.Errorf("at first (-want +got):\n%s", diff)
 		}
 		startIn(t, c.inner, c.dir())
-		want = Sandbox{NetNS: inode(t, c.inner), NetNSID: -1}
+		want = Sandbox{NetNS: inode(t, c.inner), NetNSID: -1, Spread: AlsoInHost}
 		if diff := cmp.Diff(want, c.inspect(t)); diff != "" {
 			t.Errorf("then (-want +got):\n%s", diff)
 		}

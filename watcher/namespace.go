@@ -24,15 +24,18 @@ type Namespace struct {
 	of   Container
 	ns   namespace
 	conn *netlink.Conn // in it, nil until Counters was called
+
+	spread Spread // of the container when it was opened
 }
 
 // Hold opens the network namespace that Inspect would look at.
 func (w *Watcher) Hold(c Container) (*Namespace, error) {
-	ns, err := w.sandboxNamespace(c)
+	spread := w.Stand(c).Spread
+	ns, err := w.sandboxNamespace(c, spread)
 	if err != nil {
 		return nil, fmt.Errorf("inspect container %s: %w", c.ID, err)
 	}
-	return &Namespace{w: w, of: c, ns: ns}, nil
+	return &Namespace{w: w, of: c, ns: ns, spread: spread}, nil
 }
 
 // Close gives the namespace up.

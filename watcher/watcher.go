@@ -130,6 +130,7 @@ type Watcher struct {
 	changed       chan struct{} // wakes Run after Containers has found changes
 	rescanEvery   time.Duration
 	receiveBuffer int
+	maxTasks      int
 
 	skips   *skips
 	stats   stats
@@ -155,6 +156,7 @@ func New(o Options) (*Watcher, error) {
 		changed:       make(chan struct{}, 1),
 		rescanEvery:   rescanEvery,
 		receiveBuffer: receiveBuffer,
+		maxTasks:      maxTasks,
 		degraded:      map[string]error{},
 	}
 	if w.log == nil {

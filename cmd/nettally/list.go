@@ -114,8 +114,8 @@ func lines(c exporter.Container) []exporter.Interface {
 	return all
 }
 
-// byIP says whether a container has no other numbers than those of its cgroup.
-func byIP(c exporter.Container) bool { return len(c.Interfaces) == 0 && c.IP != nil }
+// byIP says whether what a container has used is told by its cgroup, as quotas have it.
+func byIP(c exporter.Container) bool { return c.IP != nil && (c.OnHost || len(c.Interfaces) == 0) }
 
 // brief and exact are the cells of one direction.
 func brief(v exporter.Volume, syn uint64) []string {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -64,6 +65,24 @@ ccc3          old    -        -          -               -       0              
 		got := trimmed(mustOutput(t, append(append([]string{"list"}, flags...), test.args...)...))
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", test.args, diff)
+		}
+	}
+}
+
+func TestByIP(t *testing.T) {
+	eth0, ip := []exporter.Interface{{Name: "eth0"}}, &exporter.IP{}
+	for name, row := range map[string]struct {
+		c    exporter.Container
+		want bool
+	}{
+		"an interface":                         {exporter.Container{Interfaces: eth0}, false},
+		"an interface, shared":                 {exporter.Container{Interfaces: eth0, IP: ip}, false},
+		"its cgroup alone":                     {exporter.Container{IP: ip}, true},
+		"on the host, with one of its own":     {exporter.Container{Interfaces: eth0, IP: ip, OnHost: true}, true},
+		"on the host, and no cgroup's numbers": {exporter.Container{Interfaces: eth0, OnHost: true}, false},
+	} {
+		if got := byIP(row.c); got != row.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }

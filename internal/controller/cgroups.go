@@ -27,8 +27,8 @@ type CgroupMode string
 // The modes.
 const (
 	// CgroupAuto is those that no interface tells apart: in the host's network, in a namespace
-	// with others, and without an interface of their own. A container that starts is, too,
-	// until it is known which it is: the first packets are not missed.
+	// with others, in several, and without an interface of their own. A container that starts
+	// is, too, until it is known which it is: the first packets are not missed.
 	CgroupAuto CgroupMode = "auto"
 	CgroupAll  CgroupMode = "all"
 	CgroupOff  CgroupMode = "off"
@@ -59,7 +59,16 @@ func (s *groups) wants(m *member) bool {
 	case CgroupOff:
 		return false
 	}
-	return m.Reason != usage.Accounted || m.Shared
+	return m.Reason == usage.Starting || m.Extent == roster.MaybeInMore || s.tells(m)
+}
+
+// tells says whether what a container's cgroup counts is told: not while it is open whether
+// that is wanted.
+func (s *groups) tells(m *member) bool {
+	if m.Reason == usage.Starting {
+		return false
+	}
+	return s.Settings().Cgroup == CgroupAll || m.Reason != usage.Accounted || m.Shared || m.Extent == roster.InMore
 }
 
 // place begins to count a container's cgroup where that is wanted, and ends it where it is
@@ -76,7 +85,7 @@ func (s *groups) place(m *member) {
 	if (g == nil || !g.attached()) && !m.Ended {
 		g = s.count(m)
 	}
-	if g != nil && g.attached() && m.Reason != usage.Starting {
+	if g != nil && g.attached() && s.tells(m) {
 		if err := s.Accounts.Tell(g.Target); err != nil {
 			s.Log.Warn("note that a cgroup is told", "container_id", m.ID, "err", err)
 		}

@@ -26,6 +26,7 @@ type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Inspect(watcher.Container) (watcher.Sandbox, error)
 	Hold(watcher.Container) (*watcher.Namespace, error)
+	Stand(watcher.Container) watcher.Standing
 	Unified(watcher.Container) (dir string, ok bool)
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)

@@ -246,6 +246,10 @@ func (h *fakeHost) Hold(watcher.Container) (*watcher.Namespace, error) {
 	return nil, watcher.ErrNoProcess
 }
 
+func (h *fakeHost) Stand(c watcher.Container) watcher.Standing {
+	return watcher.Standing{NetNS: h.inside[c.ID].NetNS, Spread: h.inside[c.ID].Spread}
+}
+
 func (h *fakeHost) Unified(c watcher.Container) (string, bool) { return c.Cgroup, true }
 
 func (h *fakeHost) Counters(ifindex int, asked func()) (watcher.LinkCounters, error) {

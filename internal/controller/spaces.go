@@ -62,11 +62,17 @@ func (c *Controller) Locate(m roster.Member) (at roster.Location[watcher.Sandbox
 	if found.Host {
 		return at, nil
 	}
-	at.Space = roster.Space{ID: found.NetNS, NSID: found.NetNSID}
+	at.Space, at.Spread = roster.Space{ID: found.NetNS, NSID: found.NetNSID}, found.Spread
 	for _, i := range found.Interfaces {
 		at.CountedFor = append(at.CountedFor, c.owners(usage.OnHost(i.HostIndex), targetOf(found, i))...)
 	}
 	return at, nil
+}
+
+// Strays implements [roster.Backend].
+func (c *Controller) Strays(m roster.Member, from roster.Space) bool {
+	now := c.Host.Stand(m.Found)
+	return now.Spread != watcher.Together || now.NetNS != 0 && now.NetNS != from.ID
 }
 
 // inspect looks at a container, by the namespace that is held where its processes have
@@ -93,6 +99,7 @@ func (c *Controller) Count(owner roster.Member, in roster.Location[watcher.Sandb
 	if sum.Waiting > 0 || sum.Outcome == (roster.Outcome{}) {
 		c.hold(known)
 	}
+	sum.Given = in.Found.Given
 	return sum.Outcome
 }
 

@@ -37,6 +37,7 @@ const (
 type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
+	Tasks(watcher.Container) (ids []int, all bool)
 	NamespaceNumber(pid int) (int, error)
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 }

@@ -70,8 +70,19 @@ func (b *Backend) Locate(m roster.Member) (at roster.Location[int], err error) {
 		s = b.newSpace(m, number, pid, moved && before != number)
 	}
 	at.Space, at.Found = roster.Space{ID: number, NSID: s.nsid}, pid
-	at.CountedFor = b.countedFor(s)
+	at.CountedFor, at.Spread = b.countedFor(s), b.stand(m.Found).Spread
 	return at, nil
+}
+
+// Strays implements [roster.Backend].
+func (b *Backend) Strays(m roster.Member, from roster.Space) bool {
+	now := b.stand(m.Found)
+	return now.Spread != watcher.Together || now.NetNS != 0 && now.NetNS != from.ID
+}
+
+func (b *Backend) stand(in watcher.Container) watcher.Standing {
+	tasks, all := b.Host.Tasks(in)
+	return watcher.StandingOf(tasks, all, b.host, b.files.namespace)
 }
 
 // find returns the namespace of the first of a container's processes that is not in the
@@ -161,6 +172,7 @@ func (b *Backend) outcome(s *space, key roster.Key) (o roster.Outcome) {
 		switch {
 		case i.counted && b.Accounts.Owner(i.target) == key.ID:
 			o.Counted++
+			o.Given = o.Given || i.host != 0
 		case i.counted:
 			o.Others++
 		case i.failed:

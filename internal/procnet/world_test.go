@@ -121,9 +121,25 @@ func (w *world) start(id, namespace string) {
 func (w *world) enter(id, namespace string) {
 	w.t.Helper()
 	w.exit(id)
+	w.fork(id, namespace)
+}
+
+// fork gives a container one more process, in a namespace.
+func (w *world) fork(id, namespace string) {
+	w.t.Helper()
 	w.nextPID++
 	w.link(fmt.Sprint(w.nextPID), namespace)
-	w.pids[id] = []int{w.nextPID}
+	w.pids[id] = append(w.pids[id], w.nextPID)
+}
+
+// is expects what is said of whether a container is counted.
+func (w *world) is(id string, reason usage.Reason) {
+	w.t.Helper()
+	for _, c := range w.backend.Snapshot().Containers {
+		if c.ID == id && c.Reason != reason {
+			w.t.Errorf("%s is %q, want %q", id, c.Reason, reason)
+		}
+	}
 }
 
 // exit ends a container's processes.
@@ -173,6 +189,8 @@ func (w *world) Processes(c watcher.Container) []int {
 	defer w.mu.Unlock()
 	return slices.Clone(w.pids[c.ID])
 }
+
+func (w *world) Tasks(c watcher.Container) ([]int, bool) { return w.Processes(c), true }
 
 func (w *world) NamespaceNumber(pid int) (int, error) {
 	w.mu.Lock()

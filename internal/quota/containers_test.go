@@ -115,6 +115,33 @@ func TestOnHost(t *testing.T) {
 	same(t, []uint64{b.used()["m/old"], b.used()["n/old"], b.used()["n/web"]}, []uint64{0, 0, 960})
 }
 
+// A container on the host's network that makes interfaces beside that is counted by its
+// cgroup, in which all of it is, and without a moment between.
+func TestOnHostWithInterfaces(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(time.Second)
+	c := b.start("a1", "web")
+	own := c.Interfaces
+	byCgroup(c, b.now, 900)
+	c.OnHost = true
+	b.pass(time.Second)
+	byCgroup(c, c.IPSince, 1000)
+	c.Interfaces, c.OnHost = own, true
+	b.transmit("a1", 80) // which is in the 1000
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 1000})
+	ip := *c.IP
+	byCgroup(c, c.IPSince, 1500)
+	c.Interfaces = own
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 1500})
+	c.OnHost, c.IP = false, &ip // in several namespaces, none of them the host's
+	b.pass(time.Second)
+	b.transmit("a1", 30)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 1530})
+}
+
 // What a nested container sends passes the interface of the one around it.
 func TestNested(t *testing.T) {
 	b := newBench(t, monthly(per(PerAll)), monthly(named("each")))

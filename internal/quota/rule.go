@@ -165,10 +165,11 @@ const (
 )
 
 // counted returns what a container has used in its life, and where that comes from: its
-// cgroup if it has no interface of its own, as on the host's network and in another
-// container's namespace. The owner of an interface that others share has what they use, too.
+// cgroup on the host's network, whatever interfaces it has made beside that, and if it has no
+// interface of its own, as in another container's namespace. The owner of an interface that
+// others share has what they use, too.
 func counted(c usage.Container) (usage.Traffic, string) {
-	if len(c.Interfaces) == 0 && c.IP != nil {
+	if c.IP != nil && (c.OnHost || len(c.Interfaces) == 0) {
 		return *c.IP, sourceIP
 	}
 	return c.Traffic, sourceInterface

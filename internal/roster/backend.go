@@ -20,8 +20,23 @@ type Member struct {
 	Found  watcher.Container
 	Reason usage.Reason // why it is not counted, or that it is
 	Shared bool         // it is, or was, in a network namespace with others
-	Ended  bool         // its cgroup is gone: nothing more will become known of it
+	Extent Extent
+	Ended  bool // its cgroup is gone: nothing more will become known of it
 }
+
+// Extent says over how many network namespaces a container's processes are spread.
+type Extent int
+
+// The extents.
+const (
+	InOne Extent = iota
+	// MaybeInMore: they were at the last look, which is to be confirmed. A process that enters
+	// a container, as with `docker exec`, is in the host's namespace for some milliseconds.
+	MaybeInMore
+	// InMore: they are in several, or in the host's, or were: what they have opened there may
+	// still send.
+	InMore
+)
 
 // Space is a network namespace with containers in it.
 type Space struct {
@@ -40,6 +55,7 @@ type Location[F any] struct {
 	// CountedFor are the owners of what is counted there already, by slots that an earlier
 	// process took or by the ledger.
 	CountedFor []Key
+	Spread     watcher.Spread // of the container's processes
 	Found      F
 }
 
@@ -49,6 +65,8 @@ type Outcome struct {
 	Failed  int // to be counted, and not
 	Waiting int // for their final name, for a hook, or for their end in the host
 	Others  int // counted for another container
+	// Given says that one of them leads to the host: the container did not make it itself.
+	Given bool
 }
 
 // Hint asks for another look: at the container of a key, or, if that is empty, at those
@@ -70,6 +88,9 @@ type Backend[F any] interface {
 	// Locate finds the network namespace of a container. The error may be
 	// [watcher.ErrNoProcess].
 	Locate(Member) (Location[F], error)
+	// Strays reports whether a process of a container is anywhere else than in the namespace
+	// that the container was located in. It is cheap.
+	Strays(Member, Space) bool
 	// Count counts the interfaces of a namespace for the container that owns them. It may
 	// be called again at any time, and then mends and adds.
 	Count(owner Member, in Location[F]) Outcome

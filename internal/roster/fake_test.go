@@ -38,6 +38,9 @@ type world struct {
 	listFails, succeedFails error
 	relistHints             []Hint
 
+	spread  map[string]watcher.Spread // of a container's processes
+	ownOnly bool                      // none of the interfaces leads to the host
+
 	missed map[string]bool // containers that are not listed, in directories that can't be read
 
 	hint bool // Reconcile hints at the owners of interfaces that are not counted for them
@@ -134,7 +137,7 @@ func (w *world) Forget(id string) {
 func newWorld() *world {
 	w := &world{
 		in: map[string]uint64{}, interfaces: map[uint64][]*device{}, nsids: map[uint64]int{},
-		missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
+		spread: map[string]watcher.Spread{}, missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
 	}
 	w.accounts = &book{mu: &w.mu, state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}}
 	return w
@@ -209,7 +212,7 @@ func (w *world) Locate(m Member) (Location[string], error) {
 	if namespace == inHost {
 		return Location[string]{InHost: true}, nil
 	}
-	at := Location[string]{Space: Space{ID: namespace, NSID: -1}, Found: fmt.Sprint("found ", namespace)}
+	at := Location[string]{Space: Space{ID: namespace, NSID: -1}, Spread: w.spread[m.ID], Found: fmt.Sprint("found ", namespace)}
 	if nsid, ok := w.nsids[namespace]; ok {
 		at.NSID = nsid
 	}
@@ -221,13 +224,20 @@ func (w *world) Locate(m Member) (Location[string], error) {
 	return at, nil
 }
 
+func (w *world) Strays(m Member, from Space) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	namespace, ok := w.in[m.ID]
+	return ok && (namespace != from.ID || w.spread[m.ID] != watcher.Together)
+}
+
 func (w *world) Count(owner Member, in Location[string]) (o Outcome) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if in.Found != fmt.Sprint("found ", in.ID) {
 		panic("Count got back another finding than Locate gave")
 	}
-	w.owners[in.ID] = owner.Key
+	w.owners[in.ID], o.Given = owner.Key, !w.ownOnly
 	for _, d := range w.interfaces[in.ID] {
 		switch {
 		case d.fails:

@@ -83,17 +83,22 @@ func (r *Roster[F]) resolve(m *member) {
 	at, err := r.Backend.Locate(m.Member)
 	switch {
 	case errors.Is(err, watcher.ErrNoProcess):
+		m.note(watcher.Together)
 		r.later(m)
 	case err != nil:
 		r.Log.Debug("could not locate container", "container_id", m.ID, "err", err)
 		r.later(m)
 	case !at.InHost:
+		m.note(at.Spread)
 		r.join(m, at)
 	case m.age() < hostNetworkAfter:
 		r.later(m)
 	default:
-		r.leave(m)
-		r.settle(m, usage.HostNetwork)
+		r.inHost(m)
+	}
+	if m.doubtful() && !m.look.planned() {
+		m.look.from(hostNetworkAfter)
+		m.look.again()
 	}
 	if m.look.planned() {
 		r.Backend.Update(m.Member) // its cgroup may be there by now

@@ -82,6 +82,9 @@ type member struct {
 	made  time.Time // its cgroup; with a monotonic reading
 	space *space    // nil until it is known to be in one of its own
 	look  plan
+
+	astray time.Time      // its processes have been in several namespaces, or in the host's, since then
+	spread watcher.Spread // of its processes, where that is confirmed
 }
 
 // space is a network namespace with the members in it.
@@ -90,6 +93,7 @@ type space struct {
 	members map[Key]*member
 	owner   *member
 	left    time.Time // the owner before this one; zero if there was none
+	given   bool      // it had an interface that leads to the host, at the last look
 }
 
 // New returns a roster that knows nobody. It starts nothing.
@@ -202,7 +206,7 @@ func (r *Roster[F]) reconcile() {
 		there = r.there
 	}
 	for _, m := range r.members {
-		if m.Reason != usage.Accounted {
+		if m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
 			r.resolve(m)
 		}
 	}

@@ -302,7 +302,7 @@ func TestShared(t *testing.T) {
 		defer r.stop()
 		r.send(startedEvent(w.put("a", 7)))
 		w.place("a", inHost)
-		w.pass(every)
+		w.pass(every + 2*confirmAfter)
 		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 		if !slices.Equal(w.left, []uint64{7}) || len(r.spaces) != 0 {
 			t.Errorf("left are the namespaces %d, and %d are known", w.left, len(r.spaces))
@@ -443,7 +443,7 @@ func TestReconcile(t *testing.T) {
 		r.send(startedEvent(w.put("a", 7)))
 		w.place("a", inHost)
 		w.relistHints = []Hint{{Key: Key{ID: "a"}}}
-		w.pass(every)
+		w.pass(every + 2*confirmAfter)
 		r.want(map[string]usage.Reason{"a": usage.HostNetwork})
 	})
 }

@@ -37,7 +37,7 @@ func (r *Roster[F]) join(m *member, at Location[F]) {
 	if box.owner == m {
 		r.count(box, at)
 	} else {
-		r.settle(m, usage.SharedNetwork)
+		r.settle(m, m.why(usage.SharedNetwork))
 	}
 }
 
@@ -101,18 +101,19 @@ func (r *Roster[F]) ended(owners []Key) []Key {
 
 // conclude says what became of an owner.
 func (r *Roster[F]) conclude(m *member, o Outcome) {
+	m.space.given = o.Given
 	switch {
 	case o.Failed > 0:
-		r.settle(m, usage.AttachFailed)
+		r.settle(m, m.why(usage.AttachFailed))
 	case o.Counted > 0:
-		r.settle(m, usage.Accounted)
+		r.settle(m, m.why(usage.Accounted))
 	case o.Waiting > 0:
 	case o.Others > 0:
-		r.settle(m, usage.SharedNetwork)
+		r.settle(m, m.why(usage.SharedNetwork))
 	case m.age() < noInterfaceAfter:
 		r.later(m)
 	default:
-		r.settle(m, usage.NoHostVeth)
+		r.settle(m, m.why(usage.NoHostVeth))
 	}
 	if o.Waiting > 0 {
 		m.look.again()

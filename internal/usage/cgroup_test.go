@@ -112,6 +112,31 @@ func TestCgroupTold(t *testing.T) {
 	}
 }
 
+// A container in several namespaces is accounted if its cgroup is counted beside its
+// interfaces; packets that pass those unseen are said all the same.
+func TestSeveralNetworks(t *testing.T) {
+	a, kernel, _ := newAccounts(t)
+	a.Start(Container{ID: "web"})
+	open(t, a, 7, "veth7")
+	if err := a.Assign(OnHost(7), "web", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	is := func(want Reason) {
+		t.Helper()
+		if c := a.Snapshot().Containers[0]; c.Reason != want || c.OnHost {
+			t.Errorf("it is %q, in the host's network %t; want %q", c.Reason, c.OnHost, want)
+		}
+	}
+	a.Explain("web", SeveralNetworks)
+	is(SeveralNetworks)
+	countCgroup(t, a, kernel, 8, "web", 10)
+	is(SeveralNetworks)
+	tell(t, a, 8)
+	is(Accounted)
+	a.Show(OnHost(7), Shown{HostInterface: "veth7", Hook: "clsact", Shadowed: true})
+	is(Shadowed)
+}
+
 // A container whose cgroup went while nobody was there: its counts are told if they were, or
 // if there is nothing else.
 func TestCgroupLeft(t *testing.T) {

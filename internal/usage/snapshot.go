@@ -63,7 +63,7 @@ func (a *Accounts) container(c *account) Container {
 		i := c.tallies[name].owned(a.Datapath, name)
 		out.Interfaces = append(out.Interfaces, i)
 		out.Traffic = out.Traffic.Plus(i.Traffic)
-		if i.Shadowed && out.Reason == Accounted {
+		if i.Shadowed && (out.Reason == Accounted || out.Reason == SeveralNetworks) {
 			out.Reason = Shadowed
 		}
 	}

@@ -165,9 +165,12 @@ const (
 	Ended         Reason = "ended"          // it ended before its veth was there
 	HostNetwork   Reason = "host_network"   // shares the host's namespace
 	SharedNetwork Reason = "shared_network" // counted with the container that owns the namespace
-	NoHostVeth    Reason = "no_host_veth"   // no interface, or one without an end in the host
-	AttachFailed  Reason = "attach_failed"  // see the log
-	Shadowed      Reason = "shadowed"       // another's program lets packets past that we don't see
+	// SeveralNetworks: its processes are in several namespaces, or may be, and only the
+	// interfaces in one are counted.
+	SeveralNetworks Reason = "several_networks"
+	NoHostVeth      Reason = "no_host_veth"  // no interface, or one without an end in the host
+	AttachFailed    Reason = "attach_failed" // see the log
+	Shadowed        Reason = "shadowed"      // another's program lets packets past that we don't see
 )
 
 // Place says where an interface is counted.
