@@ -86,17 +86,17 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 // printWide prints a line per interface with every digit.
 func printWide(w io.Writer, found *exporter.Containers) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tHOOK\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSEEDED BYTES\tSTATE\tCGROUP")
+	fmt.Fprintln(t, "CONTAINER ID\tNAME\tRUNTIME\tINTERFACE\tHOST INTERFACE\tHOOK\tRECEIVED BYTES\tPACKETS\tSYN\tTRANSMITTED BYTES\tPACKETS\tSYN\tSEEDED BYTES\tMENDED BYTES\tSTATE\tCGROUP")
 	for _, c := range found.Containers {
 		for _, i := range lines(c) {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
-				dash(i.Name), dash(i.HostInterface), dash(i.Hook), exact(i.Receive), exact(i.Transmit), i.SeededBytes,
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", short(c.ID), label(c), dash(c.Runtime),
+				dash(i.Name), dash(i.HostInterface), dash(i.Hook), exact(i.Receive), exact(i.Transmit), i.SeededBytes, i.MendedBytes,
 				stateOn(c, i), c.Cgroup)
 		}
 	}
 	for _, i := range found.Unowned {
-		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\t%s\t%d\t%s\t-\n", i.HostInterface, dash(i.Hook),
-			exact(i.Receive), exact(i.Transmit), i.SeededBytes, unowned(i))
+		fmt.Fprintf(t, "-\t-\t-\t-\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t-\n", i.HostInterface, dash(i.Hook),
+			exact(i.Receive), exact(i.Transmit), i.SeededBytes, i.MendedBytes, unowned(i))
 	}
 	return t.Flush()
 }

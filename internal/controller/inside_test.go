@@ -437,7 +437,7 @@ func TestUpgradeInside(t *testing.T) {
 	r.waitCounted(c.ID, 1)
 	l.talk(t, c, ip, 10, 5)
 	r.stop()
-	must(t, os.Rename(filepath.Join(pins, bpf.Layout), filepath.Join(pins, "v1")))
+	must(t, os.Rename(filepath.Join(pins, bpf.Layout), filepath.Join(pins, "v2")))
 	l.talk(t, c, ip, 20, 10)
 
 	r = start(t, host, pins)

@@ -192,6 +192,7 @@ func (s *Slots) attachment(at *attachment) Attachment {
 		Counted:    at.read(s.Datapath),
 		Passed:     at.passed,
 		Earlier:    at.earlier,
+		Torn:       at.torn,
 		Folded:     !at.closedAt.IsZero() && s.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }
