@@ -398,6 +398,40 @@ func TestRemoved(t *testing.T) {
 	}
 }
 
+// Our programs may be off again before a gap is measured: what passes meanwhile is found with
+// the next one.
+func TestRemovedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		k.Adopt(context.Background())
+		k.mode = ModeClsact
+		k.passes(7, false, 0, 0)
+		k.veth(7, 3)
+		k.count(k.container("a", 7, 3))
+		k.check()
+		for range 3 {
+			delete(k.filters, 7)
+			k.passes(7, false, 30, 40)
+			k.flow = func() { k.passes(7, false, 1, 1) }
+			time.Sleep(2 * lastMend)
+			k.check()
+			k.flow = nil
+		}
+		k.passes(7, true, 10, 10)
+		for range 3 {
+			k.check()
+		}
+		delete(k.filters, 7)
+		k.passes(7, false, 30, 40)
+		time.Sleep(2 * lastMend)
+		k.check()
+		kernel := k.counters[7]
+		if total, _ := k.total("a"); total != [2]uint64{kernel.ReceivePackets, kernel.TransmitPackets} {
+			t.Errorf("%v packets, %v of them mended; the kernel has %+v", total, k.mendedOf("a"), kernel)
+		}
+	})
+}
+
 // What is open of a gap is settled as what the gap is: here three packets were in flight when
 // our programs were put back.
 func TestMendInFlow(t *testing.T) {

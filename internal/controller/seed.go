@@ -23,10 +23,14 @@ const (
 	sinceUs                 // mended: it has passed since, and counts when it is noticed
 )
 
-// mendSince adds what was missed since a check was sound, from where it begins anew.
+// mendSince adds what was missed since a check was sound, from where it begins anew. That is
+// before the gap is measured: our programs may be off again by then, and what passed between
+// the two would be in neither. Nothing is in both, since there is never more added than is
+// missing in all.
 func (k keeper) mendSince(a *attachment, at site) {
+	now, err := k.readQuiet(a, at)
 	open := k.fill(a, at, gap{a.check.sound, sinceUs})
-	if now, err := k.readQuiet(a, at); err == nil {
+	if err == nil {
 		*a.check = check{first: a.check.first, sound: now, last: now, open: open}
 	}
 }
