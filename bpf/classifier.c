@@ -131,7 +131,9 @@ enum slot_flags {
 
 /* Who has a slot: kept by user space, read back after a restart. Each layout of the maps
  * begins this with what the one before had, so that any can be read in the form of a
- * later one.
+ * later one. What is reserved has to be 0. A later version may keep something there without
+ * another layout, if 0 says that nothing is known and what is old does no harm: a version
+ * that does not know it leaves it as it is, or writes 0.
  */
 struct slot {
 	__u64 generation; /* boot time in ns when it was taken: never twice the same */
@@ -142,8 +144,10 @@ struct slot {
 	__u8 container[240];		  /* id of the owner; ends with a 0 */
 	__u64 netns;			  /* inode of the interface's namespace, 0 for the host's */
 	__u64 cgroup;			  /* id of a cgroup, which has the slot, not an interface */
+	struct volume mended[DIRECTIONS]; /* counted by the kernel while we were off */
+	__u64 reserved[4];		  /* 0 */
 };
-_Static_assert(sizeof(struct slot) == 320, "a slot has no padding");
+_Static_assert(sizeof(struct slot) == 384, "a slot has no padding");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

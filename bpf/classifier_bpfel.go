@@ -101,6 +101,12 @@ type classifierSlot struct {
 	Container [240]uint8
 	Netns     uint64
 	Cgroup    uint64
+	Mended    [2]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Reserved [4]uint64
 }
 
 type classifierSlotFlags uint32

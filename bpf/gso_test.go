@@ -3,11 +3,7 @@
 package bpf
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
-
-	"github.com/cilium/ebpf"
 )
 
 // mostTimes is how many times its own length a packet may count for, as the comment on wire
@@ -101,60 +97,4 @@ func TestBound(t *testing.T) {
 	if most < mostTimes-2 {
 		t.Errorf("at most %.2f times, far from the bound of %d", most, mostTimes)
 	}
-}
-
-// Programs and pins of the first nettally with this layout work with ours, in either order:
-// what is new is an error cell that those did not use.
-func TestSameLayout(t *testing.T) {
-	path := pinPath(t)
-	forged := forgedSamples()[1]
-	var packets uint64
-	for range 2 {
-		old := loadV2(t, path)
-		verdict, err := old.Programs["nettally_ingress"].Run(&ebpf.RunOptions{Data: forged.packet, Context: forged.gso.words()})
-		if err != nil || verdict != unspecified {
-			t.Fatalf("verdict %d, %v", int32(verdict), err)
-		}
-		old.Close()
-		packets += 129 // it believes what it is told
-
-		l := &lab{Datapath: load(t, Options{PinPath: path}), out: make([]byte, 1<<12)}
-		if got := l.run(t, l.Ingress, forged.packet, forged.gso); got.Trouble != "implausible_gso" {
-			t.Errorf("trouble %q on the pins of an older version", got.Trouble)
-		}
-		packets++
-		if got := l.sum(0, transmit).Cells[udp4].Packets; got != packets {
-			t.Errorf("%d packets after both have counted, want %d", got, packets)
-		}
-		must(t, l.Close())
-	}
-	must(t, Unpin(path))
-}
-
-// loadV2 loads what a daemon of layout v2 had in the kernel at first, on the pins below path.
-func loadV2(t *testing.T, path string) *ebpf.Collection {
-	t.Helper()
-	must(t, ensureBPFFS(path))
-	folder := filepath.Join(path, "v2")
-	must(t, os.MkdirAll(folder, 0o700))
-	spec, err := ebpf.LoadCollectionSpec("testdata/classifier_v2_bpfel.o")
-	must(t, err)
-	cpus, err := ebpf.PossibleCPU()
-	must(t, err)
-	spec.Maps["troubles"].MaxEntries = uint32(cpus)
-	inner := spec.Maps["chunks"].InnerMap
-	inner.MaxEntries = uint32(slotsPerChunk * directions * (cpus + 1))
-	old, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: folder}})
-	must(t, err)
-	t.Cleanup(old.Close)
-	var chunk *ebpf.Map
-	if old.Maps["chunks"].Lookup(uint32(0), &chunk) == nil {
-		must(t, chunk.Close())
-		return old
-	}
-	chunk, err = ebpf.NewMap(inner)
-	must(t, err)
-	defer chunk.Close()
-	must(t, old.Maps["chunks"].Put(uint32(0), chunk))
-	return old
 }

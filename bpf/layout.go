@@ -9,7 +9,8 @@ package bpf
 //
 //   - v1 had no carry rows, and kept generation, ifindex and flags of a slot.
 //   - v2 has carry rows, notes with the slots, and routes for tcx.
-const Layout = "v2"
+//   - v3 has in the notes what was mended, and 32 bytes that are reserved.
+const Layout = "v3"
 
 // olderLayouts returns the layouts whose counts are taken over, oldest first.
-func olderLayouts() []string { return []string{"v1"} }
+func olderLayouts() []string { return []string{"v1", "v2"} }

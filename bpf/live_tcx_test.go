@@ -174,12 +174,12 @@ func TestLiveHandover(t *testing.T) {
 	c.compareEach(t)
 }
 
-// A host whose packets the classifiers of layout v1 count goes on being counted by
+// A host whose packets the classifiers of an older layout count goes on being counted by
 // ours: none is lost or counted twice.
-func TestLiveUpgrade(t *testing.T) {
-	path := pinPath(t)
+func TestLiveUpgrade(t *testing.T) { eachFormer(t, testLiveUpgrade) }
+
+func testLiveUpgrade(t *testing.T, path string, old *former) {
 	c := newCableUncounted(t, true)
-	old := newV1(t, path)
 	c.slot = old.take(t, Slot{Index: 70, Generation: 1000, Target: Target{Ifindex: c.hostEnd.Attrs().Index}})
 	c.addQdiscs(t)
 	c.Datapath = &Datapath{Ingress: old.Programs["nettally_ingress"], Egress: old.Programs["nettally_egress"]}
@@ -192,8 +192,8 @@ func TestLiveUpgrade(t *testing.T) {
 	c.slot = inherit(t, c.Datapath)[c.slot.Generation]
 	c.attachFilters(t)
 	must(t, c.Settle())
-	if exists(filepath.Join(path, "v1")) {
-		t.Error("pins of v1 are left")
+	if exists(filepath.Join(path, old.layout)) {
+		t.Errorf("pins of %s are left", old.layout)
 	}
 	stop()
 	c.compareEach(t)

@@ -56,6 +56,8 @@ type Note struct {
 
 	// What the kernel had counted on the interface before we did.
 	SeededReceive, SeededTransmit Volume
+	// What it has counted there since, while our programs saw nothing.
+	MendedReceive, MendedTransmit Volume
 }
 
 // The flags of a pinned slot.
@@ -108,6 +110,9 @@ func (s Slot) pinned() (*classifierSlot, error) {
 	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
 		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
 	}
+	for direction, v := range []Volume{receive: s.MendedReceive, transmit: s.MendedTransmit} {
+		p.Mended[direction].Bytes, p.Mended[direction].Packets = v.Bytes, v.Packets
+	}
 	// Each ends with a 0.
 	for _, name := range []struct {
 		text string
@@ -135,6 +140,8 @@ func (p *classifierSlot) slot(index uint32) Slot {
 			Interface:      text(p.Interface[:]),
 			SeededReceive:  Volume{p.Seeded[receive].Bytes, p.Seeded[receive].Packets},
 			SeededTransmit: Volume{p.Seeded[transmit].Bytes, p.Seeded[transmit].Packets},
+			MendedReceive:  Volume{p.Mended[receive].Bytes, p.Mended[receive].Packets},
+			MendedTransmit: Volume{p.Mended[transmit].Bytes, p.Mended[transmit].Packets},
 		},
 	}
 }

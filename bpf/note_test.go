@@ -67,10 +67,14 @@ func TestPinnedRoundTrip(t *testing.T) {
 			Note: Note{
 				OwnQdisc: r.IntN(2) == 0, Handover: r.IntN(2) == 0, Container: name(239), Interface: name(15),
 				SeededReceive: Volume{r.Uint64(), r.Uint64()}, SeededTransmit: Volume{r.Uint64(), r.Uint64()},
+				MendedReceive: Volume{r.Uint64(), r.Uint64()}, MendedTransmit: Volume{r.Uint64(), r.Uint64()},
 			},
 		}
 		pinned, err := s.pinned()
 		must(t, err)
+		if pinned.Reserved != [4]uint64{} {
+			t.Fatalf("slot %+v has %v in what is reserved", s, pinned.Reserved)
+		}
 		if got := pinned.slot(uint32(s.Index)); got != s {
 			t.Fatalf("slot %+v came back as %+v", s, got)
 		}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -14,33 +15,43 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// v1 is what a daemon of layout v1 has in the kernel, by its own classifiers.
-type v1 struct {
+// former is what a daemon of an older layout has in the kernel, by its own classifiers.
+type former struct {
 	*ebpf.Collection
+	layout string
 	inner  *ebpf.MapSpec
 	chunks map[uint16]chunk
-	cpus   int
+	rows   int // of a slot, per direction
 }
 
-func newV1(t *testing.T, path string) *v1 {
+// noted is how many bytes of a slot the older layouts have.
+var noted = map[string]uint32{"v1": 16, "v2": 320}
+
+func newFormer(t *testing.T, path, layout string) *former {
 	t.Helper()
 	must(t, ensureBPFFS(path))
-	folder := filepath.Join(path, "v1")
+	folder := filepath.Join(path, layout)
 	must(t, os.MkdirAll(folder, 0o700))
-	spec, err := ebpf.LoadCollectionSpec("testdata/classifier_v1_bpfel.o")
+	spec, err := ebpf.LoadCollectionSpec("testdata/classifier_" + layout + "_bpfel.o")
 	must(t, err)
-	o := &v1{inner: spec.Maps["chunks"].InnerMap, chunks: map[uint16]chunk{}}
-	o.cpus, err = ebpf.PossibleCPU()
+	if size := spec.Maps["slots"].ValueSize; size != noted[layout] {
+		t.Fatalf("slots of %d bytes, want %d", size, noted[layout])
+	}
+	o := &former{layout: layout, inner: spec.Maps["chunks"].InnerMap, chunks: map[uint16]chunk{}}
+	cpus, err := ebpf.PossibleCPU()
 	must(t, err)
-	spec.Maps["troubles"].MaxEntries = uint32(o.cpus)
-	o.inner.MaxEntries = uint32(slotsPerChunk * directions * o.cpus)
+	if o.rows = cpus; layout != "v1" {
+		o.rows++ // the carry row
+	}
+	spec.Maps["troubles"].MaxEntries = uint32(cpus)
+	o.inner.MaxEntries = uint32(slotsPerChunk * directions * o.rows)
 	o.Collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: folder}})
 	must(t, err)
 	t.Cleanup(o.close)
 	return o
 }
 
-func (o *v1) close() {
+func (o *former) close() {
 	for _, rows := range o.chunks {
 		_ = unmap(rows)
 	}
@@ -48,8 +59,8 @@ func (o *v1) close() {
 	o.Close()
 }
 
-// take takes a slot as v1 did, and makes its rows.
-func (o *v1) take(t *testing.T, s Slot) Slot {
+// take takes a slot as that layout did, and makes its rows.
+func (o *former) take(t *testing.T, s Slot) Slot {
 	t.Helper()
 	index := chunkOf(s.Index)
 	if o.chunks[index] == nil {
@@ -62,7 +73,7 @@ func (o *v1) take(t *testing.T, s Slot) Slot {
 	}
 	pinned, err := s.pinned()
 	must(t, err)
-	value := unsafe.Slice((*byte)(unsafe.Pointer(pinned)), unsafe.Sizeof(*pinned))[:16]
+	value := unsafe.Slice((*byte)(unsafe.Pointer(pinned)), unsafe.Sizeof(*pinned))[:noted[o.layout]]
 	must(t, o.Maps["slots"].Put(uint32(s.Index), value))
 	return s
 }
@@ -71,11 +82,11 @@ func (o *v1) take(t *testing.T, s Slot) Slot {
 type total struct{ RX, TX Counters }
 
 // count makes a slot have counted something, on every CPU.
-func (o *v1) count(s Slot, seed uint64) total {
+func (o *former) count(s Slot, seed uint64) total {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var sums [directions]words
 	for direction := range directions {
-		for cpu := range o.cpus {
+		for cpu := range o.rows {
 			row := (*words)(unsafe.Pointer(o.chunks[chunkOf(s.Index)].row(s.Index, cpu, direction)))
 			for w := range row {
 				row[w] = r.Uint64N(1 << 50)
@@ -89,16 +100,41 @@ func (o *v1) count(s Slot, seed uint64) total {
 	}
 }
 
-// state makes a state with slots of several chunks. What each has counted is by
-// generation.
-func (o *v1) state(t *testing.T) map[uint64]total {
+// slots are those of a state, in several chunks.
+func (o *former) slots() []Slot {
+	var slots []Slot
+	for i, index := range []uint16{3, 5, 70, 700} {
+		s := Slot{Index: index, Generation: uint64(1000 + i), Target: Target{Ifindex: 50 + i}, Note: Note{OwnQdisc: i == 2}}
+		if o.layout != "v1" && i > 0 {
+			s.NetNS, s.Container, s.Interface = uint64(i), "former", "eth0"
+			s.SeededReceive, s.SeededTransmit = Volume{uint64(10 * i), 1}, Volume{1 << 63, 2}
+		}
+		slots = append(slots, s)
+	}
+	return slots
+}
+
+// state makes a state. What each slot has counted is by generation.
+func (o *former) state(t *testing.T) map[uint64]total {
 	t.Helper()
 	totals := map[uint64]total{}
-	for i, index := range []uint16{3, 5, 70, 700} {
-		s := o.take(t, Slot{Index: index, Generation: uint64(1000 + i), Target: Target{Ifindex: 50 + i}, Note: Note{OwnQdisc: i == 2}})
-		totals[s.Generation] = o.count(s, uint64(i))
+	for i, s := range o.slots() {
+		totals[s.Generation] = o.count(o.take(t, s), uint64(i))
 	}
 	return totals
+}
+
+// eachFormer runs a test on what each older layout left.
+func eachFormer(t *testing.T, test func(t *testing.T, path string, old *former)) {
+	for _, layout := range olderLayouts() {
+		if noted[layout] == 0 {
+			continue // one that only tests have
+		}
+		t.Run(layout, func(t *testing.T) {
+			path := pinPath(t)
+			test(t, path, newFormer(t, path, layout))
+		})
+	}
 }
 
 func totals(t *testing.T, d *Datapath) map[uint64]total {
@@ -123,12 +159,13 @@ func inherit(t *testing.T, d *Datapath) map[uint64]Slot {
 	return heirs
 }
 
-func TestUpgrade(t *testing.T) {
-	path := pinPath(t)
-	old := newV1(t, path)
-	want := old.state(t)
+func TestUpgrade(t *testing.T) { eachFormer(t, testUpgrade) }
+
+func testUpgrade(t *testing.T, path string, old *former) {
+	want, slots := old.state(t), old.slots()
 	// The classifiers themselves count on slot 0 in a test run.
 	zero := old.take(t, Slot{Generation: 999, Target: Target{Ifindex: 49}})
+	slots = append(slots, zero)
 	packet := join(eth(ipv4Type), ipv4(udp, datagram(9)))
 	for range 3 {
 		_, err := old.Programs["nettally_ingress"].Run(&ebpf.RunOptions{Data: packet})
@@ -150,12 +187,17 @@ func TestUpgrade(t *testing.T) {
 	if diff := cmp.Diff(heirs, inherit(t, d)); diff != "" {
 		t.Errorf("asked again, others inherit (-first +again):\n%s", diff)
 	}
-	for _, s := range pinned {
+	slices.SortFunc(pinned, func(a, b Slot) int { return int(a.Index) - int(b.Index) })
+	slices.SortFunc(slots, func(a, b Slot) int { return int(a.Index) - int(b.Index) })
+	if diff := cmp.Diff(slots, pinned); diff != "" {
+		t.Errorf("slots without loading (-want +got):\n%s", diff)
+	}
+	for _, s := range slots {
 		h := heirs[s.Generation]
 		if s.Index == 0 { // belongs to nobody now
 			s.Index = h.Index
 		}
-		if h != s || h.Index == 0 || s.OwnQdisc != (s.Index == 70) {
+		if h != s || h.Index == 0 { // with what was seeded, and nothing mended
 			t.Errorf("slot %+v inherited %+v", h, s)
 		}
 	}
@@ -169,8 +211,8 @@ func TestUpgrade(t *testing.T) {
 	if diff := cmp.Diff(want, totals(t, d)); diff != "" {
 		t.Errorf("counts (-before +after):\n%s", diff)
 	}
-	if len(d.Old()) != 0 || exists(filepath.Join(path, "v1")) {
-		t.Errorf("left of v1: %+v", d.Old())
+	if len(d.Old()) != 0 || exists(filepath.Join(path, old.layout)) {
+		t.Errorf("left of %s: %+v", old.layout, d.Old())
 	}
 	must(t, d.Close())
 	again := load(t, Options{PinPath: path})
@@ -251,39 +293,41 @@ var cutShort = map[string]func(t *testing.T, d *Datapath){
 func TestUpgradeCutShort(t *testing.T) {
 	for name, done := range cutShort {
 		t.Run(name, func(t *testing.T) {
-			path := pinPath(t)
-			old := newV1(t, path)
-			want := old.state(t)
-			old.close()
-
-			first := load(t, Options{PinPath: path})
-			done(t, first)
-			// Meanwhile the slots that have inherited count.
-			for _, s := range first.Slots() {
-				first.row(s.Index, 0, transmit).TcpSyn += s.Generation
-				sum := want[s.Generation]
-				sum.TX.TCPSYN += s.Generation
-				want[s.Generation] = sum
-			}
-			must(t, first.Close())
-			pinned, err := PinnedSlots(path)
-			if err != nil || len(pinned) != len(want) {
-				t.Errorf("%d slots without loading, %v, want %d", len(pinned), err, len(want))
-			}
-
-			second := load(t, Options{PinPath: path})
-			inherit(t, second)
-			must(t, second.Settle())
-			if diff := cmp.Diff(want, totals(t, second)); diff != "" {
-				t.Errorf("counts (-before +after):\n%s", diff)
-			}
-			if exists(filepath.Join(path, "v1")) {
-				t.Error("pins of v1 are left")
-			}
-			must(t, second.Close())
-			must(t, Unpin(path))
+			eachFormer(t, func(t *testing.T, path string, old *former) { testCutShort(t, path, old, done) })
 		})
 	}
+}
+
+func testCutShort(t *testing.T, path string, old *former, done func(*testing.T, *Datapath)) {
+	want := old.state(t)
+	old.close()
+
+	first := load(t, Options{PinPath: path})
+	done(t, first)
+	// Meanwhile the slots that have inherited count.
+	for _, s := range first.Slots() {
+		first.row(s.Index, 0, transmit).TcpSyn += s.Generation
+		sum := want[s.Generation]
+		sum.TX.TCPSYN += s.Generation
+		want[s.Generation] = sum
+	}
+	must(t, first.Close())
+	pinned, err := PinnedSlots(path)
+	if err != nil || len(pinned) != len(want) {
+		t.Errorf("%d slots without loading, %v, want %d", len(pinned), err, len(want))
+	}
+
+	second := load(t, Options{PinPath: path})
+	inherit(t, second)
+	must(t, second.Settle())
+	if diff := cmp.Diff(want, totals(t, second)); diff != "" {
+		t.Errorf("counts (-before +after):\n%s", diff)
+	}
+	if exists(filepath.Join(path, old.layout)) {
+		t.Error("pins of the older layout are left")
+	}
+	must(t, second.Close())
+	must(t, Unpin(path))
 }
 
 // An upgrade that was cut short may be followed by one to the layout after that: what
@@ -292,7 +336,7 @@ func TestUpgradeOverTwo(t *testing.T) {
 	for name, done := range cutShort {
 		t.Run(name, func(t *testing.T) {
 			path := pinPath(t)
-			old := newV1(t, path)
+			old := newFormer(t, path, "v1")
 			want := old.state(t)
 			old.close()
 			first := load(t, Options{PinPath: path})
@@ -333,9 +377,9 @@ func TestUpgradeOverTwo(t *testing.T) {
 	}
 }
 
-func TestInheritConcurrently(t *testing.T) {
-	path := pinPath(t)
-	old := newV1(t, path)
+func TestInheritConcurrently(t *testing.T) { eachFormer(t, testInheritConcurrently) }
+
+func testInheritConcurrently(t *testing.T, path string, old *former) {
 	want := old.state(t)
 	old.close()
 	d := load(t, Options{PinPath: path})
@@ -359,9 +403,9 @@ func TestInheritConcurrently(t *testing.T) {
 }
 
 // Slots that others took meanwhile keep their index.
-func TestInheritBesideOthers(t *testing.T) {
-	path := pinPath(t)
-	old := newV1(t, path)
+func TestInheritBesideOthers(t *testing.T) { eachFormer(t, testInheritBesideOthers) }
+
+func testInheritBesideOthers(t *testing.T, path string, old *former) {
 	want := old.state(t)
 	old.close()
 	d := load(t, Options{PinPath: path})

@@ -37,6 +37,7 @@ func TestPinned(t *testing.T) {
 	b.Note = Note{
 		OwnQdisc: true, Handover: true, Container: strings.Repeat("c", 239), Interface: "fifteen-bytes-0",
 		SeededReceive: Volume{1, 2}, SeededTransmit: Volume{1 << 63, 4},
+		MendedReceive: Volume{5, 6}, MendedTransmit: Volume{7, 1 << 63},
 	}
 	must(t, first.Keep(b))
 	first.row(a.Index, 0, receive).TcpSyn = 42

@@ -79,6 +79,7 @@ type Interface struct {
 	AttachedAt    *time.Time `json:"attached_at"`
 	Reason        string     `json:"reason"`       // "shadowed", or ""
 	SeededBytes   uint64     `json:"seeded_bytes"` // of both directions
+	MendedBytes   uint64     `json:"mended_bytes"` // of both directions
 	Receive       Counts     `json:"receive"`
 	Transmit      Counts     `json:"transmit"`
 }
@@ -90,6 +91,8 @@ type Counts struct {
 	InterfacePackets uint64 `json:"interface_packets"`
 	SeededBytes      uint64 `json:"seeded_bytes"` // part of both, and in no protocol or family
 	SeededPackets    uint64 `json:"seeded_packets"`
+	MendedBytes      uint64 `json:"mended_bytes"` // the same, but in the history and in quotas
+	MendedPackets    uint64 `json:"mended_packets"`
 	TCPSYN           uint64 `json:"tcp_syn"` // without ACK; retransmitted ones too
 	TCPSYNACK        uint64 `json:"tcp_synack"`
 	TCPRST           uint64 `json:"tcp_rst"`
@@ -190,7 +193,8 @@ func interfacesOf(interfaces []usage.Interface) []Interface {
 			At:            string(cmp.Or(iface.At, usage.AtHost)),
 			AttachedAt:    utc(iface.AttachedAt),
 			Reason:        reasonOf(iface),
-			SeededBytes:   iface.Receive.Seeded.Bytes + iface.Transmit.Seeded.Bytes,
+			SeededBytes:   usage.Add(iface.Receive.Seeded.Bytes, iface.Transmit.Seeded.Bytes),
+			MendedBytes:   usage.Add(iface.Receive.Mended.Bytes, iface.Transmit.Mended.Bytes),
 			Receive:       countsOf(&iface.Receive),
 			Transmit:      countsOf(&iface.Transmit),
 		}
@@ -212,6 +216,8 @@ func countsOf(c *usage.Counts) Counts {
 		InterfacePackets: c.Interface.Packets,
 		SeededBytes:      c.Seeded.Bytes,
 		SeededPackets:    c.Seeded.Packets,
+		MendedBytes:      c.Mended.Bytes,
+		MendedPackets:    c.Mended.Packets,
 		TCPSYN:           c.SYN,
 		TCPSYNACK:        c.SYNACK,
 		TCPRST:           c.RST,

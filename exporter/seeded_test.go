@@ -15,15 +15,16 @@ import (
 )
 
 // seeded returns a snapshot whose container web was there for half an hour when
-// counting began, and received meanwhile.
+// counting began, and received meanwhile; later our programs were off.
 func seeded() usage.Snapshot {
 	snap := snapshot()
 	web := &snap.Containers[1]
 	web.Interfaces[0].AttachedAt = noon.Add(-30 * time.Minute)
 	for _, receive := range []*usage.Counts{&web.Receive, &web.Interfaces[0].Receive} {
 		receive.Seeded = usage.Volume{Bytes: 1_000_000, Packets: 1_000}
-		receive.Interface.Bytes += 1_000_000
-		receive.Interface.Packets += 1_000
+		receive.Mended = usage.Volume{Bytes: 30_000, Packets: 300}
+		receive.Interface.Bytes += 1_030_000
+		receive.Interface.Packets += 1_300
 	}
 	return snap
 }
@@ -33,19 +34,19 @@ func TestSeededJSON(t *testing.T) {
 	c := containerOf(&snap.Containers[1])
 	for _, receive := range []Counts{c.Receive, c.Interfaces[0].Receive} {
 		got := []uint64{receive.Bytes, receive.Packets, receive.InterfaceBytes, receive.InterfacePackets,
-			receive.SeededBytes, receive.SeededPackets}
-		want := []uint64{1_122_700, 13_270, 1_010_001, 11_002, 1_000_000, 1_000}
+			receive.SeededBytes, receive.SeededPackets, receive.MendedBytes, receive.MendedPackets}
+		want := []uint64{1_152_700, 13_570, 1_040_001, 11_302, 1_000_000, 1_000, 30_000, 300}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("receive (-want +got):\n%s", diff)
 		}
 		p, f := receive.Protocols, receive.Families
-		if p.TCP.Bytes+p.UDP.Bytes+p.ICMP.Bytes+p.Other.Bytes+receive.SeededBytes != receive.Bytes ||
-			f.IPv4.Packets+f.IPv6.Packets+f.Other.Packets+receive.SeededPackets != receive.Packets {
+		if p.TCP.Bytes+p.UDP.Bytes+p.ICMP.Bytes+p.Other.Bytes+receive.SeededBytes+receive.MendedBytes != receive.Bytes ||
+			f.IPv4.Packets+f.IPv6.Packets+f.Other.Packets+receive.SeededPackets+receive.MendedPackets != receive.Packets {
 			t.Errorf("protocols and families don't add up: %+v", receive)
 		}
 	}
-	if got := c.Interfaces[0].SeededBytes; got != 1_000_000 {
-		t.Errorf("interface: seeded_bytes %d", got)
+	if i := c.Interfaces[0]; i.SeededBytes != 1_000_000 || i.MendedBytes != 30_000 {
+		t.Errorf("interface: seeded_bytes %d, mended_bytes %d", i.SeededBytes, i.MendedBytes)
 	}
 	if c.Transmit.SeededBytes != 0 || c.Transmit.Bytes != 182_700 {
 		t.Errorf("transmit: %+v", c.Transmit)
@@ -61,8 +62,8 @@ func TestSeededMetrics(t *testing.T) {
 	const labels = `{container_id="aaa111",interface="eth0",name="web",namespace="",pod=""} `
 	started, attached := float64(noon.Add(-time.Hour).Unix()), float64(noon.Add(-30*time.Minute).Unix())
 	for _, want := range []string{
-		"nettally_container_network_receive_bytes_total" + labels + "1.1227e+06",
-		"nettally_container_interface_receive_packets_total" + labels + "11002.0",
+		"nettally_container_network_receive_bytes_total" + labels + "1.1527e+06",
+		"nettally_container_interface_receive_packets_total" + labels + "11302.0",
 		fmt.Sprintf("nettally_container_network_receive_bytes_created%s%g", labels, started),
 		fmt.Sprintf("nettally_container_network_transmit_packets_created%s%g", labels, started),
 		fmt.Sprintf("nettally_container_interface_receive_bytes_created%s%g", labels, started),
@@ -82,6 +83,17 @@ func TestSeededBeforeRestart(t *testing.T) {
 	snap := seeded()
 	web := snap.Containers[1]
 	web.StartedAt = noon.Add(-time.Minute)
+	b := beginnings(&web, &web.Interfaces[0])
+	if want := web.Interfaces[0].AttachedAt; !b.all.AsTime().Equal(want) || !b.ours.AsTime().Equal(want) {
+		t.Errorf("began %v and %v, want %v", b.all.AsTime(), b.ours.AsTime(), want)
+	}
+}
+
+// What was mended has passed since we came: it takes nothing back to the container's start.
+func TestMendedMetrics(t *testing.T) {
+	snap := seeded()
+	web := snap.Containers[1]
+	web.Interfaces[0].Receive.Seeded = usage.Volume{}
 	b := beginnings(&web, &web.Interfaces[0])
 	if want := web.Interfaces[0].AttachedAt; !b.all.AsTime().Equal(want) || !b.ours.AsTime().Equal(want) {
 		t.Errorf("began %v and %v, want %v", b.all.AsTime(), b.ours.AsTime(), want)

@@ -82,10 +82,10 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 // printWide prints a line per interface with every digit.
 func printWide(w io.Writer, found *exporter.Containers) error {
 	t := newTable("CONTAINER ID", "NAME", "RUNTIME", "INTERFACE", "HOST INTERFACE", "HOOK", "RECEIVED BYTES", "PACKETS", "SYN",
-		"TRANSMITTED BYTES", "PACKETS", "SYN", "SEEDED BYTES", "STATE", "CGROUP")
+		"TRANSMITTED BYTES", "PACKETS", "SYN", "SEEDED BYTES", "MENDED BYTES", "STATE", "CGROUP")
 	add := func(whose [3]string, i exporter.Interface, state, cgroup string) {
 		t.row(slices.Concat(whose[:], []string{dash(i.Name), dash(i.HostInterface), dash(i.Hook)}, exact(i.Receive), exact(i.Transmit),
-			[]string{strconv.FormatUint(i.SeededBytes, 10), state, cgroup})...)
+			[]string{strconv.FormatUint(i.SeededBytes, 10), strconv.FormatUint(i.MendedBytes, 10), state, cgroup})...)
 	}
 	for _, c := range found.Containers {
 		for _, i := range lines(c) {

@@ -12,10 +12,11 @@ import (
 	"github.com/nettally/nettally/internal/usage"
 )
 
-// received is what an interface received: seeded, and counted as UDP.
-func received(seeded, counted uint64) usage.Traffic {
+// received is what an interface received: seeded, mended, and counted as UDP.
+func received(seeded, mended, counted uint64) usage.Traffic {
 	var t usage.Traffic
 	t.Receive.Seeded = usage.Volume{Bytes: seeded, Packets: seeded / 100}
+	t.Receive.Mended = usage.Volume{Bytes: mended, Packets: mended / 100}
 	t.Receive.Cells[usage.FamilyIPv4][usage.ProtocolUDP] = usage.Volume{Bytes: counted, Packets: counted / 100}
 	t.Receive.SYN = 3
 	return t
@@ -25,10 +26,10 @@ func listed() usage.Snapshot {
 	web := usage.Container{
 		ID: "aaa1", Name: "web", Runtime: "docker", Cgroup: "/docker/aaa1", State: usage.Running, Reason: usage.Shadowed,
 		Interfaces: []usage.Interface{
-			{Name: "eth0", HostInterface: "veth1", Hook: "tcx", Attached: true, Traffic: received(1000, 200)},
-			{Name: "eth1", HostInterface: "veth2", Hook: "clsact", Attached: true, Shadowed: true, Traffic: received(0, 300)},
+			{Name: "eth0", HostInterface: "veth1", Hook: "tcx", Attached: true, Traffic: received(1000, 0, 200)},
+			{Name: "eth1", HostInterface: "veth2", Hook: "clsact", Attached: true, Shadowed: true, Traffic: received(0, 100, 200)},
 		},
-		Traffic: received(1000, 500),
+		Traffic: received(1000, 100, 400),
 	}
 	return usage.Snapshot{
 		TakenAt: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC),
@@ -37,7 +38,7 @@ func listed() usage.Snapshot {
 			{ID: "bbb2", Name: "agent", Cgroup: "/docker/bbb2", State: usage.Running, Reason: usage.HostNetwork},
 			{ID: "ccc3", Name: "old", Cgroup: "/docker/ccc3", State: usage.Stopped},
 		},
-		Unowned: []usage.Interface{{HostInterface: "veth9", Hook: "clsact", Shadowed: true, Traffic: received(0, 100)}},
+		Unowned: []usage.Interface{{HostInterface: "veth9", Hook: "clsact", Shadowed: true, Traffic: received(0, 0, 100)}},
 	}
 }
 
@@ -55,12 +56,12 @@ aaa1          web    1.465KiB  15       3    0B           0        0    counted 
 bbb2          agent  0B        0        0    0B           0        0    not counted: host network
 ccc3          old    0B        0        0    0B           0        0    stopped
 -             veth9  100B      1        3    0B           0        0    no container known, shadowed`},
-		{[]string{"--all", "-o", "wide"}, `CONTAINER ID  NAME   RUNTIME  INTERFACE  HOST INTERFACE  HOOK    RECEIVED BYTES  PACKETS  SYN  TRANSMITTED BYTES  PACKETS  SYN  SEEDED BYTES  STATE                         CGROUP
-aaa1          web    docker   eth0       veth1           tcx     1200            12       3    0                  0        0    1000          running                       /docker/aaa1
-aaa1          web    docker   eth1       veth2           clsact  300             3        3    0                  0        0    0             counted in part: shadowed     /docker/aaa1
-bbb2          agent  -        -          -               -       0               0        0    0                  0        0    0             not counted: host network     /docker/bbb2
-ccc3          old    -        -          -               -       0               0        0    0                  0        0    0             stopped                       /docker/ccc3
--             -      -        -          veth9           clsact  100             1        3    0                  0        0    0             no container known, shadowed  -`},
+		{[]string{"--all", "-o", "wide"}, `CONTAINER ID  NAME   RUNTIME  INTERFACE  HOST INTERFACE  HOOK    RECEIVED BYTES  PACKETS  SYN  TRANSMITTED BYTES  PACKETS  SYN  SEEDED BYTES  MENDED BYTES  STATE                         CGROUP
+aaa1          web    docker   eth0       veth1           tcx     1200            12       3    0                  0        0    1000          0             running                       /docker/aaa1
+aaa1          web    docker   eth1       veth2           clsact  300             3        3    0                  0        0    0             100           counted in part: shadowed     /docker/aaa1
+bbb2          agent  -        -          -               -       0               0        0    0                  0        0    0             0             not counted: host network     /docker/bbb2
+ccc3          old    -        -          -               -       0               0        0    0                  0        0    0             0             stopped                       /docker/ccc3
+-             -      -        -          veth9           clsact  100             1        3    0                  0        0    0             0             no container known, shadowed  -`},
 	} {
 		got := trimmed(mustOutput(t, append(append([]string{"list"}, flags...), test.args...)...))
 		if diff := cmp.Diff(test.want, got); diff != "" {

@@ -167,6 +167,7 @@ func (a adoption) adoptOneInside(in visit, left usage.Leftover) error {
 		return err
 	}
 	if !there {
+		left.Torn = true // by the container, since nobody else has to do there
 		return a.retire(left, at)
 	}
 	nsid, err := in.Number()

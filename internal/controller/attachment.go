@@ -12,7 +12,7 @@ import (
 // attachment is a thing that is counted, or is to be: a host veth, an interface inside of a
 // container, or a cgroup. These differ by the [site] that the programs are put on. The slot's
 // note in package usage has its owner, whether its qdisc is ours, whether it is being handed
-// over between two hooks, and what was seeded.
+// over between two hooks, and what was seeded and mended.
 type attachment struct {
 	usage.Target
 	name    string // for the log

@@ -96,7 +96,7 @@ func (v *veth) bypass(now bothEnds) bool {
 }
 
 // goInside has an interface that is off the host's hooks counted in the container. What the
-// kernel says is missing since our counting was last sound is seeded there: what bypassed
+// kernel says is missing since our counting was last sound is mended there: what bypassed
 // the hooks, and what passes while we are on neither.
 func (c *Controller) goInside(v *veth) []roster.Hint {
 	since := reading{kernel: v.check.sound.kernel}
@@ -112,7 +112,7 @@ func (c *Controller) goInside(v *veth) []roster.Hint {
 	if err := c.Accounts.Close(v.Target); err != nil {
 		c.Log.Error("could not close interface", "interface", v.name, "err", err)
 	}
-	v.hook, v.check, v.missed = "", nil, &since
+	v.hook, v.check, v.missed = "", nil, &gap{since, sinceUs}
 	var hints []roster.Hint
 	for _, key := range owner {
 		for _, box := range c.spaces {

@@ -86,8 +86,8 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	bypass(100)
 	r.asKernel(c, "eth0")
 	u = r.talked(c.ID, 11, 122)
-	if u.Receive.Seeded != datagrams(50) || u.Transmit.Seeded != datagrams(0) {
-		t.Errorf("seeded %+v and %+v", u.Receive.Seeded, u.Transmit.Seeded)
+	if u.Receive.Mended != datagrams(50) || u.Transmit.Mended != datagrams(0) || u.Receive.Seeded != datagrams(0) {
+		t.Errorf("mended %+v and %+v, seeded %+v", u.Receive.Mended, u.Transmit.Mended, u.Receive.Seeded)
 	}
 
 	r.stop()
@@ -100,8 +100,8 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	r.reload()
 	// Without a ledger, what was counted on the host veth is gone.
 	u = r.talked(c.ID, 1+5+4, 102+10+5)
-	if u.Receive.Seeded != datagrams(50) || u.Transmit.Seeded != datagrams(0) {
-		t.Errorf("seeded %+v and %+v", u.Receive.Seeded, u.Transmit.Seeded)
+	if u.Receive.Mended != datagrams(50) || u.Transmit.Mended != datagrams(0) || u.Receive.Seeded != datagrams(0) {
+		t.Errorf("mended %+v and %+v, seeded %+v", u.Receive.Mended, u.Transmit.Mended, u.Receive.Seeded)
 	}
 	must(t, c.Close())
 	u = r.wait(c.ID, "ended", func(u usage.Container) bool { return u.State == usage.Stopped && !u.Interfaces[0].Attached })

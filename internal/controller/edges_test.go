@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nettally/nettally/bpf"
@@ -339,7 +340,7 @@ func TestSucceed(t *testing.T) {
 	}
 }
 
-// Packets that pass unseen shadow an interface until some are seen again, and are seeded
+// Packets that pass unseen shadow an interface until some are seen again, and are mended
 // then, once.
 func TestShadowed(t *testing.T) {
 	k := newKernel(t)
@@ -366,8 +367,119 @@ func TestShadowed(t *testing.T) {
 		t.Error("packets are seen again, and it is shadowed")
 	}
 	k.check()
-	if total, seeded := k.total("a"); total != [2]uint64{18, 19} || seeded != [2]uint64{3, 4} {
-		t.Errorf("%v packets, %v of them seeded; the kernel has 18 and 19", total, seeded)
+	if total, seeded := k.total("a"); total != [2]uint64{18, 19} || seeded != [2]uint64{} || k.mendedOf("a") != [2]uint64{3, 4} {
+		t.Errorf("%v packets, %v of them seeded and %v mended; the kernel has 18 and 19", total, seeded, k.mendedOf("a"))
+	}
+}
+
+// Whoever takes our programs off in a loop changes no total: what passed meanwhile is mended
+// each time, and what passed before we came stays seeded.
+func TestRemoved(t *testing.T) {
+	for _, mode := range []Mode{ModeClsact, ModeTCX} {
+		t.Run(string(mode), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newKernel(t)
+				k.Adopt(context.Background())
+				k.mode = mode
+				k.passes(7, false, 5, 6)
+				k.veth(7, 3)
+				k.finish()
+				m := k.container("a", 7, 3)
+				k.count(m)
+				k.check()
+				for round := range uint64(5) {
+					k.passes(7, true, 10, 10)
+					k.check()
+					delete(k.filters, 7)
+					delete(k.tcx, 7)
+					k.passes(7, false, 3, 4)
+					time.Sleep(2 * lastMend)
+					k.check()
+					k.finish()
+					k.check()
+					if _, ok := k.filters[7]; !ok && !k.tcx[7] {
+						t.Fatal("our programs are not put back")
+					}
+					total, seeded := k.total("a")
+					if mended := k.mendedOf("a"); total != [2]uint64{5 + 13*(round+1), 6 + 14*(round+1)} ||
+						seeded != [2]uint64{5, 6} || mended != [2]uint64{3 * (round + 1), 4 * (round + 1)} {
+						t.Errorf("round %d: %v packets, %v of them seeded and %v mended; the kernel has %+v", round, total, seeded, mended, k.counters[7])
+					}
+				}
+				k.restart() // the slot has it
+				k.Adopt(context.Background())
+				k.count(k.container("a", 7, 3))
+				if total, seeded := k.total("a"); total != [2]uint64{70, 76} || seeded != [2]uint64{5, 6} || k.mendedOf("a") != [2]uint64{15, 20} {
+					t.Errorf("after a restart %v packets, %v of them seeded and %v mended", total, seeded, k.mendedOf("a"))
+				}
+			})
+		})
+	}
+}
+
+// Our programs may be off again before a gap is measured: what passes meanwhile is found with
+// the next one.
+func TestRemovedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		k.Adopt(context.Background())
+		k.mode = ModeClsact
+		k.passes(7, false, 0, 0)
+		k.veth(7, 3)
+		k.count(k.container("a", 7, 3))
+		k.check()
+		for range 3 {
+			delete(k.filters, 7)
+			k.passes(7, false, 30, 40)
+			k.flow = func() { k.passes(7, false, 1, 1) }
+			time.Sleep(2 * lastMend)
+			k.check()
+			k.flow = nil
+		}
+		k.passes(7, true, 10, 10)
+		for range 3 {
+			k.check()
+		}
+		delete(k.filters, 7)
+		k.passes(7, false, 30, 40)
+		time.Sleep(2 * lastMend)
+		k.check()
+		kernel := k.counters[7]
+		if total, _ := k.total("a"); total != [2]uint64{kernel.ReceivePackets, kernel.TransmitPackets} {
+			t.Errorf("%v packets, %v of them mended; the kernel has %+v", total, k.mendedOf("a"), kernel)
+		}
+	})
+}
+
+// What is open of a gap is settled as what the gap is: here three packets were in flight when
+// our programs were put back.
+func TestMendInFlow(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.mode = ModeTCX
+	k.passes(7, false, 100, 0)
+	k.veth(7, 3)
+	k.finish()
+	k.count(k.container("a", 7, 3))
+	k.check()
+	k.passes(7, true, 10, 0)
+	k.check()
+	k.passes(7, false, 1000, 0)
+	k.check()
+	k.sees(7, 3, 0) // before the kernel does
+	k.flow = func() { k.passes(7, false, 10, 0); k.sees(7, 10, 0) }
+	k.passes(7, true, 10, 0)
+	k.check()
+	k.flow = nil
+	k.passes(7, false, 3, 0)
+	for range 3 {
+		k.passes(7, true, 1, 0)
+		k.check()
+	}
+	k.check()
+	total, seeded := k.total("a")
+	if mended := k.mendedOf("a"); total[0] != k.counters[7].ReceivePackets || seeded[0] != 100 || mended[0] != 1000 {
+		t.Errorf("%d packets, %d of them seeded and %d mended; the kernel has %d", total[0], seeded[0], mended[0], k.counters[7].ReceivePackets)
 	}
 }
 

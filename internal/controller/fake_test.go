@@ -221,14 +221,27 @@ func (k *kernel) check() {
 // total returns a container's packets, and how many of them were seeded.
 func (k *kernel) total(id string) (packets, seeded [2]uint64) {
 	k.t.Helper()
+	c := k.usageOf(id)
+	return [2]uint64{c.Receive.Interface.Packets, c.Transmit.Interface.Packets},
+		[2]uint64{c.Receive.Seeded.Packets, c.Transmit.Seeded.Packets}
+}
+
+// mendedOf returns how many of a container's packets were mended.
+func (k *kernel) mendedOf(id string) [2]uint64 {
+	k.t.Helper()
+	c := k.usageOf(id)
+	return [2]uint64{c.Receive.Mended.Packets, c.Transmit.Mended.Packets}
+}
+
+func (k *kernel) usageOf(id string) usage.Container {
+	k.t.Helper()
 	for _, c := range k.Accounts.Snapshot().Containers {
 		if c.ID == id {
-			return [2]uint64{c.Receive.Interface.Packets, c.Transmit.Interface.Packets},
-				[2]uint64{c.Receive.Seeded.Packets, c.Transmit.Seeded.Packets}
+			return c
 		}
 	}
-	k.t.Errorf("no container %s", id)
-	return packets, seeded
+	k.t.Fatalf("no container %s", id)
+	return usage.Container{}
 }
 
 type fakeHost kernel

@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/testnet"
@@ -288,10 +291,10 @@ func TestRemovedInside(t *testing.T) {
 	r := start(t, host, "")
 	l.macvlan(t, c.Namespace, "eth0", ip)
 	r.waitCounted(c.ID, 1)
-	passed := func(out, in int) { // seeded or counted: the self-check may come between two packets
+	passed := func(out, in int) { // mended or counted: the self-check may come between two packets
 		t.Helper()
 		r.wait(c.ID, fmt.Sprintf("seen to have sent %d and received %d", out, in), func(u usage.Container) bool {
-			return u.Transmit.Wire() == datagrams(out) && u.Receive.Wire() == datagrams(in)
+			return u.Transmit.Timed() == datagrams(out) && u.Receive.Timed() == datagrams(in)
 		})
 	}
 	for round := 1; round <= 2; round++ {
@@ -305,6 +308,108 @@ func TestRemovedInside(t *testing.T) {
 	l.talk(t, c, ip, 5, 5)
 	passed(31, 53)
 	r.asKernel(c, "eth0")
+	r.mended(c, usage.Volume{}, usage.Volume{})
+	end(t, c)
+}
+
+// mended expects what was seeded, and that all else is in the history and quotas, also what
+// our programs missed both ways.
+func (r *rig) mended(c *testnet.Container, out, in usage.Volume) {
+	r.t.Helper()
+	u := r.wait(c.ID, "mended", func(u usage.Container) bool { return u.Transmit.Mended.Packets > 0 && u.Receive.Mended.Packets > 0 })
+	for _, way := range []struct {
+		usage.Counts
+		seeded usage.Volume
+	}{{u.Transmit, out}, {u.Receive, in}} {
+		all, timed := way.Wire(), way.Timed()
+		if way.Seeded != way.seeded || timed.Bytes != all.Bytes-way.seeded.Bytes || timed.Packets != all.Packets-way.seeded.Packets {
+			r.t.Errorf("%+v seeded, want %+v; %+v in all, of which history and quotas have %+v", way.Seeded, way.seeded, all, timed)
+		}
+	}
+}
+
+// TestRemovedInLoop has a container that was there before us remove our filters all the while,
+// as packets flow both ways.
+func TestRemovedInLoop(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := bare(t, host)
+	ip := netip.MustParseAddr("10.99.0.10")
+	l.macvlan(t, c.Namespace, "eth0", ip)
+	l.talk(t, c, ip, 7, 5)
+	r := start(t, host, "")
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 10, 20)
+	r.talked(c.ID, 10, 20)
+
+	here, there := netip.AddrPortFrom(ip, 9), netip.AddrPortFrom(farIP, 9)
+	var flows errgroup.Group
+	var over atomic.Bool
+	for agent, to := range map[interface {
+		SendUDP(netip.AddrPort, int, int) error
+	}]netip.AddrPort{c: there, l.peer: here} {
+		flows.Go(func() error {
+			for !over.Load() {
+				if err := agent.SendUDP(to, 5, 100); err != nil {
+					return err
+				}
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		})
+	}
+	for round := range uint64(5) {
+		r.wait(c.ID, "mended again", func(u usage.Container) bool {
+			_, _ = c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "clsact") // it may be off still
+			r.reload()                                                            // which does not wait as the self-check would
+			return u.Receive.Mended.Packets > 10*round && u.Transmit.Mended.Packets > 10*round
+		})
+	}
+	over.Store(true)
+	must(t, flows.Wait())
+	r.reload()
+	r.wait(c.ID, "as the kernel has it", func(u usage.Container) bool {
+		// What it drops behind our hook, as it may while a qdisc comes, only we have counted.
+		kernel, sent := nettest.Must(c.Namespace.LinkByName("eth0"))(t).Attrs().Statistics, u.Transmit.Wire().Packets
+		same := u.Receive.Wire() == usage.Volume{Bytes: kernel.RxBytes, Packets: kernel.RxPackets} &&
+			sent >= kernel.TxPackets && sent <= kernel.TxPackets+kernel.TxDropped
+		if !same {
+			must(t, c.SendUDP(there, 1, 100))
+			must(t, l.peer.SendUDP(here, 1, 100))
+		}
+		return same
+	})
+	r.mended(c, datagrams(7), datagrams(5))
+	end(t, c)
+}
+
+// TestRemovedWhileAway has a container remove our filters while nobody runs: what passes then
+// is no seed either.
+func TestRemovedWhileAway(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	pins := nettest.BPFFS(t) + "/nettally"
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := bare(t, host)
+	ip := netip.MustParseAddr("10.99.0.10")
+	l.macvlan(t, c.Namespace, "eth0", ip)
+	l.talk(t, c, ip, 7, 5)
+	r := start(t, host, pins)
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 10, 20)
+	r.talked(c.ID, 10, 20)
+	r.stop()
+	nettest.Must(c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "clsact"))(t)
+	l.talk(t, c, ip, 3, 4)
+
+	r = start(t, host, pins)
+	r.waitCounted(c.ID, 1)
+	l.talk(t, c, ip, 5, 5)
+	r.asKernel(c, "eth0")
+	r.mended(c, datagrams(7), datagrams(5))
 	end(t, c)
 }
 
@@ -324,15 +429,19 @@ func TestMendedInside(t *testing.T) {
 	r.talked(c.ID, 10, 20)
 
 	nettest.Must(c.Namespace.Run("tc", "qdisc", "del", "dev", "eth0", "clsact"))(t)
-	r.wait(c.ID, "seeded with what was missed", func(u usage.Container) bool {
+	r.wait(c.ID, "mended with what was missed", func(u usage.Container) bool {
 		// Adding the qdisc anew may have the kernel drop one.
 		must(t, c.SendUDP(netip.AddrPortFrom(farIP, 9), 1, 100))
 		must(t, l.peer.SendUDP(netip.AddrPortFrom(ip, 9), 1, 100))
-		return u.Transmit.Seeded.Packets+u.Receive.Seeded.Packets > 0
+		return u.Transmit.Mended.Packets+u.Receive.Mended.Packets > 0
 	})
 	r.asKernel(c, "eth0")
 	l.talk(t, c, ip, 5, 5)
 	r.asKernel(c, "eth0")
+	u := r.wait(c.ID, "counted", usage.Container.Accounted)
+	if u.Transmit.Seeded != (usage.Volume{}) || u.Receive.Seeded != (usage.Volume{}) {
+		t.Errorf("something was seeded: %+v", u)
+	}
 	end(t, c)
 }
 
@@ -437,7 +546,7 @@ func TestUpgradeInside(t *testing.T) {
 	r.waitCounted(c.ID, 1)
 	l.talk(t, c, ip, 10, 5)
 	r.stop()
-	must(t, os.Rename(filepath.Join(pins, bpf.Layout), filepath.Join(pins, "v1")))
+	must(t, os.Rename(filepath.Join(pins, bpf.Layout), filepath.Join(pins, "v2")))
 	l.talk(t, c, ip, 20, 10)
 
 	r = start(t, host, pins)

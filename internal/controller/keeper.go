@@ -43,15 +43,15 @@ func put(accounts *usage.Accounts, target usage.Target, at site, slot uint16) er
 
 func (k keeper) put(a *attachment, at site) error { return put(k.Accounts, a.Target, at, a.slot) }
 
-// began notes that an attachment is counted on a hook now. What passed since a reading was
-// not counted; since is nil if all was.
-func (k keeper) began(a *attachment, at site, hook string, since *reading) {
+// began notes that an attachment is counted on a hook now. What was not counted is missing,
+// nil if all was.
+func (k keeper) began(a *attachment, at site, hook string, missing *gap) {
 	a.hook, a.failure = hook, ""
 	k.become(a, counting)
 	k.show(a)
 	var open unsettled
-	if since != nil {
-		open = k.seed(a, at, *since)
+	if missing != nil {
+		open = k.fill(a, at, *missing)
 	}
 	if a.check == nil {
 		a.check = k.begin(a, at, open)
@@ -141,7 +141,7 @@ func (k keeper) mended(a *attachment, at site) {
 func (k keeper) catchUp(a *attachment, at site) {
 	k.see(a)
 	if a.check != nil {
-		k.seedSince(a, at)
+		k.mendSince(a, at)
 	}
 }
 

@@ -260,7 +260,7 @@ func (s *veths) moved(v *veth, j job) {
 	at := s.at(v)
 	switch v.state {
 	case opening:
-		s.began(&v.attachment, at, v.hook, &reading{})
+		s.began(&v.attachment, at, v.hook, &gap{kind: beforeUs})
 	case mending:
 		s.mended(&v.attachment, at)
 	default:

@@ -9,19 +9,36 @@ import (
 	"github.com/nettally/nettally/watcher"
 )
 
-// seedSince adds what was missed since a check was sound, from where it begins anew.
-func (k keeper) seedSince(a *attachment, at site) {
-	open := k.seed(a, at, a.check.sound)
-	if now, err := k.readQuiet(a, at); err == nil {
+// gap is what the kernel has counted since a reading and we have not.
+type gap struct {
+	since reading
+	kind  gapKind
+}
+
+// gapKind says what becomes of a gap, which is part of the totals always.
+type gapKind int
+
+const (
+	beforeUs gapKind = iota // seeded: it passed before we came, and counts for no hour, period or rate
+	sinceUs                 // mended: it has passed since, and counts when it is noticed
+)
+
+// mendSince adds what was missed since a check was sound, from where it begins anew. That is
+// before the gap is measured: our programs may be off again by then, and what passed between
+// the two would be in neither. Nothing is in both, since there is never more added than is
+// missing in all.
+func (k keeper) mendSince(a *attachment, at site) {
+	now, err := k.readQuiet(a, at)
+	open := k.fill(a, at, gap{a.check.sound, sinceUs})
+	if err == nil {
 		*a.check = check{first: a.check.first, sound: now, last: now, open: open}
 	}
 }
 
-// seed adds what the kernel has counted on an interface and we have not, since a reading. It
-// returns what may have been missed besides.
-func (k keeper) seed(a *attachment, at site, since reading) (open unsettled) {
-	missed, open, err := k.missed(a, at, since)
-	if errors.Is(err, watcher.ErrGone) && since == (reading{}) {
+// fill adds what is missing. It returns what may have been missed besides.
+func (k keeper) fill(a *attachment, at site, missing gap) (open unsettled) {
+	missed, open, err := k.missed(a, at, missing)
+	if errors.Is(err, watcher.ErrGone) && missing.kind == beforeUs {
 		// A short life was over before it could be read: what had passed when we came is known.
 		missed, err = lack{
 			usage.Volume{Bytes: a.seen.ReceiveBytes, Packets: a.seen.ReceivePackets},
@@ -29,7 +46,7 @@ func (k keeper) seed(a *attachment, at site, since reading) (open unsettled) {
 		}, nil
 	}
 	if err == nil {
-		err = k.add(a, missed)
+		err = k.add(a, missed, missing.kind)
 	}
 	if err != nil && !errors.Is(err, watcher.ErrGone) && !errors.Is(err, errNoWitness) {
 		k.Log.Warn("read what was not counted", a.kind(), a.name, "err", err)
@@ -37,22 +54,25 @@ func (k keeper) seed(a *attachment, at site, since reading) (open unsettled) {
 	return open
 }
 
-func (k keeper) add(a *attachment, missed lack) error {
-	if missed == (lack{}) {
+func (k keeper) add(a *attachment, missed lack, as gapKind) error {
+	switch {
+	case missed == (lack{}):
 		return nil
+	case as == sinceUs:
+		return k.Accounts.Mend(a.Target, missed.receive, missed.transmit)
 	}
 	return k.Accounts.Seed(a.Target, missed.receive, missed.transmit)
 }
 
-// unsettled is what may have been missed beyond what was seeded, since a reading: packets
-// flowed all the while. It is some packets at most, so nothing else that the kernel counts
-// and we don't is taken for it.
+// unsettled is what may have been missed in a gap beyond what was added: packets flowed all
+// the while. It is some packets at most, so nothing else that the kernel counts and we don't
+// is taken for it.
 type unsettled struct {
-	since reading
-	lack  lack
+	gap
+	lack lack
 }
 
-// settle seeds what a later reading shows to have been missed in the end. Where nothing flowed
+// settle adds what a later reading shows to have been missed in the end. Where nothing flowed
 // since the reading before it, that is exact.
 func (k keeper) settle(a *attachment, now reading) {
 	open := &a.check.open
@@ -61,7 +81,7 @@ func (k keeper) settle(a *attachment, now reading) {
 	}
 	shown := k.lacking(a, now, now.after, open.since)
 	shown = lack{fewer(shown.receive, open.lack.receive), fewer(shown.transmit, open.lack.transmit)}
-	if err := k.add(a, shown); err != nil {
+	if err := k.add(a, shown, open.kind); err != nil {
 		k.Log.Warn("note what was not counted", a.kind(), a.name, "err", err)
 	}
 	open.lack = lack{minus(open.lack.receive, shown.receive), minus(open.lack.transmit, shown.transmit)}
@@ -77,7 +97,7 @@ const seedTries = 30
 // lack is how much more the kernel has counted than we, by direction.
 type lack struct{ receive, transmit usage.Volume }
 
-// missed works out what was missed since a reading, from readings that packets may fall in.
+// missed works out what was missed in a gap, from readings that packets may fall in.
 //
 // What passes an egress hook we count before the kernel does (__dev_queue_xmit runs the
 // hook, and then the driver). So what we had after the kernel was asked holds all that it
@@ -85,7 +105,7 @@ type lack struct{ receive, transmit usage.Volume }
 // the kernel. So what we had before it was asked is nothing that it had not, and a reading
 // says too much. Where packets flow in all readings, the truth at the egress hook is between
 // these two, and open.
-func (k keeper) missed(a *attachment, at site, since reading) (missed lack, open unsettled, err error) {
+func (k keeper) missed(a *attachment, at site, missing gap) (missed lack, open unsettled, err error) {
 	var atLeast, atMost lack
 	for try, quiet := 0, 0; try < seedTries && quiet < 3; try++ {
 		now, err := k.read(a, at)
@@ -95,7 +115,7 @@ func (k keeper) missed(a *attachment, at site, since reading) (missed lack, open
 		if err != nil {
 			return lack{}, unsettled{}, err
 		}
-		less, more := k.lacking(a, now, now.after, since), k.lacking(a, now, now.before, since)
+		less, more := k.lacking(a, now, now.after, missing.since), k.lacking(a, now, now.before, missing.since)
 		if try == 0 {
 			atLeast, atMost = less, more
 		}
@@ -106,9 +126,9 @@ func (k keeper) missed(a *attachment, at site, since reading) (missed lack, open
 		}
 	}
 	if a.NetNS != 0 { // what a container transmits leaves its own interface, and enters the host's
-		return lack{atMost.receive, atLeast.transmit}, unsettled{since, lack{transmit: minus(atMost.transmit, atLeast.transmit)}}, nil
+		return lack{atMost.receive, atLeast.transmit}, unsettled{missing, lack{transmit: minus(atMost.transmit, atLeast.transmit)}}, nil
 	}
-	return lack{atLeast.receive, atMost.transmit}, unsettled{since, lack{receive: minus(atMost.receive, atLeast.receive)}}, nil
+	return lack{atLeast.receive, atMost.transmit}, unsettled{missing, lack{receive: minus(atMost.receive, atLeast.receive)}}, nil
 }
 
 // lacking is how much more the kernel has counted since a reading than we, who have counted

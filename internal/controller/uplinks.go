@@ -26,9 +26,9 @@ type uplinks struct {
 // uplink is one of them.
 type uplink struct {
 	attachment
-	link   string   // its kind
-	nsid   int      // the host's number for the namespace
-	missed *reading // where it has to make up from for its host veth
+	link   string // its kind
+	nsid   int    // the host's number for the namespace
+	missed *gap   // of its host veth, which it has to make up for
 }
 
 // physical says that a driver keeps the interface's counters. It may do so seconds later,
@@ -100,12 +100,12 @@ func (s *uplinks) keep(in visit, u *uplink) error {
 	}
 	// A physical interface's counters have what it did for others, and those of one with
 	// our filters what an earlier owner did.
-	since := u.missed
-	if since == nil && on == "" && !ours && !u.physical() {
-		since = &reading{}
+	missing := u.missed
+	if missing == nil && on == "" && !ours && !u.physical() {
+		missing = &gap{kind: beforeUs}
 	}
 	u.missed = nil
-	s.began(&u.attachment, at, HookClsact, since)
+	s.began(&u.attachment, at, HookClsact, missing)
 	s.Log.Debug("counting inside", "interface", u.name, "kind", u.link, "target", u.Target)
 	return nil
 }

@@ -29,8 +29,8 @@ type veth struct {
 	led  time.Time // into another namespace, since then, as far as we know
 	why  tcxReason
 
-	bypassed uint64   // packets that the other end had received otherwise, at the last look
-	missed   *reading // from where on the other end has to make up for us, if it is counted there
+	bypassed uint64 // packets that the other end had received otherwise, at the last look
+	missed   *gap   // which the other end has to make up for, if it is counted there
 }
 
 // tcxReason says why clsact does not do for a host veth. The greater one stays.
@@ -146,11 +146,11 @@ func (s *veths) attachClsact(v *veth, first bool, seenAt time.Time) {
 	if !seenAt.IsZero() {
 		s.metrics.attach.Observe(time.Since(seenAt).Seconds())
 	}
-	var since *reading // an earlier process has counted all
+	var missing *gap // an earlier process has counted all
 	if first {
-		since = &reading{}
+		missing = &gap{kind: beforeUs}
 	}
-	s.began(&v.attachment, at, HookClsact, since)
+	s.began(&v.attachment, at, HookClsact, missing)
 	s.Log.Debug("counting", "interface", v.name, "ifindex", v.Ifindex, "hook", v.hook)
 	if s.wanted(v) == HookTCX {
 		s.move(v, HookTCX)

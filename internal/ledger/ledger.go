@@ -26,7 +26,7 @@
 //   - hours, days: six numbers per beginning and subject. The difference between a
 //     record and its watermarks is added to the hour in which it is flushed, so a
 //     record that is written twice counts once, and one that went down counts nothing.
-//     What was seeded is part of no hour.
+//     What was seeded is part of no hour, what was mended part of that in which it was.
 //   - subjects: whose usage it is, as its identity was at the flush. Usage that was
 //     recorded before a container's name was known is put under its name.
 //   - meta: when the ledger was last written with a clock that was trusted: by that, since

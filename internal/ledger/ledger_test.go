@@ -100,6 +100,22 @@ func TestSeededIsNoHistory(t *testing.T) {
 	same(t, b.total(), made(1000))
 }
 
+// What was mended is part of the hour in which that was noticed.
+func TestMendedIsHistory(t *testing.T) {
+	b := newBench(t)
+	r := record("a1", "web", 1000)
+	b.flush(r)
+	b.pass(time.Hour)
+	r.Receive.Mended = usage.Volume{Bytes: 500, Packets: 5}
+	r.Transmit.Mended = usage.Volume{Bytes: 70, Packets: 7}
+	b.flush(r)
+	b.flush(r)
+	same(t, b.received(Query{Step: Hour}), []string{"03-10 12:00 web 1000", "03-10 13:00 web 500"})
+	want := made(1000)
+	want[0], want[1], want[3], want[4] = want[0]+500, want[1]+5, want[3]+70, want[4]+7
+	same(t, b.total(), want)
+}
+
 func TestUsageFollowsTheName(t *testing.T) {
 	const id = "a1"
 	tests := map[string]struct {

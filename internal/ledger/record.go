@@ -29,7 +29,7 @@ func counted(r usage.Record) (n numbers) {
 		traffic = *r.IP
 	}
 	for i, c := range []usage.Counts{traffic.Receive, traffic.Transmit} {
-		v := c.Counted()
+		v := c.Timed()
 		for j, amount := range []uint64{v.Bytes, v.Packets, c.SYN} {
 			n[3*i+j] = int64(min(amount, math.MaxInt64))
 		}

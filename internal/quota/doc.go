@@ -10,8 +10,9 @@
 // under a name goes on when the container is made anew under that name. What is added is
 // the growth of a container's total since the last check, and that total never goes
 // back, over restarts of the container, of nettally and of the host. So what passes while
-// nettally is down is counted when it is back, in the period of that moment. What was
-// seeded belongs to no period.
+// nettally is down is counted when it is back, in the period of that moment. The same
+// goes for what passes while its programs see nothing, which is mended when that is noticed:
+// who takes them off evades no rule. What was seeded belongs to no period.
 //
 // Each byte is counted in one period. A check a moment after the end of a period puts
 // that moment, at most a second, into the next one.

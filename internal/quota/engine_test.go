@@ -152,12 +152,29 @@ func TestCounts(t *testing.T) {
 	b := newBench(t, rules...)
 	b.pass(0)
 	c := b.start("a1", "web")
-	c.Receive.Cells[usage.FamilyIPv6][usage.ProtocolUDP] = usage.Volume{Bytes: 7, Packets: 3}
+	c.Receive.Cells[usage.FamilyIPv6][usage.ProtocolUDP] = usage.Volume{Bytes: 4, Packets: 2}
+	c.Receive.Mended = usage.Volume{Bytes: 3, Packets: 1}
 	c.Receive.SYN = 2
 	c.Receive.Seeded = usage.Volume{Bytes: 1 << 40, Packets: 1 << 30} // of no period
 	b.transmit("a1", 1000)
 	b.pass(time.Second)
 	same(t, b.used(), want)
+}
+
+// Who takes our programs off evades no rule: what was mended counts when that is noticed.
+func TestMended(t *testing.T) {
+	b := newBench(t, monthly())
+	b.pass(0)
+	c := b.start("a1", "web")
+	b.pass(time.Second)
+	for range 3 {
+		c.Transmit.Mended.Bytes += 100
+		b.transmit("a1", 10)
+		b.pass(time.Second)
+	}
+	c.Transmit.Seeded.Bytes += 1 << 40
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 330})
 }
 
 func TestKeys(t *testing.T) {

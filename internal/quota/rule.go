@@ -180,7 +180,7 @@ type numbers [6]uint64
 
 func numbersOf(t usage.Traffic) (n numbers) {
 	for i, c := range [...]*usage.Counts{&t.Receive, &t.Transmit} {
-		v := c.Counted()
+		v := c.Timed()
 		n[3*i], n[3*i+1], n[3*i+2] = v.Bytes, v.Packets, c.SYN
 	}
 	return n

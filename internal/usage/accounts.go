@@ -200,6 +200,10 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 	before := a.before(at)
 	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
 	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
+	if a.torn(at) {
+		mend(&at.slot.Note, Volume(at.slot.SeededReceive), Volume(at.slot.SeededTransmit))
+		at.slot.SeededReceive, at.slot.SeededTransmit = bpf.Volume{}, bpf.Volume{}
+	}
 	// An owner that can't be noted is known as long as this process lives, and then by the
 	// ledger.
 	return a.Datapath.Keep(at.slot)

@@ -25,7 +25,7 @@ func TestSumsSaturate(t *testing.T) {
 	}
 	want := Volume{top, top}
 	for name, got := range map[string]Volume{
-		"wire": full.Wire(), "counted": full.Counted(), "family": full.Family(FamilyIPv6), "protocol": full.Protocol(ProtocolTCP),
+		"wire": full.Wire(), "counted": full.Counted(), "timed": full.Timed(), "family": full.Family(FamilyIPv6), "protocol": full.Protocol(ProtocolTCP),
 	} {
 		if got != want {
 			t.Errorf("%s is %+v, want %+v", name, got, want)

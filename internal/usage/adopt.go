@@ -21,6 +21,9 @@ type Leftover struct {
 	// Older says that another slot was taken for the same target later: programs that are
 	// on count on that.
 	Older bool
+	// Torn says, to [Accounts.Retire], that somebody has taken the programs off while nobody
+	// was there to notice.
+	Torn bool
 
 	slot bpf.Slot
 }
@@ -104,7 +107,7 @@ func (a *Accounts) Retire(l Leftover) error {
 	if a.restored[slot.Generation].folded {
 		return a.Datapath.Release(slot)
 	}
-	at := &attachment{slot: slot, at: a.takenAt(slot)}
+	at := &attachment{slot: slot, at: a.takenAt(slot), torn: l.Torn}
 	a.ownAgain(at)
 	if slot.Cgroup != 0 && !at.needsCgroup() {
 		return a.discard(at)

@@ -48,8 +48,8 @@ func setLoopbackApart(c Counts) Counts {
 	return c
 }
 
-// seed adds what the kernel had counted before us.
-func (c *Counts) seed(v bpf.Volume) {
-	c.Seeded = Volume(v)
-	c.Interface = c.Interface.plus(c.Seeded)
+// add adds what the kernel had counted before us, and since, while we did not.
+func (c *Counts) add(seeded, mended bpf.Volume) {
+	c.Seeded, c.Mended = Volume(seeded), Volume(mended)
+	c.Interface = c.Interface.plus(c.Seeded).plus(c.Mended)
 }

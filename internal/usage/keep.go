@@ -166,7 +166,22 @@ func (a *Accounts) record(c *account) Record {
 	if c.tellsCgroup() {
 		r.Tallies = append(r.Tallies, a.recordTally(c.cgroup, Tally{Cgroup: true}))
 	}
+	r.sum()
 	return r
+}
+
+// sum makes the totals those of the tallies. The counters go on while they are read: with totals
+// of another moment, a process that comes after a kill would take for written what no hour of
+// the history has.
+func (r *Record) sum() {
+	r.Traffic = Traffic{}
+	for _, t := range r.Tallies {
+		if sum := t.Sum(); t.Cgroup {
+			r.IP = &sum
+		} else {
+			r.Traffic = r.Traffic.Plus(sum)
+		}
+	}
 }
 
 func (s *Slots) recordTally(t *tally, of Tally) Tally {
@@ -192,6 +207,7 @@ func (s *Slots) attachment(at *attachment) Attachment {
 		Counted:    at.read(s.Datapath),
 		Passed:     at.passed,
 		Earlier:    at.earlier,
+		Torn:       at.torn,
 		Folded:     !at.closedAt.IsZero() && s.Now().Sub(at.closedAt) >= settleAfter,
 	}
 }

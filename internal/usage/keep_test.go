@@ -4,6 +4,7 @@ package usage
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/testnet/need"
 )
 
@@ -58,6 +60,8 @@ type machine struct {
 	veths map[int]veth      // host interfaces with filters
 	next  int               // ifindex
 	want  map[string]uint64 // packets by container
+
+	seeded, mended map[string]uint64 // of these
 }
 
 // veth is whose an interface is, and the slot that its filters count on.
@@ -106,7 +110,7 @@ func (m *machine) recall() {
 func (m *machine) step() {
 	m.clock.now = m.clock.now.Add(time.Duration(m.random.IntN(1500)) * time.Millisecond)
 	id := fmt.Sprint("c", m.random.IntN(3))
-	switch m.random.IntN(13) {
+	switch m.random.IntN(14) {
 	case 0, 1:
 		m.next++
 		m.veths[m.next] = veth{id, open(m.t, m.a, m.next, fmt.Sprint("veth", m.next))}
@@ -132,6 +136,8 @@ func (m *machine) step() {
 		if m.random.IntN(4) == 0 {
 			m.reboot()
 		}
+	case 13:
+		m.miss()
 	case 12:
 		for _, ifindex := range slices.Sorted(maps.Keys(m.veths)) {
 			m.a.Start(Container{ID: id})
@@ -166,6 +172,23 @@ func (m *machine) count() {
 	}
 }
 
+// miss lets packets pass that our programs don't see, before they came or since.
+func (m *machine) miss() {
+	for ifindex, v := range m.veths {
+		n := uint64(m.random.IntN(100))
+		add, to := m.a.Seed, m.seeded
+		if m.random.IntN(2) == 0 {
+			add, to = m.a.Mend, m.mended
+		}
+		if err := add(OnHost(ifindex), Volume{Bytes: 100 * n, Packets: n}, Volume{}); err != nil {
+			m.t.Fatal(err)
+		}
+		to[v.owner] += n
+		m.want[v.owner] += n
+		break
+	}
+}
+
 // flush writes to the disk, and is killed before or after that, or not at all.
 func (m *machine) flush(killed int) {
 	pending := m.a.Pending(false)
@@ -195,17 +218,12 @@ func (m *machine) reboot() {
 // check compares what is shown with what passed, and with what was shown before.
 func (m *machine) check(step int) {
 	m.t.Helper()
-	shown := map[string]uint64{}
-	for _, c := range m.a.Snapshot().Containers {
-		shown[c.ID] = c.Receive.Wire().Packets
-	}
-	for id, want := range m.want {
-		got, ok := shown[id]
-		if !ok {
-			continue // expired: its total is on the disk, and comes back with it
-		}
-		if got != want {
-			m.t.Fatalf("step %d: %s has %d packets, want %d", step, id, got, want)
+	for _, c := range m.a.Snapshot().Containers { // the others' totals are on the disk, and come back with them
+		rx := c.Receive
+		got := []uint64{rx.Wire().Packets, rx.Interface.Packets, rx.Seeded.Packets, rx.Mended.Packets}
+		want := []uint64{m.want[c.ID], m.want[c.ID], m.seeded[c.ID], m.mended[c.ID]}
+		if !slices.Equal(got, want) {
+			m.t.Fatalf("step %d: %s has %d packets, by the interface, seeded and mended; want %d", step, c.ID, got, want)
 		}
 	}
 }
@@ -218,7 +236,7 @@ func TestNothingIsLost(t *testing.T) {
 			m := &machine{
 				t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
 				clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
-				veths: map[int]veth{}, want: map[string]uint64{},
+				veths: map[int]veth{}, want: map[string]uint64{}, seeded: map[string]uint64{}, mended: map[string]uint64{},
 			}
 			m.start()
 			for step := range 300 {
@@ -404,9 +422,117 @@ func TestSeed(t *testing.T) {
 	if got := received(t, a, "web"); got != 20 {
 		t.Errorf("seeded again: %d packets, want 15, 3 and 2", got)
 	}
-	seeded := a.Snapshot().Containers[0].Receive.Seeded
-	if diff := cmp.Diff(Volume{Bytes: 1300, Packets: 13}, seeded); diff != "" {
+	c := a.Snapshot().Containers[0].Receive
+	if diff := cmp.Diff(Volume{Bytes: 1300, Packets: 13}, c.Seeded); diff != "" {
 		t.Errorf("seeded (-want +got):\n%s", diff)
+	}
+	if c.Mended != (Volume{}) {
+		t.Errorf("mended %+v, though nobody took our programs off", c.Mended)
+	}
+}
+
+// What passed while our programs saw nothing is in the totals, apart from what was seeded, and
+// belongs to a time.
+func TestMend(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "web"})
+	a.Recall("web", nil)
+	kernel.counts[open(t, a, 7, "veth7")] = 5
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(a.Seed(OnHost(7), Volume{Bytes: 1000, Packets: 10}, Volume{}))
+	must(a.Mend(OnHost(7), Volume{Bytes: 300, Packets: 3}, Volume{Bytes: 80, Packets: 2}))
+	assign(t, a, 7, "web", "eth0")
+	must(a.Mend(OnHost(7), Volume{Bytes: 100, Packets: 1}, Volume{}))
+	if rx, tx := a.Beside(OnHost(7)); rx != (Volume{1400, 14}) || tx != (Volume{80, 2}) {
+		t.Errorf("beside what is counted there are %+v and %+v", rx, tx)
+	}
+	want := func() {
+		t.Helper()
+		c := a.Snapshot().Containers[0]
+		if rx := c.Receive; rx.Mended != (Volume{400, 4}) || rx.Seeded != (Volume{1000, 10}) || rx.Interface != (Volume{1900, 19}) ||
+			rx.Wire() != (Volume{1900, 19}) || rx.Timed() != (Volume{900, 9}) || rx.Counted() != (Volume{500, 5}) {
+			t.Errorf("received %+v", rx)
+		}
+		if tx := c.Transmit; tx.Mended != (Volume{80, 2}) || tx.Seeded != (Volume{}) || tx.Wire() != tx.Mended || tx.Interface != tx.Mended {
+			t.Errorf("transmitted %+v", tx)
+		}
+	}
+	want()
+	onDisk := disk{}
+	onDisk.write(t, a.Pending(true))
+	a = kept(t, kernel, clock)
+	a.Restore(onDisk.read(t))
+	for _, l := range a.Leftovers() {
+		a.Adopt(l, "veth7", "clsact")
+	}
+	want()
+	closeInterface(t, a, 7)
+	want()
+	clock.now = clock.now.Add(settleAfter)
+	onDisk.write(t, a.Pending(true))
+	a.Written(a.Pending(true))
+	want()
+	a = kept(t, newSlots(), clock) // after a restart of the host
+	a.Restore(onDisk.read(t))
+	want()
+}
+
+// Whose programs somebody took off while nobody was there to notice has what passed since
+// mended, wherever a process ends meanwhile; what passed before we came at all stays seeded.
+func TestTorn(t *testing.T) {
+	target := Target{Ifindex: 2, NetNS: 4026532000}
+	for _, torn := range []bool{true, false} {
+		for _, written := range []bool{true, false} {
+			t.Run(fmt.Sprintf("torn %t, written %t", torn, written), func(t *testing.T) {
+				_, kernel, clock := newAccounts(t)
+				onDisk := disk{}
+				a := kept(t, kernel, clock)
+				a.Start(Container{ID: "web"})
+				a.Recall("web", nil)
+				begin := func(counted, seeded uint64) {
+					t.Helper()
+					slot, _, err := a.Open(target, "", "clsact")
+					kernel.counts[slot] = counted
+					err = errors.Join(err, a.Seed(target, Volume{100 * seeded, seeded}, Volume{}), a.Assign(target, "web", "eth0"))
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				restart := func() {
+					t.Helper()
+					onDisk.write(t, a.Pending(true))
+					a = kept(t, kernel, clock)
+					a.Restore(onDisk.read(t))
+					for _, l := range a.Leftovers() {
+						l.Torn = torn
+						if err := a.Retire(l); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				begin(5, 10)
+				restart()
+				if written {
+					clock.now = clock.now.Add(settleAfter)
+					pending := a.Pending(true)
+					onDisk.write(t, pending)
+					a.Written(pending)
+				}
+				restart()
+				begin(0, 22) // seven more than were told
+				c := a.Snapshot().Containers[0].Receive
+				want := map[bool][2]uint64{true: {10, 7}, false: {17, 0}}[torn]
+				if got := [2]uint64{c.Seeded.Packets, c.Mended.Packets}; got != want || c.Wire().Packets != 22 {
+					t.Errorf("seeded and mended %v, want %v; in all %d, want 22", got, want, c.Wire().Packets)
+				}
+			})
+		}
 	}
 }
 
@@ -524,11 +650,8 @@ func TestCountsJSON(t *testing.T) {
 
 // What earlier versions wrote is read as they meant it, whatever order anything is in now.
 func TestCountsOnDisk(t *testing.T) {
-	var got Counts
-	if err := json.Unmarshal([]byte(`[1,2,3,4,5,6,7,8,
-		10,11,12,13,14,15,16,17, 20,21,22,23,24,25,26,27, 30,31,32,33,34,35,36,37, 40,41]`), &got); err != nil {
-		t.Fatal(err)
-	}
+	const atFirst = `[1,2,3,4,5,6,7,8,
+		10,11,12,13,14,15,16,17, 20,21,22,23,24,25,26,27, 30,31,32,33,34,35,36,37, 40,41`
 	want := Counts{
 		Interface: Volume{1, 2}, Seeded: Volume{3, 4}, SYN: 5, SYNACK: 6, RST: 7, FIN: 8,
 		Cells: [Families][Protocols]Volume{
@@ -538,8 +661,15 @@ func TestCountsOnDisk(t *testing.T) {
 		},
 		Loopback: Volume{40, 41},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	for _, text := range []string{atFirst + "]", atFirst + ", 50,51]"} {
+		var got Counts
+		if err := json.Unmarshal([]byte(text), &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+		want.Mended = Volume{50, 51}
 	}
 }
 
@@ -612,5 +742,44 @@ func BenchmarkPending(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// busy is a kernel that counts a packet more whenever it is asked.
+type busy struct{ *slots }
+
+func (b busy) Read(s bpf.Slot) (rx, tx bpf.Counters, err error) {
+	b.counts[s.Index]++
+	return b.slots.Read(s)
+}
+
+// What a record says in all is what its tallies say, though the kernel counts meanwhile.
+func TestRecordIsOfOneMoment(t *testing.T) {
+	a, kernel, _ := newAccounts(t)
+	a.Datapath = busy{kernel}
+	a.Start(Container{ID: "web"})
+	for target, id := range map[Target]string{OnHost(7): "eth0", {Cgroup: 9}: ""} {
+		if _, _, err := a.Open(target, id, "clsact"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Assign(target, "web", id); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Tell(target); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range a.Pending(true) {
+		var interfaces, cgroup Traffic
+		for _, tally := range r.Tallies {
+			if tally.Cgroup {
+				cgroup = tally.Sum()
+			} else {
+				interfaces = interfaces.Plus(tally.Sum())
+			}
+		}
+		if r.IP == nil || r.Traffic != interfaces || *r.IP != cgroup || interfaces == (Traffic{}) || cgroup == (Traffic{}) {
+			t.Errorf("interfaces %+v and cgroup %+v, by tallies %+v and %+v", r.Traffic, r.IP, interfaces, cgroup)
+		}
 	}
 }

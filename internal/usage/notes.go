@@ -54,13 +54,24 @@ func (s *Slots) Handover(target Target, up bool) error {
 // InHandover reports whether a host interface is changing between clsact and tcx.
 func (s *Slots) InHandover(target Target) bool { return s.noted(target).Handover }
 
-// Seed adds to what the kernel counted on an interface while nobody else did: before we
-// came, or while our programs were off. It is noted with the slot.
+// Seed adds to what the kernel had counted on an interface before we came. It is noted with
+// the slot.
 func (s *Slots) Seed(target Target, receive, transmit Volume) error {
 	return s.note(target, func(n *bpf.Note) {
 		n.SeededReceive = bpf.Volume(Volume(n.SeededReceive).plus(receive))
 		n.SeededTransmit = bpf.Volume(Volume(n.SeededTransmit).plus(transmit))
 	})
+}
+
+// Mend adds to what the kernel has counted on an interface since we came, while our programs
+// saw nothing. It is noted with the slot.
+func (s *Slots) Mend(target Target, receive, transmit Volume) error {
+	return s.note(target, func(n *bpf.Note) { mend(n, receive, transmit) })
+}
+
+func mend(n *bpf.Note, receive, transmit Volume) {
+	n.MendedReceive = bpf.Volume(Volume(n.MendedReceive).plus(receive))
+	n.MendedTransmit = bpf.Volume(Volume(n.MendedTransmit).plus(transmit))
 }
 
 // Bind lets the tcx programs on a host interface count on its slot.

@@ -55,6 +55,16 @@ func (s *Slots) before(at *attachment) Traffic {
 	return last.Counted
 }
 
+// torn reports whether somebody took the programs off an attachment's target, as it was
+// counted last, while nobody was there to notice: what is seeded was missed since.
+func (s *Slots) torn(at *attachment) bool {
+	if at.earlier != (Traffic{}) || at.tally == nil {
+		return false
+	}
+	last, _ := s.last(at.tally, at.slot.Target)
+	return last.Torn
+}
+
 // Opens are connections, by who asked for them. Their numbers are told as SYN.
 type Opens struct {
 	Receive  uint64 `json:"receive,omitempty"`

@@ -40,6 +40,9 @@ type Attachment struct {
 	Passed  Opens   `json:"passed,omitzero"` // see [Slots.Pass]
 	// Earlier is what was counted of the target before, if that was for other containers.
 	Earlier Traffic `json:"earlier,omitzero"`
+	// Torn: somebody has taken the programs off, so what the kernel has counted of the target
+	// since is to be mended.
+	Torn bool `json:"torn,omitempty"`
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
 }
@@ -66,8 +69,7 @@ func (c *Counts) fields() []*uint64 {
 			fields = append(fields, &c.Cells[f][p].Bytes, &c.Cells[f][p].Packets)
 		}
 	}
-	fields = append(fields, &c.Loopback.Bytes, &c.Loopback.Packets)
-	return fields
+	return append(fields, &c.Loopback.Bytes, &c.Loopback.Packets, &c.Mended.Bytes, &c.Mended.Packets)
 }
 
 // MarshalJSON keeps counts short: a list of numbers without the zeros at its end.

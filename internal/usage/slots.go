@@ -41,6 +41,7 @@ type attachment struct {
 	tally    *tally    // the owner's, nil while nobody owns it
 	closedAt time.Time // zero while it is counted
 	passed   Opens
+	torn     bool    // somebody took its programs off: what has passed since is mended
 	earlier  Traffic // where its target was another container's: what was counted of that before
 }
 
@@ -158,7 +159,8 @@ func (s *Slots) Owner(target Target) string {
 	return ""
 }
 
-// Counted returns what our programs have counted of a target, without what was seeded.
+// Counted returns what our programs have counted of a target, without what was seeded or
+// mended.
 // Not ok: it is not counted.
 func (s *Slots) Counted(target Target) (_ Traffic, ok bool) {
 	s.mu.Lock()
@@ -172,7 +174,7 @@ func (s *Slots) Counted(target Target) (_ Traffic, ok bool) {
 }
 
 // Beside returns what is said of an interface besides [Slots.Counted], as its own counters
-// would have it: what was seeded, and counted on earlier slots.
+// would have it: what was seeded and mended, and counted on earlier slots.
 func (s *Slots) Beside(target Target) (receive, transmit Volume) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,7 +183,9 @@ func (s *Slots) Beside(target Target) (receive, transmit Volume) {
 		return Volume{}, Volume{}
 	}
 	before := s.before(at)
-	return Volume(at.slot.SeededReceive).plus(before.Receive.Interface), Volume(at.slot.SeededTransmit).plus(before.Transmit.Interface)
+	receive = Volume(at.slot.SeededReceive).plus(Volume(at.slot.MendedReceive))
+	transmit = Volume(at.slot.SeededTransmit).plus(Volume(at.slot.MendedTransmit))
+	return receive.plus(before.Receive.Interface), transmit.plus(before.Transmit.Interface)
 }
 
 // Close ends the counting of an interface that is gone, or whose programs are: its owner
@@ -233,8 +237,8 @@ func (at *attachment) read(d Datapath) Traffic {
 		panic("usage: slot of an attachment was released: " + at.shown.HostInterface)
 	}
 	t := traffic(at.slot.Target, rx, tx)
-	t.Receive.seed(at.slot.SeededReceive)
-	t.Transmit.seed(at.slot.SeededTransmit)
+	t.Receive.add(at.slot.SeededReceive, at.slot.MendedReceive)
+	t.Transmit.add(at.slot.SeededTransmit, at.slot.MendedTransmit)
 	return t
 }
 

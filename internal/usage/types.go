@@ -74,6 +74,11 @@ type Counts struct {
 	// hour, period or rate. Of its protocols and families nothing is known.
 	Seeded Volume
 
+	// Mended is what those counters say that passed since, while our programs saw nothing:
+	// somebody had taken them off, or let packets past them. It is part of Interface and of
+	// Wire as well, and belongs to the moment when it was noticed.
+	Mended Volume
+
 	// Loopback is what passed the loopback interface, of a cgroup's counts: bytes from the
 	// IP header on, and a packet each time it is seen, which is twice where both ends are
 	// in the cgroup. It is part of nothing else here.
@@ -86,8 +91,12 @@ type Counts struct {
 }
 
 // Wire returns the primary numbers: the wire numbers over all families and protocols,
-// and what was seeded.
-func (c Counts) Wire() Volume { return c.Counted().plus(c.Seeded) }
+// and what was seeded and mended.
+func (c Counts) Wire() Volume { return c.Timed().plus(c.Seeded) }
+
+// Timed returns the wire numbers that belong to a time, and so to hours, periods and rates:
+// all but what was seeded.
+func (c Counts) Timed() Volume { return c.Counted().plus(c.Mended) }
 
 // Counted returns the wire numbers that we counted ourselves.
 func (c Counts) Counted() Volume {
@@ -121,6 +130,7 @@ func (c Counts) Plus(d Counts) Counts {
 	sum := Counts{
 		Interface: c.Interface.plus(d.Interface),
 		Seeded:    c.Seeded.plus(d.Seeded),
+		Mended:    c.Mended.plus(d.Mended),
 		Loopback:  c.Loopback.plus(d.Loopback),
 		SYN:       Add(c.SYN, d.SYN),
 		SYNACK:    Add(c.SYNACK, d.SYNACK),
