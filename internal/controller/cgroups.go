@@ -82,7 +82,7 @@ func (s *groups) place(m *member) {
 		return
 	}
 	g := s.known[m.Key]
-	if (g == nil || !g.attached()) && !m.Ended {
+	if (g == nil || !g.attached()) && !m.Ended && s.deserves(m) {
 		g = s.count(m)
 	}
 	if g != nil && g.attached() && s.tells(m) {
@@ -90,6 +90,13 @@ func (s *groups) place(m *member) {
 			s.Log.Warn("note that a cgroup is told", "container_id", m.ID, "err", err)
 		}
 	}
+}
+
+// deserves says whether a cgroup gets a slot. Those of root's runtimes do from the moment they
+// are there, so that nothing is missed. A user can make thousands of directories, so those of
+// users need a process.
+func (s *groups) deserves(m *member) bool {
+	return usage.UserOf(m.ID) == "" || len(s.Host.Processes(m.Found)) > 0
 }
 
 // count attaches to a container's cgroup, or goes on with what an earlier process attached.

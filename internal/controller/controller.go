@@ -28,6 +28,7 @@ type host interface {
 	Hold(watcher.Container) (*watcher.Namespace, error)
 	Stand(watcher.Container) watcher.Standing
 	Unified(watcher.Container) (dir string, ok bool)
+	Processes(watcher.Container) []int
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkCounters, error)
 	CountersIn(nsid, ifindex int) (watcher.LinkCounters, error)

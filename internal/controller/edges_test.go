@@ -233,6 +233,21 @@ func TestCgroupNotBound(t *testing.T) {
 	}
 }
 
+// A directory that a user makes takes no slot before it has a process; root's has one at once.
+func TestEmptyCgroupOfUser(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	m := k.container("1000~a", 7, 3)
+	k.container("b", 8, 4)
+	k.want("bind cgroup 9", "attach cgroup 9", "bind cgroup 9") // b's
+	if len(k.slots) != 1 {
+		t.Errorf("slots %v, want root's container's", k.slots)
+	}
+	k.processes = map[string][]int{"1000~a": {1}}
+	k.Update(m)
+	k.want("bind cgroup 14", "attach cgroup 14", "bind cgroup 14")
+}
+
 // Programs on cgroups of which no container is known are taken off, but not those of a
 // container that may be there and can't be seen, and not while that is not known.
 func TestStrayCgroups(t *testing.T) {

@@ -40,6 +40,8 @@ type kernel struct {
 	flow     func()       // packets that pass whenever the counters are read
 	there    map[int]bool // numbers of namespaces
 
+	processes map[string][]int // by container
+
 	filters map[int]uint16 // slots of the filters on interfaces
 	tcx     map[int]bool
 	cgroups map[uint64]bool // with our programs
@@ -262,6 +264,8 @@ func (h *fakeHost) Hold(watcher.Container) (*watcher.Namespace, error) {
 func (h *fakeHost) Stand(c watcher.Container) watcher.Standing {
 	return watcher.Standing{NetNS: h.inside[c.ID].NetNS, Spread: h.inside[c.ID].Spread}
 }
+
+func (h *fakeHost) Processes(c watcher.Container) []int { return h.processes[c.ID] }
 
 func (h *fakeHost) Unified(c watcher.Container) (string, bool) { return c.Cgroup, true }
 

@@ -137,3 +137,37 @@ func (s *siege) history(query string) (keys []string) {
 	}
 	return keys
 }
+
+// Directories without a process take no slot, whatever their names are, and leave nothing when
+// they go.
+func TestHostileEmptyNames(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "setpriv", "find")
+	s := newSiege(t, "+all")
+	s.victim = s.container("")
+	s.d = s.begin()
+	s.d.counted(s.victim.ID, 1)
+	before := s.d.weigh("before")
+	const empty = 1000
+	s.attacker.run("sh", "-c", fmt.Sprintf(`cd %q && mkdir own && i=0
+		while [ $i -lt %d ]; do mkdir docker-$(printf %%064x $i).scope || exit 1; i=$((i+1)); done`, s.watched, empty))
+	s.d.poll("seen", func() error {
+		if n := s.d.metric("nettally_containers"); n < empty {
+			return fmt.Errorf("%v containers", n)
+		}
+		return nil
+	})
+	if n := s.d.metric(`nettally_attachments{hook="cgroup"}`); n >= 10 {
+		t.Errorf("%v cgroups are counted", n)
+	}
+	s.exact(s.victim)
+	s.d.weigh("beside empty directories").grewBy(t, before, 32<<20, 32)
+	s.attacker.run("find", s.watched, "-name", "docker-*", "-delete")
+	s.d.poll("forgotten", func() error {
+		if n := len(s.d.list().Containers); n > 10 {
+			return fmt.Errorf("%d containers", n)
+		}
+		return nil
+	})
+	s.exact(s.victim)
+}

@@ -223,7 +223,8 @@ const maxEnded = 5000
 
 // Expire drops the containers that stopped longer ago than the retention, are not
 // counted any more, and are in the ledger. Of more than [maxEnded] it drops the others, too:
-// first those that were never counted, then those that stopped first. It returns their ids.
+// first those that were never counted, then those that stopped first. One of a user's that was
+// never counted leaves nothing. It returns their ids.
 func (a *Accounts) Expire() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -233,7 +234,7 @@ func (a *Accounts) Expire() []string {
 	for id, c := range a.containers {
 		switch {
 		case c.State != Stopped || c.counting() || a.Kept && !c.isWritten() && !c.leavesNothing():
-		case c.stopped.Before(before):
+		case c.stopped.Before(before), c.User() != "" && c.leavesNothing():
 			delete(a.containers, id)
 			gone = append(gone, id)
 		default:

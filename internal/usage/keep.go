@@ -140,13 +140,14 @@ func (a *Accounts) Recall(id string, kept *Record) {
 
 // Pending returns the records that differ from what was last written; every one, if all
 // is set. Those that the ledger was not asked about yet are left out: it may know more. So are
-// those that have ended without being counted, of which users can make any number.
+// those that have ended without being counted, and users' that were not counted yet, of which
+// there can be any number.
 func (a *Accounts) Pending(all bool) []Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var pending []Record
 	for _, c := range a.containers {
-		if c.unrecalled || c.State == Stopped && c.leavesNothing() {
+		if c.unrecalled || c.leavesNothing() && (c.State == Stopped || c.User() != "") {
 			continue
 		}
 		r := a.record(c)

@@ -783,3 +783,34 @@ func TestRecordIsOfOneMoment(t *testing.T) {
 		}
 	}
 }
+
+// Users make directories of the shape of a container's. Those that nothing is counted of are in
+// no ledger, and are forgotten when they go.
+func TestBlankOfUser(t *testing.T) {
+	a, kernel, _ := newAccounts(t)
+	a.Kept = true
+	for _, id := range []string{"1000~blank", "1000~used", "blank"} {
+		a.Start(Container{ID: id})
+		a.Recall(id, nil)
+	}
+	slot, _, err := a.Open(OnHost(7), "veth7", "clsact")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel.counts[slot] = 1
+	assign(t, a, 7, "1000~used", "eth0")
+	var pending []string
+	for _, r := range a.Pending(true) {
+		pending = append(pending, r.ID)
+	}
+	slices.Sort(pending)
+	if diff := cmp.Diff([]string{"1000~used", "blank"}, pending); diff != "" {
+		t.Errorf("written (-want +got):\n%s", diff)
+	}
+	for _, id := range []string{"1000~blank", "1000~used", "blank"} {
+		a.Stop(id)
+	}
+	if diff := cmp.Diff([]string{"1000~blank"}, a.Expire()); diff != "" {
+		t.Errorf("forgotten (-want +got):\n%s", diff)
+	}
+}
