@@ -57,10 +57,10 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 	return sum
 }
 
-func (c *Controller) notEntered(known *member, err error) {
-	c.metrics.failures.Inc()
+func (k keeper) notEntered(known *member, err error) {
+	k.metrics.failures.Inc()
 	if known.failure != err.Error() {
-		c.Log.Error("network namespace is not entered; trying again", "container_id", known.ID, "err", err)
+		k.Log.Error("network namespace is not entered; trying again", "container_id", known.ID, "err", err)
 	}
 	known.failure = err.Error()
 }
