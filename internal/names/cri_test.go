@@ -170,20 +170,26 @@ var badKubes = map[string]func(*testing.T, string){
 		startPeer(t, path, func(c net.Conn) { endless(c, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") })
 	},
 	"a large version": func(t *testing.T, path string) {
-		startKube(t, path).version = &cri.VersionResponse{RuntimeName: strings.Repeat("x", 10<<20)}
+		startKube(t, path, func(k *kubeRuntime) { k.version.RuntimeName = strings.Repeat("x", 10<<20) })
 	},
 	"lists never": func(t *testing.T, path string) {
-		startKube(t, path).onList = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		startKube(t, path, func(k *kubeRuntime) {
+			k.onList = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		})
 	},
 	"a long error": func(t *testing.T, path string) {
-		startKube(t, path).onList = func(context.Context) error {
-			return status.Error(codes.Internal, strings.Repeat("\x1b[31mno\n", 1000))
-		}
+		startKube(t, path, func(k *kubeRuntime) {
+			k.onList = func(context.Context) error {
+				return status.Error(codes.Internal, strings.Repeat("\x1b[31mno\n", 1000))
+			}
+		})
 	},
 	"headers without end": func(t *testing.T, path string) {
-		startKube(t, path).onList = func(context.Context) error {
-			return status.Error(codes.Internal, strings.Repeat("x", 1<<20))
-		}
+		startKube(t, path, func(k *kubeRuntime) {
+			k.onList = func(context.Context) error {
+				return status.Error(codes.Internal, strings.Repeat("x", 1<<20))
+			}
+		})
 	},
 	"no CRI": func(t *testing.T, path string) { serveGRPC(t, path, func(*grpc.Server) {}) },
 	"garbage": func(t *testing.T, path string) {
@@ -256,8 +262,7 @@ func TestContainerdWithoutCRI(t *testing.T) {
 	if !errors.Is(err, ErrAbsent) || err.Error() != want {
 		t.Errorf("probe: %v, want %s", err, want)
 	}
-	k := startKube(t, k3s)
-	k.version.RuntimeName = "cri-o"
+	k := startKube(t, k3s, func(k *kubeRuntime) { k.version.RuntimeName = "cri-o" })
 	k.pod(1, "web", nil)
 	k.container(2, 1, "app", nil)
 	eventually(t, "known", func() bool { return name(r, id(2)) == "app" })

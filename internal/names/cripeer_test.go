@@ -31,8 +31,8 @@ type kubeRuntime struct {
 	some       int               // requests for one
 }
 
-// startKube starts one without containers.
-func startKube(t *testing.T, path string) *kubeRuntime {
+// startKube starts one without containers, prepared before anybody asks it.
+func startKube(t *testing.T, path string, prepare ...func(*kubeRuntime)) *kubeRuntime {
 	t.Helper()
 	k := &kubeRuntime{
 		version:    &cri.VersionResponse{RuntimeName: "containerd", RuntimeVersion: "1.6.20", RuntimeApiVersion: "v1"},
@@ -41,6 +41,9 @@ func startKube(t *testing.T, path string) *kubeRuntime {
 		hosts:      make(map[string]bool),
 		images:     make(map[string]string),
 		statuses:   make(map[string]int),
+	}
+	for _, f := range prepare {
+		f(k)
 	}
 	k.server = serveGRPC(t, path, func(s *grpc.Server) { cri.RegisterRuntimeServiceServer(s, k) })
 	return k
