@@ -212,7 +212,6 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 		return nil
 	}
 	var seen completeness
-	unseen := 0
 	for index, kernel := range all.host {
 		if v := c.veths.known[index]; v != nil {
 			hints = append(hints, c.veths.checkOne(v, kernel, &seen)...)
@@ -225,13 +224,21 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 		if in.check != nil && !in.physical() {
 			seen.add(in.check.last, in.check.first)
 		}
-		if in.unseen() {
+	}
+	c.metrics.completeness.Set(seen.ratio())
+	c.gauge()
+	return hints
+}
+
+// gauge says how many attachments there are that packets pass unseen.
+func (c *Controller) gauge() {
+	unseen := c.veths.unseen()
+	for _, u := range c.uplinks.known {
+		if u.unseen() {
 			unseen++
 		}
 	}
-	c.metrics.completeness.Set(seen.ratio())
-	c.metrics.shadowed.Set(float64(unseen + c.veths.unseen()))
-	return hints
+	c.metrics.shadowed.Set(float64(unseen))
 }
 
 // completeness compares bytes over all interfaces, since each was first looked at.

@@ -169,13 +169,13 @@ func (c *Controller) enter(known *member) (visit, error) {
 	return in, err
 }
 
-func (c *Controller) exit(known *member, in visit) {
+func (k keeper) exit(known *member, in visit) {
 	err := in.clsact.Close()
 	if in.Namespace != known.held {
 		err = errors.Join(err, in.Namespace.Close())
 	}
 	if err != nil {
-		c.Log.Warn("close network namespace", "container_id", known.ID, "err", err)
+		k.Log.Warn("close network namespace", "container_id", known.ID, "err", err)
 	}
 }
 

@@ -296,6 +296,7 @@ func (s *veths) cleanedUp(j job) {
 // moved follows up on what became of a job.
 func (c *Controller) moved(j job) (hints []roster.Hint) {
 	v := c.veths.finish(j)
+	c.gauge()
 	if v == nil {
 		return nil
 	}

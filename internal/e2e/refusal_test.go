@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -157,7 +158,7 @@ export NETTALLY_STATE_DIR=%[1]s NETTALLY_WATCH_INCLUDE=/none
 daemon=$!
 for i in $(seq 500); do [ -S %[1]s/socket ] && break; sleep 0.02; done
 grep -c ' /sys/fs/bpf .* bpf nettally ' /proc/self/mountinfo
-ls /sys/fs/bpf/nettally/v2
+ls /sys/fs/bpf/nettally/`+bpf.Layout+`
 kill $daemon; wait $daemon
 "$0" detach
 grep -c ' /sys/fs/bpf ' /proc/self/mountinfo || true`, folder)

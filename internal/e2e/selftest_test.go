@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -252,7 +253,7 @@ func TestSelftestInterrupted(t *testing.T) {
 	need.Root(t)
 	tests := map[string]func(*trial){
 		"the daemon starts":      func(r *trial) { r.host() },
-		"the maps are pinned":    func(r *trial) { r.awaitFile(filepath.Join(r.scope.Paths[0], "*/bpf/v2/*")) },
+		"the maps are pinned":    func(r *trial) { r.awaitFile(filepath.Join(r.scope.Paths[0], "*/bpf", bpf.Layout, "*")) },
 		"the daemon answers":     func(r *trial) { r.awaitFile(filepath.Join(r.scope.Paths[0], "*/socket")) },
 		"the container's cgroup": func(r *trial) { r.awaitFile(filepath.Join("/sys/fs/cgroup/*", r.cgroup(), "*")) },
 		"the container's veth":   func(r *trial) { r.veth(r.host()) },
