@@ -133,6 +133,9 @@ func (v *visit) meet(c Container, st unix.Stat_t) {
 		c.ID = scoped(strconv.FormatUint(uint64(uid), 10), c.ID)
 	}
 	if first, taken := v.ids[c.ID]; taken {
+		v.forget(first) // if it has gone meanwhile
+	}
+	if first, taken := v.ids[c.ID]; taken {
 		v.skip(c.Cgroup, fmt.Errorf("%w: %q", ErrSameID, first))
 		return
 	}
