@@ -74,12 +74,7 @@ func (c *Controller) assignInside(known *member, u *uplink, up bool) (sum tally)
 	case !c.owned(&u.attachment) && !up && !known.Ended && time.Since(u.since) < nameAfter:
 		sum.Waiting++
 	default:
-		c.own(u.Target, known.Key, u.name, u.name)
-		if c.Accounts.Owner(u.Target) == known.ID {
-			sum.Counted++
-		} else {
-			sum.Others++
-		}
+		return c.give(u.Target, known.Key, u.name, u.name)
 	}
 	return sum
 }

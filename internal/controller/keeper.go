@@ -96,6 +96,17 @@ func (k keeper) own(target usage.Target, to roster.Key, name, known string) {
 	}
 }
 
+// give is own, and says whose it is now.
+func (k keeper) give(target usage.Target, to roster.Key, name, known string) (sum tally) {
+	k.own(target, to, name, known)
+	if k.Accounts.Owner(target) == to.ID {
+		sum.Counted++
+	} else {
+		sum.Others++
+	}
+	return sum
+}
+
 // succeed counts something on another slot, for the next owner.
 func (k keeper) succeed(a *attachment, at site) error {
 	swap := func(slot uint16) error {

@@ -153,12 +153,7 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 			box.unnamed = interfaces
 			sum.Waiting++
 		default:
-			c.own(v.Target, owner.Key, i.Name, v.name)
-			if c.Accounts.Owner(v.Target) == owner.ID {
-				sum.Counted++
-			} else {
-				sum.Others++
-			}
+			sum = sum.plus(c.give(v.Target, owner.Key, i.Name, v.name))
 		}
 	}
 	return sum
