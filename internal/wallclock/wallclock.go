@@ -77,8 +77,10 @@ func synced() bool {
 // the wall clock. It has a monotonic reading, so what happens to the clock from now on does not
 // change how long ago it was. Nothing is older than the boot.
 func Steadily(began time.Time) time.Time {
+	// In this order, or what is cut is older than the boot by the time between both readings.
+	boot := SinceBoot()
 	now := time.Now()
-	return now.Add(-min(max(now.Sub(began), 0), SinceBoot()))
+	return now.Add(-min(max(now.Sub(began), 0), boot))
 }
 
 // Look is how the clock stands at a moment.
