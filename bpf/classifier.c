@@ -127,6 +127,7 @@ enum slot_flags {
 	OWN_QDISC = 1, /* user space made the interface's clsact qdisc */
 	HANDOVER = 2,  /* filters leave alone what a tcx program has counted */
 	TOLD = 4,      /* the counts of a cgroup have been shown to somebody */
+	OTHERS = 8,    /* the owner has no account of its own */
 };
 
 /* Who has a slot: kept by user space, read back after a restart. Each layout of the maps

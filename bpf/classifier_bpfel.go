@@ -115,6 +115,7 @@ const (
 	classifierSlotFlagsOWN_QDISC classifierSlotFlags = 1
 	classifierSlotFlagsHANDOVER  classifierSlotFlags = 2
 	classifierSlotFlagsTOLD      classifierSlotFlags = 4
+	classifierSlotFlagsOTHERS    classifierSlotFlags = 8
 )
 
 type classifierTrouble uint32

@@ -50,6 +50,9 @@ type Note struct {
 	Handover bool
 	// Told says of a cgroup that its counts are shown, and so have to go on.
 	Told bool
+	// Others says that the owner is beyond a bound: what is counted goes to an account that it
+	// shares with others.
+	Others bool
 
 	Container string // id of the owner, at most 239 bytes; "" while nobody owns it
 	Interface string // what the owner calls it, at most 15 bytes
@@ -65,6 +68,7 @@ const (
 	flagOwnQdisc = uint32(classifierSlotFlagsOWN_QDISC)
 	flagHandover = uint32(classifierSlotFlagsHANDOVER)
 	flagTold     = uint32(classifierSlotFlagsTOLD)
+	flagOthers   = uint32(classifierSlotFlagsOTHERS)
 )
 
 // Keep puts the slot's note in the place of the one that was kept. It is in the kernel
@@ -107,6 +111,9 @@ func (s Slot) pinned() (*classifierSlot, error) {
 	if s.Told {
 		p.Flags |= flagTold
 	}
+	if s.Others {
+		p.Flags |= flagOthers
+	}
 	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
 		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
 	}
@@ -136,6 +143,7 @@ func (p *classifierSlot) slot(index uint32) Slot {
 			OwnQdisc:       p.Flags&flagOwnQdisc != 0,
 			Handover:       p.Flags&flagHandover != 0,
 			Told:           p.Flags&flagTold != 0,
+			Others:         p.Flags&flagOthers != 0,
 			Container:      text(p.Container[:]),
 			Interface:      text(p.Interface[:]),
 			SeededReceive:  Volume{p.Seeded[receive].Bytes, p.Seeded[receive].Packets},

@@ -53,6 +53,7 @@ func (s *source) check(r raw) *Config {
 			Source: checked(s, "accounting.source", r.Accounting.Source, oneOf(Auto, SourceBPF, SourceProc)),
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
 		},
+		Limits: s.checkLimits(r),
 		Exporter: Exporter{
 			Listen:    checked(s, "exporter.listen", r.Exporter.Listen, orEmpty(address)),
 			Socket:    checked(s, "exporter.socket", r.Exporter.Socket, orEmpty(socket)),
@@ -79,6 +80,20 @@ func (s *source) checkWatch(r raw) Watch {
 			Exclude: checkedList(s, "watch.exclude", r.Watch.Exclude, glob),
 		},
 		Patterns: checkedList(s, "watch.patterns", r.Watch.Patterns, pattern),
+	}
+}
+
+func (s *source) checkLimits(r raw) Limits {
+	number := func(name string, value int) int {
+		return checked(s, "limits."+name, strconv.Itoa(value), aMillion)
+	}
+	return Limits{
+		Containers:     number("containers", r.Limits.Containers),
+		PerUser:        number("per_user", r.Limits.PerUser),
+		Interfaces:     number("interfaces", r.Limits.Interfaces),
+		Ended:          number("ended", r.Limits.Ended),
+		SlotsForRoot:   checked(s, "limits.slots_for_root", strconv.FormatFloat(r.Limits.SlotsForRoot, 'g', -1, 64), part),
+		SeriesPerQuota: number("series_per_quota", r.Limits.SeriesPerQuota),
 	}
 }
 
@@ -180,6 +195,22 @@ func positive16(text string) (uint16, error) {
 		return 0, errUnfit
 	}
 	return uint16(number), nil
+}
+
+func aMillion(text string) (int, error) {
+	number, err := strconv.Atoi(text)
+	if err != nil || number < 1 || number > 1_000_000 {
+		return 0, errUnfit
+	}
+	return number, nil
+}
+
+func part(text string) (float64, error) {
+	number, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(number >= 0 && number <= 1) { // nor NaN
+		return 0, errUnfit
+	}
+	return number, nil
 }
 
 func atLeast(least time.Duration) reader[time.Duration] {

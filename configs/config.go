@@ -54,6 +54,7 @@ type Config struct {
 	Watch      Watch
 	Names      Names
 	Accounting Accounting
+	Limits     Limits
 	Exporter   Exporter
 	Metrics    Metrics
 	Retention  Retention
@@ -125,6 +126,17 @@ type Names struct {
 type Accounting struct {
 	Source string // Auto, SourceBPF or SourceProc
 	Cgroup string // Auto, CgroupAll or Off
+}
+
+// Limits bounds what containers can take of the host by being there. What is beyond a bound is
+// counted together.
+type Limits struct {
+	Containers     int     // of root's with an account of their own, and of all users' together
+	PerUser        int     // of one user's
+	Interfaces     int     // of one container, with numbers of their own
+	Ended          int     // that are remembered
+	SlotsForRoot   float64 // the part of the slots that users' containers can't take, 0 to 1
+	SeriesPerQuota int     // keys of a quota in the metrics
 }
 
 // Exporter says where the numbers are served. What is "" is off.

@@ -127,6 +127,11 @@ func (p *parser) value(path string, k key, node *yaml.Node) any {
 		if node.ShortTag() == "!!int" && node.Decode(&number) == nil {
 			return number
 		}
+	case float64:
+		var number float64
+		if tag := node.ShortTag(); (tag == "!!int" || tag == "!!float") && node.Decode(&number) == nil {
+			return number
+		}
 	case string:
 		if isText(node) {
 			return node.Value

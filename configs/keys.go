@@ -10,7 +10,7 @@ import (
 // key is one setting.
 type key struct {
 	path  string
-	value any    // the default, whose type is the setting's: string, int, []string or items
+	value any    // the default, whose type is the setting's: string, int, float64, []string or items
 	want  string // what is expected, of one element where it is a list
 }
 
@@ -18,6 +18,7 @@ const (
 	wantDuration = "a duration such as 5m, 24h or 90d"
 	wantGlob     = "a glob such as veth*"
 	wantPath     = "an absolute path"
+	wantPositive = "a number from 1 to 1000000"
 )
 
 var keys = []key{
@@ -41,6 +42,12 @@ var keys = []key{
 	{"names.labels", []string{}, "a label key, each only once"},
 	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
+	{"limits.containers", 20000, wantPositive},
+	{"limits.per_user", 256, wantPositive},
+	{"limits.interfaces", 64, wantPositive},
+	{"limits.ended", 5000, wantPositive},
+	{"limits.slots_for_root", 0.5, "a part of 1, such as 0.5"},
+	{"limits.series_per_quota", 1000, wantPositive},
 	{"exporter.listen", "127.0.0.1:9819", `an address such as 127.0.0.1:9819 or :9819, or "" for none`},
 	{"exporter.socket", "/run/nettally/nettally.sock", wantPath + ` of at most 107 bytes, or "" for none`},
 	{"exporter.web_config", "", wantPath + `, or "" for none`},

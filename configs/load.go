@@ -147,13 +147,22 @@ func (r *raw) readItems(file map[string]any) error {
 func (s *source) readNumbers() {
 	for _, k := range keys {
 		text, isText := s.Get(k.path).(string)
-		if _, isNumber := k.value.(int); !isNumber || !isText {
+		if !isText {
 			continue
 		}
-		number, err := strconv.Atoi(text)
+		var number any
+		var err error
+		switch k.value.(type) {
+		case int:
+			number, err = strconv.Atoi(text)
+		case float64:
+			number, err = strconv.ParseFloat(text, 64)
+		default:
+			continue
+		}
 		if err != nil {
 			s.report(k.path, "", text, nil)
-			number = k.value.(int)
+			number = k.value
 		}
 		s.Set(k.path, number)
 	}

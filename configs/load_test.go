@@ -46,6 +46,7 @@ func TestLoadDefaults(t *testing.T) {
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{}},
 		Accounting: Accounting{Source: Auto, Cgroup: Auto},
+		Limits:     Limits{Containers: 20000, PerUser: 256, Interfaces: 64, Ended: 5000, SlotsForRoot: 0.5, SeriesPerQuota: 1000},
 		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
 		Metrics:    Metrics{Families: []string{}},
 		Retention:  Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
@@ -86,6 +87,7 @@ attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"],
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {source: proc, cgroup: all}
+limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
 retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
@@ -108,6 +110,8 @@ func TestLoadEverything(t *testing.T) {
 	want.Names.Podman, want.Names.CRI = "unix:///run/user/1000/podman/podman.sock", "off"
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
+	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
+	want.Limits.Ended, want.Limits.SlotsForRoot, want.Limits.SeriesPerQuota = 4, 1, 1000000
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
 	want.Exporter.Hosts = []string{"metrics.example.org", "Box"}
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
@@ -314,6 +318,12 @@ var changed = map[string]string{
 	"names.cri":                 `names: {cri: unix:///run/crio/crio.sock}`,
 	"names.labels":              `names: {labels: [a]}`,
 	"accounting.cgroup":         `accounting: {cgroup: off}`,
+	"limits.containers":         `limits: {containers: 1}`,
+	"limits.per_user":           `limits: {per_user: 1}`,
+	"limits.interfaces":         `limits: {interfaces: 1}`,
+	"limits.ended":              `limits: {ended: 1}`,
+	"limits.slots_for_root":     `limits: {slots_for_root: 0.25}`,
+	"limits.series_per_quota":   `limits: {series_per_quota: 1}`,
 	"exporter.listen":           `exporter: {listen: ""}`,
 	"exporter.socket":           `exporter: {socket: ""}`,
 	"exporter.web_config":       `exporter: {web_config: /x}`,

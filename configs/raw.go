@@ -51,6 +51,14 @@ type raw struct {
 		Source string `yaml:"source"`
 		Cgroup string `yaml:"cgroup"`
 	} `yaml:"accounting"`
+	Limits struct {
+		Containers     int     `yaml:"containers"`
+		PerUser        int     `yaml:"per_user"`
+		Interfaces     int     `yaml:"interfaces"`
+		Ended          int     `yaml:"ended"`
+		SlotsForRoot   float64 `yaml:"slots_for_root"`
+		SeriesPerQuota int     `yaml:"series_per_quota"`
+	} `yaml:"limits"`
 	Exporter struct {
 		Listen    string   `yaml:"listen"`
 		Socket    string   `yaml:"socket"`
@@ -169,6 +177,12 @@ func (c *Config) raw() raw {
 	r.Names.CRI = c.Names.CRI
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
+	r.Limits.Containers = c.Limits.Containers
+	r.Limits.PerUser = c.Limits.PerUser
+	r.Limits.Interfaces = c.Limits.Interfaces
+	r.Limits.Ended = c.Limits.Ended
+	r.Limits.SlotsForRoot = c.Limits.SlotsForRoot
+	r.Limits.SeriesPerQuota = c.Limits.SeriesPerQuota
 	r.Exporter.Listen = c.Exporter.Listen
 	r.Exporter.Socket = c.Exporter.Socket
 	r.Exporter.WebConfig = c.Exporter.WebConfig
@@ -235,6 +249,8 @@ func flatten(prefix string, v reflect.Value) map[string]string {
 			}
 		case reflect.Int:
 			all[prefix+name] = strconv.FormatInt(field.Int(), 10)
+		case reflect.Float64:
+			all[prefix+name] = strconv.FormatFloat(field.Float(), 'g', -1, 64)
 		default:
 			all[prefix+name] = fmt.Sprintf("%q", field.Interface())
 		}

@@ -70,6 +70,13 @@ names:
 accounting:
   source: auto
   cgroup: auto
+limits:
+  containers: 20000
+  per_user: 256
+  interfaces: 64
+  ended: 5000
+  slots_for_root: 0.5
+  series_per_quota: 1000
 exporter:
   listen: 127.0.0.1:9819
   socket: /run/nettally/nettally.sock

@@ -127,7 +127,7 @@ func byID(containers []usage.Container) []*usage.Container {
 
 // host sends the metrics that belong to no container.
 func (s *scrape) host(snap usage.Snapshot) {
-	running := 0
+	running := snap.Beyond.Root + snap.Beyond.Users
 	hooks := map[string]int{"clsact": 0, "tcx": 0, "cgroup": snap.Cgroups} // there from the start, for alerts
 	count := func(interfaces []usage.Interface) {
 		for i := range interfaces {
@@ -137,7 +137,7 @@ func (s *scrape) host(snap usage.Snapshot) {
 		}
 	}
 	for i := range snap.Containers {
-		if snap.Containers[i].State == usage.Running {
+		if snap.Containers[i].State == usage.Running && !usage.IsOthers(snap.Containers[i].ID) {
 			running++
 		}
 		count(snap.Containers[i].Interfaces)
@@ -145,6 +145,9 @@ func (s *scrape) host(snap usage.Snapshot) {
 	count(snap.Unowned)
 
 	s.gauge(s.descs.containers, nil, float64(running))
+	s.beyond("containers", snap.Beyond.Root)
+	s.beyond("per_user", snap.Beyond.Users)
+	s.beyond("interfaces", snap.Beyond.Interfaces)
 	for hook, n := range hooks {
 		s.gauge(s.descs.attachments, pairs(hookLabels, s.text(hook)), float64(n))
 	}
@@ -154,6 +157,10 @@ func (s *scrape) host(snap usage.Snapshot) {
 	for cause, n := range snap.Unclassified {
 		s.counter(s.descs.unclassified, pairs(causeLabels, s.text(cause)), n, nil)
 	}
+}
+
+func (s *scrape) beyond(limit string, n int) {
+	s.gauge(s.descs.beyond, pairs(limitLabels, limit), float64(n))
 }
 
 func (s *scrape) container(c *usage.Container, id string) {

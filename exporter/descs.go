@@ -23,6 +23,7 @@ var (
 	cadvisorLabels  = []string{"id", "image", "interface", "name", "namespace", "pod"}
 	causeLabels     = []string{"cause"}
 	hookLabels      = []string{"hook"}
+	limitLabels     = []string{"limit"}
 )
 
 // descs are the metrics of [collector]. docs/METRICS.md says what each means.
@@ -37,6 +38,7 @@ type descs struct {
 
 	info, accounted         *prometheus.Desc
 	containers, attachments *prometheus.Desc
+	beyond                  *prometheus.Desc
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
 
@@ -70,6 +72,8 @@ func newDescs() descs {
 	d.unclassified = d.add("nettally_unclassified_packets_total",
 		"Packets that are counted and whose headers could not be read to the end, by cause. "+
 			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
+	d.beyond = d.add("nettally_beyond_limits",
+		"Containers, interfaces and keys of quotas that are beyond a bound of the section limits: counted with others, or left out here.", limitLabels...)
 	d.quota = d.addQuotas()
 	return d
 }

@@ -44,6 +44,8 @@ type Settings struct {
 	CompatCAdvisor bool
 	// MetricsRetention is how long a stopped container stays in the metrics.
 	MetricsRetention time.Duration
+	// SeriesPerQuota is how many keys of a quota are in the metrics, 0 for all.
+	SeriesPerQuota int
 }
 
 func (s Settings) shows(family string) bool { return slices.Contains(s.Families, family) }

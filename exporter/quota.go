@@ -3,11 +3,14 @@
 package exporter
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -256,7 +259,34 @@ func (d *descs) addQuotas() quotaDescs {
 	return q
 }
 
+// closest returns the keys of each quota that are closest to their limit, most of them at most,
+// and how many others there are. All are in the order of their quotas.
+func closest(all []quota.Status, most int) (shown []quota.Status, left int) {
+	if most <= 0 {
+		return all, 0
+	}
+	for len(all) > 0 {
+		n := slices.IndexFunc(all, func(s quota.Status) bool { return s.Quota != all[0].Quota })
+		if n < 0 {
+			n = len(all)
+		}
+		keys := all[:n]
+		all = all[n:]
+		if n > most {
+			keys = slices.Clone(keys)
+			slices.SortStableFunc(keys, func(a, b quota.Status) int { return cmp.Compare(b.Ratio, a.Ratio) })
+			keys = keys[:most]
+			slices.SortFunc(keys, func(a, b quota.Status) int { return strings.Compare(a.Key, b.Key) })
+			left += n - most
+		}
+		shown = append(shown, keys...)
+	}
+	return shown, left
+}
+
 func (s *scrape) quotas(all []quota.Status) {
+	all, left := closest(all, s.settings.SeriesPerQuota)
+	s.beyond("series_per_quota", left)
 	seen := make(map[[2]string]struct{}, len(all))
 	for i := range all {
 		q := &all[i]

@@ -155,6 +155,7 @@ func (d *daemon) wire() (err error) {
 			c := d.config.Load()
 			return exporter.Settings{
 				Families:         c.Metrics.Families,
+				SeriesPerQuota:   c.Limits.SeriesPerQuota,
 				CompatCAdvisor:   c.Metrics.Compat == configs.CompatCadvisor,
 				MetricsRetention: c.Retention.Metrics,
 			}
@@ -202,6 +203,7 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		Boot:      boot,
 		Kept:      true,
 		Clock:     d.clock,
+		Limits:    func() usage.Limits { return limits(d.config.Load()) },
 	})
 	d.ledger = ledger.New(ledger.Options{
 		Path: ledgerPath(d.config.Load()),
@@ -235,6 +237,17 @@ func (d *daemon) open(datapath usage.Datapath) error {
 		Version:      buildInfo().Version,
 	})
 	return nil
+}
+
+func limits(config *configs.Config) usage.Limits {
+	l := config.Limits
+	return usage.Limits{
+		Containers: l.Containers,
+		PerUser:    l.PerUser,
+		Interfaces: l.Interfaces,
+		Ended:      l.Ended,
+		UserSlots:  int((1 - l.SlotsForRoot) * float64(config.BPF.MaxInterfaces)),
+	}
 }
 
 func ledgerPath(config *configs.Config) string { return filepath.Join(config.StateDir, "ledger.db") }

@@ -130,6 +130,9 @@ func (s *groups) count(m *member) *group {
 
 // attach puts the programs on, bound to a slot, or leaves neither.
 func (s *groups) attach(g *group) (err error) {
+	if err := s.Accounts.MayTake(g.Target, g.container); err != nil {
+		return err
+	}
 	if g.slot, _, err = s.Accounts.Open(g.Target, "", HookCgroup); err != nil {
 		return err
 	}
@@ -169,6 +172,9 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 	}
 	counted := map[uint64]bool{}
 	for key, m := range members {
+		if s.known[key] == nil && m.Reason == usage.Starting && usage.UserOf(m.ID) != "" {
+			continue // there may be thousands, and each has its turns
+		}
 		s.check(s.known[key])
 		s.place(m)
 		if g := s.known[key]; g != nil && g.attached() {

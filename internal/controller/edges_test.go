@@ -611,13 +611,13 @@ func TestMendedPhysical(t *testing.T) {
 			index := nettest.Must(c.Namespace.LinkByName("eth0"))(t).Attrs().Index
 			u := &uplink{link: link, attachment: attachment{Target: usage.Target{Ifindex: index, NetNS: ns.Inode()}}}
 			in := visit{ns, (*fakeHooks)(k)}
-			must(t, k.uplinks.keep(in, u))
+			must(t, k.uplinks.keep(in, u, "web"))
 			before, _ := k.Accounts.Beside(u.Target)
 			sink := nettest.Must(nettest.Agent(t, host).Listen("udp", c.Interfaces[0].HostIPv4))(t)
 			must(t, c.SendUDP(sink.Addr, 50, 100))
 			nettest.Must(sink.Received(50))(t)
 			delete(k.filters, index)
-			must(t, k.uplinks.keep(in, u))
+			must(t, k.uplinks.keep(in, u, "web"))
 			if _, there := k.filters[index]; !there || u.state != counting {
 				t.Errorf("our programs are not back: %v, %s", k.filters, u.state)
 			}

@@ -49,7 +49,7 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		if v := c.veths.known[i.HostIndex]; v != nil && v.missed != nil {
 			u.missed, v.missed = v.missed, nil
 		}
-		if err := c.uplinks.keep(in, u); err != nil {
+		if err := c.uplinks.keep(in, u, known.ID); err != nil {
 			c.uplinks.notKept(u, known.ID, err)
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))

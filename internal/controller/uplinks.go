@@ -75,15 +75,18 @@ func (s *uplinks) in(netns uint64) (all, attached int) {
 	return all, attached
 }
 
-// keep has an interface counted, or sees to it that it still is.
-func (s *uplinks) keep(in visit, u *uplink) error {
+// keep has an interface of a container counted, or sees to it that it still is.
+func (s *uplinks) keep(in visit, u *uplink, container string) error {
 	at := in.site(u.Ifindex)
 	slot, ours, err := in.clsact.Current(u.Ifindex)
 	if err != nil {
 		return err
 	}
 	if u.state == counting || u.state == shadowed {
-		return s.check(in, u, ours && slot == u.slot)
+		return s.check(in, u, ours && slot == u.slot, container)
+	}
+	if err := s.Accounts.MayTake(u.Target, container); err != nil {
+		return err
 	}
 	var on string
 	if u.slot, on, err = s.Accounts.Open(u.Target, "", HookClsact); err != nil {
@@ -112,7 +115,7 @@ func (s *uplinks) keep(in visit, u *uplink) error {
 
 // check compares our numbers with the kernel's, and mends. A container that may change its
 // network can remove our filters.
-func (s *uplinks) check(in visit, u *uplink, intact bool) error {
+func (s *uplinks) check(in visit, u *uplink, intact bool, container string) error {
 	at := in.site(u.Ifindex)
 	now, err := s.read(&u.attachment, at)
 	if err != nil {
@@ -127,7 +130,7 @@ func (s *uplinks) check(in visit, u *uplink, intact bool) error {
 		s.end(u)
 		*u = uplink{attachment: attachment{Target: u.Target, name: u.name, since: time.Now()}, link: u.link, nsid: u.nsid}
 		s.known[u.Target] = u
-		return s.keep(in, u)
+		return s.keep(in, u, container)
 	case !intact:
 		err := s.putBack(&u.attachment, at, u.physical())
 		if err != nil {

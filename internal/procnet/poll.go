@@ -194,7 +194,11 @@ func (b *Backend) hostEnd(s *space, index int) (watcher.HostVeth, bool) {
 // open begins to count an interface. What the kernel has counted before is told already,
 // by an earlier process or on an earlier slot, or it is seeded, or new.
 func (b *Backend) open(s *space, i *iface, r interfaceReading, host string) {
-	slot, _, err := b.Accounts.Open(i.target, host, Hook)
+	err := b.Accounts.MayTake(i.target, s.owner.ID)
+	var slot uint16
+	if err == nil {
+		slot, _, err = b.Accounts.Open(i.target, host, Hook)
+	}
 	if err != nil {
 		if !i.failed {
 			b.Log.Error("interface is not counted; trying again", "interface", r.name, "container_id", s.owner.ID, "err", err)

@@ -36,6 +36,8 @@ type world struct {
 	nsids      map[uint64]int
 
 	listFails, succeedFails error
+	slowList                time.Duration // how old a list is when it is told
+	lists                   int
 	relistHints             []Hint
 
 	spread  map[string]watcher.Spread // of a container's processes
@@ -54,6 +56,7 @@ type world struct {
 	owners   map[uint64]Key // the last ones that Count was told
 	accounts *book
 	names    map[string]int // how often wanted, less how often forgotten
+	located  []string       // who was looked for
 	calls    []string       // Adopt, Relist, Reconcile, Succeed, Last
 	do       chan<- func() []Hint
 }
@@ -205,6 +208,7 @@ func (w *world) Run(ctx context.Context, do chan<- func() []Hint) {
 func (w *world) Locate(m Member) (Location[string], error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.located = append(w.located, m.ID)
 	namespace, ok := w.in[m.ID]
 	if !ok {
 		return Location[string]{}, watcher.ErrNoProcess
@@ -348,8 +352,11 @@ func (w *world) Reconcile(there func(Key) bool) []Hint {
 
 func (w *world) list() ([]watcher.Container, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Clone(w.containers), w.listFails
+	w.lists++
+	found, err, slow := slices.Clone(w.containers), w.listFails, w.slowList
+	w.mu.Unlock()
+	time.Sleep(slow)
+	return found, err
 }
 
 // hides reports whether a container can't be listed and may be there.

@@ -56,7 +56,8 @@ func (h *history) step() {
 	case 0, 1, 2:
 		h.next++
 		where := []uint64{0, inHost, h.namespace(), h.namespace()}[h.random.IntN(4)]
-		h.pending = append(h.pending, startedEvent(w.put(fmt.Sprint("c", h.next), where)))
+		user := []string{"", "1000"}[h.random.IntN(2)]
+		h.pending = append(h.pending, startedEvent(w.put(usage.InScope(user, fmt.Sprint("c", h.next)), where)))
 	case 3, 4:
 		if len(w.containers) > 0 {
 			id := w.containers[h.random.IntN(len(w.containers))].ID
@@ -81,6 +82,7 @@ func (h *history) step() {
 			}
 		}
 	case 9:
+		w.slowList = []time.Duration{0, 2 * time.Second}[h.random.IntN(2)]
 		w.listFails = []error{nil, errInjected}[h.random.IntN(2)]
 		w.succeedFails = []error{nil, errInjected}[h.random.IntN(2)]
 	case 10: // killed, and started again

@@ -4,6 +4,7 @@ package roster
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -32,7 +33,11 @@ func (r *Roster[F]) started(found watcher.Container) {
 	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
 	m.look.from(firstDelay)
 	r.members[key] = m
+	if r.listing != nil {
+		r.listing.came[key] = true
+	}
 	r.inside[m.parent()]++
+	r.users[m.user()]++
 	r.Accounts.Start(usage.Container{
 		ID:        found.ID,
 		ParentID:  found.ParentID,
@@ -44,7 +49,7 @@ func (r *Roster[F]) started(found watcher.Container) {
 	r.Names.Want(found.ID)
 	r.Log.Debug("container started", "container_id", found.ID, "cgroup", found.Cgroup)
 	r.Backend.Update(m.Member)
-	r.resolve(m)
+	r.look(m)
 }
 
 // stopped ends a member whose cgroup is gone. Its interfaces may go before or after that.
@@ -59,8 +64,14 @@ func (r *Roster[F]) stopped(m *member) {
 	}
 	r.settle(m, m.Reason)
 	delete(r.members, m.Key)
+	if r.listing != nil {
+		r.listing.gone[m.Found.Cgroup] = true
+	}
 	if r.inside[m.parent()]--; r.inside[m.parent()] == 0 {
 		delete(r.inside, m.parent())
+	}
+	if r.users[m.user()]--; r.users[m.user()] == 0 {
+		delete(r.users, m.user())
 	}
 	r.leave(m)
 	r.Accounts.Stop(m.ID)
@@ -126,19 +137,60 @@ func (r *Roster[F]) settle(m *member, reason usage.Reason) {
 // never appear, later events or the reconcile handle it.
 func (r *Roster[F]) later(m *member) {
 	if m.age() < startedAfter {
-		m.look.again()
+		m.look.againIn(r.crowd(m))
 		return
 	}
 	m.look.stop()
 	r.Backend.Release(m.Key)
 }
 
+// Users can make thousands of containers in a second. So theirs are looked at in turns: what else
+// happens comes in between.
+const (
+	perTurn = 16
+	// crowdOf is how many containers of one user are looked at as often as root's, while they
+	// start. Those of a user who has more share the looks of so many.
+	crowdOf = 256
+)
+
+// user returns whose container a member is, "" for root's.
+func (m *member) user() string { return usage.UserOf(m.ID) }
+
+// crowd returns how many of a user's containers share a look.
+func (r *Roster[F]) crowd(m *member) int {
+	if m.user() == "" {
+		return 1
+	}
+	return 1 + r.users[m.user()]/crowdOf
+}
+
+// look is resolve, in a turn of its own for a user's container. The first time all are waited
+// for.
+func (r *Roster[F]) look(m *member) {
+	if m.user() != "" && r.first == nil {
+		m.look.soon()
+		return
+	}
+	r.resolve(m)
+}
+
+// lookAgain looks at the members whose time has come: root's, and then some of the users' that
+// have waited longest.
 func (r *Roster[F]) lookAgain() {
 	now := time.Now()
+	var users []*member
 	for _, m := range r.members {
-		if m.look.due(now) {
+		switch {
+		case !m.look.due(now):
+		case m.user() == "":
 			r.resolve(m)
+		default:
+			users = append(users, m)
 		}
+	}
+	slices.SortFunc(users, func(a, b *member) int { return a.look.next.Compare(b.look.next) })
+	for _, m := range users[:min(perTurn, len(users))] {
+		r.resolve(m)
 	}
 }
 
@@ -148,7 +200,7 @@ func (r *Roster[F]) follow(hints []Hint) {
 		for _, m := range r.members {
 			if h.means(m) {
 				m.look.from(firstDelay)
-				r.resolve(m)
+				r.look(m)
 			}
 		}
 	}

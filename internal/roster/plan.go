@@ -17,10 +17,16 @@ type plan struct {
 func (p *plan) from(delay time.Duration) { p.delay = delay }
 
 // again plans another look, after a growing delay.
-func (p *plan) again() {
-	p.next = time.Now().Add(p.delay)
+func (p *plan) again() { p.againIn(1) }
+
+// againIn is again, after so many times the delay.
+func (p *plan) againIn(times int) {
+	p.next = time.Now().Add(time.Duration(times) * p.delay)
 	p.delay = min(2*p.delay, lastDelay)
 }
+
+// soon plans a look for the next turn.
+func (p *plan) soon() { p.next = time.Now() }
 
 // stop plans no other look.
 func (p *plan) stop() { p.next = time.Time{} }

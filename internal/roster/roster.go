@@ -66,10 +66,15 @@ type Roster[F any] struct {
 	members map[Key]*member
 	spaces  map[uint64]*space // by Space.ID
 	inside  map[Key]int       // how many members are right inside of a container
+	users   map[string]int    // how many members a user has
 	hidden  map[Key]bool      // containers of an earlier process, in directories that can't be read
 	// first holds where the namespaces are until all containers have been listed once: the
 	// owner that one had before this process began may be the last in the list. Nil then.
 	first map[uint64]Location[F]
+
+	listing *listing // nil unless the containers are being listed
+	lists   sync.WaitGroup
+	listed  chan list
 
 	reload    chan struct{}
 	ready     chan struct{}
@@ -103,8 +108,10 @@ func New[F any](o Options[F]) *Roster[F] {
 		members: map[Key]*member{},
 		spaces:  map[uint64]*space{},
 		inside:  map[Key]int{},
+		users:   map[string]int{},
 		hidden:  map[Key]bool{},
 		first:   map[uint64]Location[F]{},
+		listed:  make(chan list, 1),
 		reload:  make(chan struct{}, 1),
 		ready:   make(chan struct{}),
 		overflows: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -138,12 +145,13 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 	ctx, cancel := context.WithCancel(ctx)
 	var backend sync.WaitGroup
 	defer backend.Wait()
+	defer r.lists.Wait()
 	defer cancel()
 	do := make(chan func() []Hint)
 	backend.Go(func() { r.Backend.Run(ctx, do) })
 
 	r.Backend.Adopt(ctx)
-	r.reconcile()
+	r.reconcile(r.list())
 	reconcile := time.NewTimer(r.pause())
 	defer reconcile.Stop()
 	for {
@@ -165,7 +173,9 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 		case <-r.reload:
 			reconcile.Reset(0)
 		case <-reconcile.C:
-			r.reconcile()
+			r.startListing()
+		case l := <-r.listed:
+			r.reconcile(l)
 			reconcile.Reset(r.pause())
 		}
 		stop()
@@ -192,22 +202,22 @@ func (r *Roster[F]) handle(e watcher.Event) {
 	case watcher.Overflowed:
 		r.overflows.WithLabelValues(e.Source).Inc()
 		r.Log.Warn("events were lost; looking at everything", "source", e.Source)
-		r.reconcile()
+		r.startListing()
 	default:
 		r.follow(r.Backend.Link(e))
 	}
 }
 
 // reconcile looks at everything and repairs whatever no event told of.
-func (r *Roster[F]) reconcile() {
+func (r *Roster[F]) reconcile(l list) {
 	r.follow(r.Backend.Relist())
 	var there func(Key) bool
-	if r.relist() {
+	if r.relist(l) {
 		there = r.there
 	}
 	for _, m := range r.members {
 		if m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
-			r.resolve(m)
+			r.look(m)
 		}
 	}
 	r.follow(r.Backend.Reconcile(there))
@@ -218,31 +228,6 @@ func (r *Roster[F]) reconcile() {
 
 // there reports whether a container is there, or may be.
 func (r *Roster[F]) there(k Key) bool { return r.members[k] != nil || r.hidden[k] }
-
-// relist brings the members up to date with the host. After an error nothing that is
-// missing in the list is taken for gone. It reports whether there was none.
-func (r *Roster[F]) relist() bool {
-	found, err := r.Containers()
-	if err != nil {
-		r.Log.Warn("could not list containers", "err", err)
-		return false
-	}
-	there := make(map[string]bool, len(found)) // by cgroup, since two may have the same id
-	for _, c := range found {
-		there[c.Cgroup] = true
-	}
-	for _, m := range r.members {
-		if !there[m.Found.Cgroup] || !r.Settings().Container(m.Found) {
-			r.stopped(m)
-		}
-	}
-	for _, c := range found {
-		r.started(c)
-	}
-	r.stopUnseen()
-	r.complete()
-	return true
-}
 
 // stopUnseen ends the accounts of containers of an earlier process that are not there any
 // more. Those in a directory that can't be read may be: only the kernel's word that they

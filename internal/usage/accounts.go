@@ -9,6 +9,7 @@
 package usage
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -63,6 +64,16 @@ type Options struct {
 	Now func() time.Time
 	// Clock is what is shown and kept as a time of day goes by; nil is Now.
 	Clock *wallclock.Clock
+	// Limits returns the bounds; nil: there are none. Accounts that are there already keep what
+	// they have.
+	Limits func() Limits
+}
+
+func (o *Options) limits() Limits {
+	if o.Limits == nil {
+		return Unlimited
+	}
+	return o.Limits()
 }
 
 // timeOfDay is for what outlives the process.
@@ -82,6 +93,8 @@ type Accounts struct {
 
 	// Guarded by the mutex of Slots.
 	containers map[string]*account
+	guests     map[string]*guest // containers that have no account of their own
+	opened     opened
 	restored   map[uint64]restored // attachments of an earlier process, by generation
 }
 
@@ -95,6 +108,8 @@ type account struct {
 	since      time.Time // it is so
 	stopped    time.Time // by Now
 	written    *Record   // what the ledger has
+
+	guests, failing int // of an account for others: its containers, and those not counted
 }
 
 // New returns accounts without a container.
@@ -109,6 +124,8 @@ func New(o Options) *Accounts {
 		Slots:      Slots{Options: o, attachments: map[Target]*attachment{}},
 		recalls:    make(chan struct{}, 1),
 		containers: map[string]*account{},
+		guests:     map[string]*guest{},
+		opened:     opened{user: map[string]int{}},
 		restored:   map[uint64]restored{},
 	}
 }
@@ -119,6 +136,10 @@ func (a *Accounts) Start(c Container) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	known := a.account(c.ID)
+	if g := a.guests[c.ID]; g != nil {
+		g.cgroup = c.Cgroup
+		return
+	}
 	c.State, c.StoppedAt, c.Reason = Running, time.Time{}, Starting
 	if a.Clock != nil && !c.StartedAt.IsZero() {
 		c.StartedAt = a.Clock.Began(c.StartedAt)
@@ -127,12 +148,13 @@ func (a *Accounts) Start(c Container) {
 	known.Container = c.identifiedBy(known.Container)
 }
 
-// account returns the account of a container, a new one if it has none.
-func (a *Accounts) account(id string) *account {
+// open returns an account by its id, a new one if there is none.
+func (a *Accounts) open(id string) *account {
 	known := a.containers[id]
 	if known == nil {
 		known = &account{tallies: map[string]*tally{}, unrecalled: a.Kept, since: a.Now()}
 		a.containers[id] = known
+		a.opened.count(id)
 		select {
 		case a.recalls <- struct{}{}:
 		default:
@@ -146,11 +168,20 @@ func (a *Accounts) account(id string) *account {
 func (a *Accounts) Stop(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if c := a.containers[id]; c != nil && c.State == Running {
-		c.State, c.StoppedAt, c.stopped = Stopped, a.timeOfDay(), a.Now()
-		if c.Reason == Starting {
-			c.Reason = Ended
-		}
+	if g := a.guests[id]; g != nil {
+		a.dismiss(id, g)
+	} else if c := a.containers[id]; c != nil {
+		a.stop(c)
+	}
+}
+
+func (a *Accounts) stop(c *account) {
+	if c.State != Running {
+		return
+	}
+	c.State, c.StoppedAt, c.stopped = Stopped, a.timeOfDay(), a.Now()
+	if c.Reason == Starting {
+		c.Reason = Ended
 	}
 }
 
@@ -160,9 +191,12 @@ func (a *Accounts) Running() map[string]string {
 	defer a.mu.Unlock()
 	cgroups := map[string]string{}
 	for id, c := range a.containers {
-		if c.State == Running {
+		if c.State == Running && !IsOthers(id) {
 			cgroups[id] = c.Cgroup
 		}
+	}
+	for id, g := range a.guests {
+		cgroups[id] = g.cgroup
 	}
 	return cgroups
 }
@@ -171,7 +205,9 @@ func (a *Accounts) Running() map[string]string {
 func (a *Accounts) Explain(id string, reason Reason) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if c := a.containers[id]; c != nil {
+	if g := a.guests[id]; g != nil {
+		a.explain(g, reason)
+	} else if c := a.containers[id]; c != nil {
 		c.Reason = reason
 	}
 }
@@ -191,12 +227,19 @@ func (a *Accounts) Share(id, owner string) {
 func (a *Accounts) Assign(target Target, id, name string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at, c := a.attachments[target], a.containers[id]
+	at, c := a.attachments[target], a.of(id)
 	if at == nil || c == nil || at.tally != nil {
 		return nil
 	}
-	at.slot.Container, at.slot.Interface = id, name
+	if target.Cgroup == 0 {
+		name = a.within(c, name)
+	}
+	at.slot.Container, at.slot.Interface, at.slot.Others = id, name, a.guests[id] != nil
 	c.tallyOf(target.Cgroup != 0, name).own(at)
+	a.hold(at, 1)
+	if at.earlier == (Traffic{}) {
+		at.earlier = a.elsewhere(id, c, target)
+	}
 	before := a.before(at)
 	at.slot.SeededReceive = less(at.slot.SeededReceive, before.Receive.Interface)
 	at.slot.SeededTransmit = less(at.slot.SeededTransmit, before.Transmit.Interface)
@@ -217,14 +260,10 @@ func less(v bpf.Volume, by Volume) bpf.Volume {
 	}
 }
 
-// maxEnded is how many stopped containers are remembered. Users can make a thousand in a second,
-// by directories of the shape of one. A host that starts one every 17 s has so many in a day.
-const maxEnded = 5000
-
 // Expire drops the containers that stopped longer ago than the retention, are not
-// counted any more, and are in the ledger. Of more than [maxEnded] it drops the others, too:
-// first those that were never counted, then those that stopped first. One of a user's that was
-// never counted leaves nothing. It returns their ids.
+// counted any more, and are in the ledger. Of more than [Limits].Ended it drops the others, too:
+// first those that were never counted, then users', then those that stopped first. One of a
+// user's that was never counted leaves nothing. It returns their ids.
 func (a *Accounts) Expire() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -232,6 +271,9 @@ func (a *Accounts) Expire() []string {
 	before := a.Now().Add(-a.Retention())
 	var ended []*account
 	for id, c := range a.containers {
+		if IsOthers(id) && c.guests == 0 {
+			a.stop(c) // an earlier process left it
+		}
 		switch {
 		case c.State != Stopped || c.counting() || a.Kept && !c.isWritten() && !c.leavesNothing():
 		case c.stopped.Before(before), c.User() != "" && c.leavesNothing():
@@ -242,10 +284,11 @@ func (a *Accounts) Expire() []string {
 		}
 	}
 	slices.SortFunc(ended, (*account).compareEnd)
-	for _, c := range ended[:max(0, len(ended)-maxEnded)] {
+	for _, c := range ended[:max(0, len(ended)-a.limits().Ended)] {
 		delete(a.containers, c.ID)
 		gone = append(gone, c.ID)
 	}
+	a.recount()
 	_ = a.releaseDiscarded() // one that stays is given up at the next start
 	a.orphans = slices.DeleteFunc(a.orphans, func(o orphan) bool { return o.at.Before(before) })
 	return gone
@@ -253,13 +296,22 @@ func (a *Accounts) Expire() []string {
 
 // compareEnd returns a negative number if c is to be dropped before another one.
 func (c *account) compareEnd(other *account) int {
-	if c.isBlank() != other.isBlank() {
-		if c.isBlank() {
-			return -1
-		}
-		return 1
+	return cmp.Or(
+		before(c.isBlank(), other.isBlank()),
+		before(c.User() != "", other.User() != ""),
+		c.stopped.Compare(other.stopped),
+	)
+}
+
+// before compares two by what only the first of them may be.
+func before(mine, others bool) int {
+	switch {
+	case mine == others:
+		return 0
+	case mine:
+		return -1
 	}
-	return c.stopped.Compare(other.stopped)
+	return 1
 }
 
 // isBlank reports whether a container was never counted, in none of its lives that are known.

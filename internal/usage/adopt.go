@@ -118,22 +118,23 @@ func (a *Accounts) Retire(l Leftover) error {
 // ownAgain gives an attachment of an earlier process to the owner it had: the one noted
 // with its slot, or else the one in the ledger.
 func (a *Accounts) ownAgain(at *attachment) {
-	note, then := at.slot.Note, a.restored[at.slot.Generation]
+	note, then := &at.slot.Note, a.restored[at.slot.Generation]
 	delete(a.restored, at.slot.Generation)
-	id, name := note.Container, note.Interface
 	at.earlier = then.earlier
-	if id == "" {
-		id, name = then.container, then.name
+	if note.Container == "" {
+		note.Container, note.Interface, note.Others = cmp.Or(then.guest, then.container), then.name, then.guest != ""
 	}
+	id := note.Container
 	if id == "" {
 		return
 	}
-	c := a.account(id)
+	c := a.accountAgain(id, note.Others)
 	if c.ID == "" { // it started after the ledger was last written
 		c.Container = Container{ID: id, State: Running, StartedAt: at.at}
 	}
 	c.Reason = Accounted // the ledger may have been written before it was
-	c.tallyOf(at.slot.Cgroup != 0, name).own(at)
+	c.tallyOf(at.slot.Cgroup != 0, note.Interface).own(at)
+	a.hold(at, 1)
 }
 
 // takenAt is the time of day when a slot was taken.

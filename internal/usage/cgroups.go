@@ -58,6 +58,7 @@ func (s *Slots) discard(at *attachment) error {
 func (s *Slots) releaseDiscarded() (err error) {
 	for len(s.discarded) > 0 && s.Now().Sub(s.discarded[0].closedAt) >= settleAfter {
 		err = errors.Join(err, s.Datapath.Release(s.discarded[0].slot))
+		s.hold(s.discarded[0], -1)
 		s.discarded = slices.Delete(s.discarded, 0, 1)
 	}
 	return err

@@ -13,6 +13,10 @@ import (
 func TestEndedAreBounded(t *testing.T) {
 	a, _, clock := newAccounts(t)
 	a.Kept = true
+	const maxEnded = 500
+	limits := Unlimited
+	limits.Ended = maxEnded
+	a.Limits = func() Limits { return limits }
 	use := func(id string, ifindex int) {
 		a.Start(Container{ID: id})
 		a.Recall(id, nil)

@@ -12,6 +12,7 @@ import (
 // restored is what the ledger knows of an attachment whose slot was not looked for yet.
 type restored struct {
 	container string
+	guest     string // of an account for others
 	name      string // of the interface
 	folded    bool
 	earlier   Traffic
@@ -28,7 +29,7 @@ func (a *Accounts) Restore(records []Record) {
 	defer a.mu.Unlock()
 	there := a.inUse()
 	for _, r := range records {
-		c := a.account(r.ID)
+		c := a.open(r.ID)
 		c.Container = r.Container
 		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
 		if c.State == Stopped {
@@ -36,6 +37,7 @@ func (a *Accounts) Restore(records []Record) {
 		}
 		a.recall(c, &r, there)
 	}
+	a.recount()
 }
 
 // inUse returns the generations of the slots in use, also of those yet to be inherited.
@@ -90,7 +92,7 @@ func (a *Accounts) expect(c *account, t *tally, name string, at Attachment) {
 	if slices.ContainsFunc(t.live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
 		return
 	}
-	a.restored[at.Generation] = restored{container: c.ID, name: name, folded: at.Folded, earlier: at.Earlier}
+	a.restored[at.Generation] = restored{container: c.ID, guest: at.Guest, name: name, folded: at.Folded, earlier: at.Earlier}
 }
 
 // lost takes over what was written of an attachment whose slot is gone: the host was
@@ -201,7 +203,12 @@ func (s *Slots) recordTally(t *tally, of Tally) Tally {
 }
 
 func (s *Slots) attachment(at *attachment) Attachment {
+	guest := ""
+	if at.slot.Others {
+		guest = at.slot.Container
+	}
 	return Attachment{
+		Guest:      guest,
 		Boot:       s.Boot,
 		Generation: at.slot.Generation,
 		Target:     at.slot.Target,

@@ -61,6 +61,9 @@ type machine struct {
 	want  map[string]uint64 // packets by container
 
 	seeded, mended map[string]uint64 // of these
+
+	user   string // whose containers they are
+	limits func() Limits
 }
 
 // veth is whose an interface is, and the slot that its filters count on.
@@ -76,6 +79,7 @@ func (m *machine) start() {
 		Boot:      fmt.Sprint("boot", m.boot),
 		Kept:      true,
 		Now:       func() time.Time { return m.clock.now },
+		Limits:    m.limits,
 	})
 	m.a.Restore(m.disk.read(m.t))
 	for _, l := range m.a.Leftovers() {
@@ -108,7 +112,7 @@ func (m *machine) recall() {
 // step does one thing that happens to a host.
 func (m *machine) step() {
 	m.clock.now = m.clock.now.Add(time.Duration(m.random.IntN(1500)) * time.Millisecond)
-	id := fmt.Sprint("c", m.random.IntN(3))
+	id := InScope(m.user, fmt.Sprint("c", m.random.IntN(3)))
 	switch m.random.IntN(14) {
 	case 0, 1:
 		m.next++
@@ -227,16 +231,20 @@ func (m *machine) check(step int) {
 	}
 }
 
+func newMachine(t *testing.T, seed uint64) *machine {
+	return &machine{
+		t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
+		clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
+		veths: map[int]veth{}, want: map[string]uint64{}, seeded: map[string]uint64{}, mended: map[string]uint64{},
+	}
+}
+
 // However a host and nettally end and come back, and wherever in a flush, each
 // container has exactly the packets that passed.
 func TestNothingIsLost(t *testing.T) {
 	for seed := range uint64(need.Tries(200)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			m := &machine{
-				t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
-				clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
-				veths: map[int]veth{}, want: map[string]uint64{}, seeded: map[string]uint64{}, mended: map[string]uint64{},
-			}
+			m := newMachine(t, seed)
 			m.start()
 			for step := range 300 {
 				m.step()

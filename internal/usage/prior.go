@@ -2,16 +2,26 @@
 
 package usage
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // maxPriors bounds what a tally remembers: nettally comes back to what was counted last.
-const maxPriors = 8
+const (
+	maxPriors         = 8
+	maxPriorsOfOthers = 1024
+)
 
 // remember notes that final holds what was counted on an attachment whose slot is gone.
 func (t *tally) remember(at Attachment) {
 	t.priors = slices.DeleteFunc(t.priors, func(p Attachment) bool { return p.Boot != at.Boot || p.Target == at.Target })
 	t.priors = append(t.priors, at)
-	t.priors = t.priors[max(0, len(t.priors)-maxPriors):]
+	most := maxPriors
+	if IsOthers(t.account.ID) {
+		most = maxPriorsOfOthers
+	}
+	t.priors = t.priors[max(0, len(t.priors)-most):]
 }
 
 // priorOn returns the last attachment of a target that final holds. Its Counted is of all
@@ -98,7 +108,7 @@ func (a *Accounts) Earlier(target Target) (_ Earlier, ok bool) {
 	for id, c := range a.containers {
 		for name, t := range c.tallies {
 			if last, ok := a.last(t, target); ok && last.Generation >= newest {
-				newest, found = last.Generation, Earlier{ID: id, Name: name, Counted: last.Counted, Passed: last.Passed}
+				newest, found = last.Generation, Earlier{ID: cmp.Or(last.Guest, id), Name: name, Counted: last.Counted, Passed: last.Passed}
 			}
 		}
 	}

@@ -40,6 +40,8 @@ type Attachment struct {
 	Passed  Opens   `json:"passed,omitzero"` // see [Slots.Pass]
 	// Earlier is what was counted of the target before, if that was for other containers.
 	Earlier Traffic `json:"earlier,omitzero"`
+	// Guest is the container that this is of, on an account for others.
+	Guest string `json:"guest,omitempty"`
 	// Torn: somebody has taken the programs off, so what the kernel has counted of the target
 	// since is to be mended.
 	Torn bool `json:"torn,omitempty"`

@@ -31,6 +31,7 @@ type Slots struct {
 	closed      []*attachment // whose slot is held until it is written, oldest first
 	discarded   []*attachment // whose slot is held for a moment, oldest first
 	orphans     []orphan
+	userSlots   int // that containers of users have
 }
 
 // attachment is an interface or a cgroup that is being counted, or was until it went.
@@ -154,7 +155,7 @@ func (s *Slots) Owner(target Target) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if at := s.attachments[target]; at != nil && at.tally != nil {
-		return at.tally.account.ID
+		return at.slot.Container
 	}
 	return ""
 }
@@ -222,6 +223,7 @@ func (s *Slots) close(at *attachment) error {
 // fold puts what a closed attachment counted into its tally, and releases the slot.
 func (s *Slots) fold(at *attachment) error {
 	at.tally.fold(at, s.attachment(at))
+	s.hold(at, -1)
 	s.closed = slices.DeleteFunc(s.closed, func(other *attachment) bool { return other == at })
 	if err := s.Datapath.Release(at.slot); err != nil {
 		return fmt.Errorf("give up slot of %s: %w", at.shown.HostInterface, err)

@@ -22,6 +22,7 @@ func (a *Accounts) Snapshot() Snapshot {
 		Containers:   make([]Container, 0, len(a.containers)),
 		Uncounted:    a.Datapath.Uncounted(),
 		Unclassified: a.Datapath.Unclassified(),
+		Beyond:       a.beyond(),
 	}
 	for _, c := range a.containers {
 		if !c.unrecalled || s.TakenAt.Sub(c.since) > recallPatience {

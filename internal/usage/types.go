@@ -252,6 +252,7 @@ type Snapshot struct {
 	Containers []Container // by start time, then id
 	Unowned    []Interface // attachments without a container, by host interface
 	Cgroups    int         // that are counted now
+	Beyond     Beyond      // the bounds of [Limits]
 
 	// Uncounted counts packets that no slot took, by cause.
 	Uncounted map[string]uint64
