@@ -95,8 +95,8 @@ quotas:
 	sends()
 	check("first")
 	for when, again := range map[string]func(){
-		"after a stop": func() { s.d.stop(); s.d.start() },
-		"after a kill": func() { s.d.kill(); s.d.start() },
+		"after a stop":                           func() { s.d.stop(); s.d.start() },
+		"after a kill":                           func() { s.d.kill(); s.d.start() },
 		"after a kill that no flush came before": func() { sends(); s.d.kill(); s.d.start() },
 	} {
 		again()
