@@ -79,8 +79,8 @@ func TestCrowd(t *testing.T) {
 			w.pass(20 * time.Second)
 			return float64(len(w.located)-before) / float64(members)
 		}
-		few, many := looks(crowdOf/2), looks(20*crowdOf)
-		if few < 15 || many > few/6 {
+		few, many := looks(crowdOf/2), looks(4*crowdOf)
+		if few < 15 || many > few/3 {
 			t.Errorf("each of a few is looked at %.1f times in 20 s, each of many %.1f times", few, many)
 		}
 	})
