@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -17,7 +18,7 @@ import (
 // Whatever happens on a host, in whatever order its events come, if they come at all, and
 // whenever nettally is started again: within two reconciles the roster is right.
 func TestHistories(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(need.Tries(300)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := &history{t: t, world: newWorld(), random: rand.New(rand.NewPCG(seed, 1))}
