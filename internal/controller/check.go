@@ -78,6 +78,10 @@ type check struct {
 	last   reading
 	before *counted // for the next reading, nil if that was not taken
 	open   unsettled
+	// excess is how much more we have counted than the kernel, of all time: a qdisc or a program
+	// behind our hook has dropped that. It hides none of what we miss later.
+	excess   lack
+	reckoned watcher.LinkCounters // of the reading that says so
 
 	// Packets pass unseen, by direction: what flows the other way says nothing about it.
 	blindReceive, blindTransmit bool

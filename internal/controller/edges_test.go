@@ -466,6 +466,47 @@ func TestRemovedAtOnce(t *testing.T) {
 	})
 }
 
+// What a qdisc behind our hook drops, the kernel's counter never has. That hides nothing of what
+// passes unseen later.
+func TestDropsHideNoGap(t *testing.T) {
+	for _, mode := range []Mode{ModeClsact, ModeTCX} {
+		t.Run(string(mode), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newKernel(t)
+				k.Adopt(context.Background())
+				k.mode = mode
+				k.passes(7, false, 5, 6)
+				k.veth(7, 3)
+				k.finish()
+				k.count(k.container("a", 7, 3))
+				k.check()
+				dropped := uint64(0)
+				for round := range uint64(4) {
+					k.passes(7, true, 10, 10)
+					k.sees(7, 1000, 0)
+					dropped += 1000
+					k.check()
+					k.check() // nothing flows: what is in no counter by now has been dropped
+					delete(k.filters, 7)
+					delete(k.tcx, 7)
+					k.passes(7, false, 300, 400)
+					time.Sleep(2 * lastMend)
+					k.check()
+					k.finish()
+					for range 3 {
+						k.check()
+					}
+					kernel := k.counters[7]
+					total, seeded := k.total("a")
+					if want := [2]uint64{kernel.ReceivePackets + dropped, kernel.TransmitPackets}; total != want || seeded != [2]uint64{5, 6} {
+						t.Errorf("round %d: %v packets, %v of them seeded and %v mended; want %v", round, total, seeded, k.mendedOf("a"), want)
+					}
+				}
+			})
+		})
+	}
+}
+
 // What is open of a gap is settled as what the gap is: here three packets were in flight when
 // our programs were put back.
 func TestMendInFlow(t *testing.T) {

@@ -239,6 +239,7 @@ func (c *Controller) glance(u *uplink, kernel watcher.LinkCounters) []roster.Hin
 	tooFew := receive.tooFew() || transmit.tooFew()
 	if !again && !less(now.kernel, last.kernel) && !tooFew {
 		c.settle(&u.attachment, now)
+		c.reckon(&u.attachment, now)
 		u.check.take(now)
 		u.mend.forget()
 		return nil

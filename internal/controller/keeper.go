@@ -181,6 +181,7 @@ func (k keeper) compare(a *attachment, at site, now reading) (blind bool) {
 	moved := now.kernel != a.check.last.kernel
 	if a.state == counting {
 		k.settle(a, now)
+		k.reckon(a, now)
 	}
 	a.check.take(now)
 	if a.check.blind() {

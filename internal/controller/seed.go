@@ -31,7 +31,7 @@ func (k keeper) mendSince(a *attachment, at site) {
 	now, err := k.readQuiet(a, at)
 	open := k.fill(a, at, gap{a.check.sound, sinceUs})
 	if err == nil {
-		*a.check = check{first: a.check.first, sound: now, last: now, open: open}
+		*a.check = check{first: a.check.first, sound: now, last: now, open: open, excess: a.check.excess}
 	}
 }
 
@@ -90,6 +90,22 @@ func (k keeper) settle(a *attachment, now reading) {
 	}
 }
 
+// reckon notes what was dropped behind our hook, by a reading since which nothing has flowed: a
+// qdisc may hold packets for a while.
+func (k keeper) reckon(a *attachment, now reading) {
+	idle := now.before == now.after && now.kernel == a.check.last.kernel && now.after == a.check.last.before
+	if !idle || now.kernel == a.check.reckoned {
+		return
+	}
+	a.check.reckoned = now.kernel
+	in, out := now.grown(reading{})
+	besideIn, besideOut := k.Accounts.Beside(a.Target)
+	a.check.excess = lack{
+		receive:  minus(plus(in.ours, besideIn), in.kernel),
+		transmit: minus(plus(out.ours, besideOut), out.kernel),
+	}
+}
+
 // seedTries bounds the readings, of which each takes some 10 µs, and longer while others
 // configure networks. Among 300,000 packets a second every third one is quiet.
 const seedTries = 30
@@ -132,22 +148,30 @@ func (k keeper) missed(a *attachment, at site, missing gap) (missed lack, open u
 }
 
 // lacking is how much more the kernel has counted since a reading than we, who have counted
-// ours. It is never more than what is missing in all that is said of the interface. That
-// alone won't do: where segmentation offload is off, the kernel's bytes are more than ours
-// from the beginning.
+// ours. It is never more than what is missing in all that is said of the interface, of which
+// what was dropped behind our hook is no part. That alone won't do: where segmentation offload
+// is off, the kernel's bytes are more than ours from the beginning.
 func (k keeper) lacking(a *attachment, now reading, ours counted, since reading) lack {
 	now.after = ours
 	in, out := now.grown(since)
 	allIn, allOut := now.grown(reading{})
 	besideIn, besideOut := k.Accounts.Beside(a.Target)
+	var dropped lack
+	if a.check != nil {
+		dropped = a.check.excess
+	}
 	return lack{
-		receive:  fewer(in.missing(), minus(allIn.missing(), besideIn)),
-		transmit: fewer(out.missing(), minus(allOut.missing(), besideOut)),
+		receive:  fewer(in.missing(), minus(plus(allIn.kernel, dropped.receive), plus(allIn.ours, besideIn))),
+		transmit: fewer(out.missing(), minus(plus(allOut.kernel, dropped.transmit), plus(allOut.ours, besideOut))),
 	}
 }
 
 // missing is how much more the kernel has counted than we have.
 func (g growth) missing() usage.Volume { return minus(g.kernel, g.ours) }
+
+func plus(a, b usage.Volume) usage.Volume {
+	return usage.Volume{Bytes: usage.Add(a.Bytes, b.Bytes), Packets: usage.Add(a.Packets, b.Packets)}
+}
 
 func fewer(a, b usage.Volume) usage.Volume {
 	return usage.Volume{Bytes: min(a.Bytes, b.Bytes), Packets: min(a.Packets, b.Packets)}
