@@ -387,6 +387,45 @@ func TestShadowed(t *testing.T) {
 	}
 }
 
+// Packets that go past every hook, as those of a sender with PACKET_QDISC_BYPASS, are in the
+// totals while that lasts, and the interface is shadowed until some are seen.
+func TestPastEveryHook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		k.Adopt(context.Background())
+		k.passes(7, false, 5, 6)
+		k.veth(7, 3)
+		k.count(k.container("a", 7, 3))
+		k.check()
+		v := k.Controller.veths.known[7]
+		for round := range 10 {
+			k.passes(7, false, 3, 0)
+			time.Sleep(2 * lastMend)
+			k.check()
+			k.finish()
+			k.check()
+			if v.state != shadowed {
+				t.Fatalf("round %d: it is %v, and no packet was seen", round, v.state)
+			}
+			kernel := k.counters[7]
+			if total, seeded := k.total("a"); round > 0 && (total[0] < kernel.ReceivePackets-3 || seeded != [2]uint64{5, 6}) {
+				t.Errorf("round %d: %v packets, %v of them seeded; the kernel has %+v", round, total, seeded, kernel)
+			}
+		}
+		if v.hook != HookTCX {
+			t.Errorf("it is on %s", v.hook)
+		}
+		for range 3 {
+			k.passes(7, true, 10, 10)
+			k.check()
+		}
+		kernel := k.counters[7]
+		if total, _ := k.total("a"); v.state != counting || total != [2]uint64{kernel.ReceivePackets, kernel.TransmitPackets} {
+			t.Errorf("%v, %v packets, %v of them mended; the kernel has %+v", v.state, total, k.mendedOf("a"), kernel)
+		}
+	})
+}
+
 // Whoever takes our programs off in a loop changes no total: what passed meanwhile is mended
 // each time, and what passed before we came stays seeded.
 func TestRemoved(t *testing.T) {

@@ -136,21 +136,33 @@ func (k keeper) putBack(a *attachment, at site, blind bool) error {
 		k.metrics.reattached.Inc()
 		k.see(a)
 	default:
-		k.mended(a, at)
+		k.mended(a, at, false)
 	}
 	return err
 }
 
-// mended notes that our programs see the packets again, as far as can be told before some
-// pass.
-func (k keeper) mended(a *attachment, at site) {
+// mended notes that our programs are in a place where they see the packets, as far as can be
+// told before some pass. Where packets have passed our programs before, they may do so again: it
+// is shadowed until some are seen.
+func (k keeper) mended(a *attachment, at site, past bool) {
 	k.metrics.reattached.Inc()
-	k.catchUp(a, at)
+	if !past {
+		k.catchUp(a, at)
+		return
+	}
+	k.become(a, shadowed)
+	k.show(a)
+	k.keepUp(a, at)
 }
 
-// catchUp adds what passed while it was not seen: the kernel's own counters tell.
+// catchUp adds what passed while it was not seen, and says that packets are seen again.
 func (k keeper) catchUp(a *attachment, at site) {
 	k.see(a)
+	k.keepUp(a, at)
+}
+
+// keepUp adds what has passed unseen until now: the kernel's own counters tell.
+func (k keeper) keepUp(a *attachment, at site) {
 	if a.check != nil {
 		k.mendSince(a, at)
 	}

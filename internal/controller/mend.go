@@ -64,7 +64,7 @@ func (s *veths) mendUnseen(v *veth) {
 func (s *veths) putBackOn(v *veth) {
 	if v.hook == HookTCX {
 		s.Log.Warn("our programs were removed: putting them back", "interface", v.name, "hook", v.hook)
-		s.toHead(v)
+		s.do(v, mending, job{kind: jobMove, to: HookTCX})
 		return
 	}
 	err := s.putBack(&v.attachment, s.at(v), false)
@@ -87,8 +87,11 @@ func (s *veths) toHead(v *veth) {
 
 func (s *veths) raise(v *veth) {
 	_, first, err := s.Hooks.TCX(v.Ifindex)
-	if err != nil || first {
-		return // nobody is before us, so they bypass the hook: we can only say so
+	if err == nil && first { // nobody is before us, so they bypass the hook
+		s.keepUp(&v.attachment, s.at(v))
 	}
-	s.do(v, mending, job{kind: jobRaise})
+	if err != nil || first {
+		return
+	}
+	s.do(v, mending, job{kind: jobRaise, past: true})
 }

@@ -40,6 +40,7 @@ type job struct {
 	from   string // the hook it is on, "" for none
 	to     string
 	of     *veth // nil for cleaning up
+	past   bool  // packets passed our programs where these were
 	result error
 }
 
@@ -102,7 +103,7 @@ func (s *veths) move(v *veth, to string) {
 	case waiting:
 		s.do(v, opening, job{kind: jobMove, to: to})
 	case shadowed:
-		s.do(v, mending, job{kind: jobMove, to: to})
+		s.do(v, mending, job{kind: jobMove, to: to, past: true})
 	default:
 		s.do(v, moving, job{kind: jobMove, to: to})
 	}
@@ -262,7 +263,7 @@ func (s *veths) moved(v *veth, j job) {
 	case opening:
 		s.began(&v.attachment, at, v.hook, &gap{kind: beforeUs})
 	case mending:
-		s.mended(&v.attachment, at)
+		s.mended(&v.attachment, at, j.past)
 	default:
 		s.began(&v.attachment, at, v.hook, nil)
 	}
