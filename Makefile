@@ -5,13 +5,17 @@
 # make test      all tests, with real containers in namespaces of their own; it includes make race
 # make race      the tests of the packages whose goroutines share memory, under the race detector
 # make test-arm64 and test-32bit: the tests that need no root, built for arm64 and for 32 bits
+# make fuzz T=1m each fuzz target of all packages for a time, one after the other
 # make bench     the benchmarks whose figures the documents quote
 # make generate  the BPF objects, from their C source
 # make check     formatting, linters, import rules, and that the objects match the source
 # make install   the binary, the systemd unit and the reference configuration
 #
 # test, race, bench, generate and check install the Debian or Ubuntu packages that they
-# need, if they are missing, and say so. run, test, race and bench need root.
+# need, if they are missing, and say so. run, test, race, fuzz and bench need root.
+#
+# fuzz writes an input that fails to testdata/fuzz of its package, where `make test` tries it
+# again: commit it with what mends it.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -57,7 +61,10 @@ RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./i
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
 	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
 
-.PHONY: build run test race test-arm64 test-32bit bench generate check install
+# How long make fuzz gives each target, as go test -fuzztime has it.
+T ?= 1m
+
+.PHONY: build run test race test-arm64 test-32bit fuzz bench generate check install
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/nettally ./cmd/nettally
@@ -92,6 +99,20 @@ test-32bit:
 	@if GOARCH=386 go run ./cmd/nettally version >/dev/null 2>&1; then arch=386 emulator=; else arch=arm emulator=qemu-arm; fi; \
 	set -x; GOARCH=$$arch NETTALLY_REQUIRE_ALL= go test -short -p 2 -timeout 60m \
 		-exec "$(CURDIR)/.ci/unprivileged $$emulator" $(UNPRIVILEGED)
+
+# The targets are those that the packages have, and a failure does not keep the next from its
+# turn. Minimizing is bounded, since where the kernel takes part in what is covered it would
+# take most of the time.
+fuzz:
+	@targets=$$($(AS_ROOT) go test -list '^Fuzz' ./... | \
+		awk '/^Fuzz/ { names[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, names[i]; n = 0 }'); \
+	failed=""; \
+	while read -r package name; do \
+		echo "$$package $$name"; \
+		$(AS_ROOT) go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(T) -fuzzminimizetime 100x "$$package" </dev/null || \
+			failed+=" $$package.$$name"; \
+	done <<<"$$targets"; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 bench:
 	$(call need,$(TEST_NEEDS))

@@ -35,18 +35,12 @@ const (
 func TestLiveForged(t *testing.T) {
 	const seed, frames = 3, 4000
 	onOneCPU(t)
-	c := newCable(t, true)
-	f := &forging{cable: c, t: t, records: c.record(t), seen: map[string]int{}}
-	f.in, f.out = rawSocket(t, c.container, c.end), rawSocket(t, c.host, c.hostEnd)
-	f.tap = c.tap(t)
+	f := newForging(t)
 	m := newMutator(seed)
 	for i := range frames {
 		frame, header := m.forge()
-		if problem := f.receive(frame, header); problem != "" {
-			t.Fatalf("seed %d, frame %d, received: %s\n%+v %.300x", seed, i, problem, header, frame)
-		}
-		if problem := f.transmit(frame, header); problem != "" {
-			t.Fatalf("seed %d, frame %d, sent: %s\n%+v %.300x", seed, i, problem, header, frame)
+		if problem := f.both(frame, header); problem != "" {
+			t.Fatalf("seed %d, frame %d, %s\n%+v %.300x", seed, i, problem, header, frame)
 		}
 	}
 	t.Logf("%d frames: %v", frames, f.seen)
@@ -57,22 +51,71 @@ func TestLiveForged(t *testing.T) {
 	}
 }
 
+// What [FuzzVirtio] has found the kernel to do with a frame, and we had not thought of.
+func TestLiveFound(t *testing.T) {
+	onOneCPU(t)
+	f := newForging(t)
+	for _, test := range []struct {
+		name   string
+		frame  []byte
+		header vnetHeader
+	}{
+		{"tag without an EtherType behind it", eth(ctag), vnetHeader{GSOSize: 1, ChecksumStart: 48, Offset: 2}},
+		{"one byte too short for its tag", join(eth(stag), make([]byte, 5)), vnetHeader{}},
+		{"no EtherType, said to be UDP", join(eth(0), make([]byte, 28)),
+			vnetHeader{Flags: needsChecksum, GSOType: gsoUDPL4, GSOSize: 3049, ChecksumStart: 34, Offset: 6}},
+		{"no EtherType, said to be TCP in IPv6", join(eth(0), ipv6(tcp, segment(ackFlag, 0, 3000))),
+			vnetHeader{Flags: needsChecksum, GSOType: gsoTCPv6, GSOSize: 1000, ChecksumStart: 54, Offset: 16}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f.TB = t
+			if problem := f.both(test.frame, test.header); problem != "" {
+				t.Error(problem)
+			}
+		})
+	}
+}
+
+// FuzzVirtio is [TestLiveForged] with frames and headers of a fuzzer, which learns from where
+// gopacket's decoders get to.
+func FuzzVirtio(f *testing.F) {
+	forging := newForging(f)
+	m := newMutator(4)
+	for range 200 {
+		frame, h := m.forge()
+		if len(frame) <= largestRun { // what is longer is slow to mutate
+			f.Add(frame, h.Flags, h.GSOType, h.HeaderLen, h.GSOSize, h.ChecksumStart, h.Offset)
+		}
+	}
+	f.Fuzz(func(t *testing.T, frame []byte, flags, gsoType uint8, headerLen, size, start, offset uint16) {
+		onOneCPU(t)
+		forging.TB = t
+		header := vnetHeader{Flags: flags, GSOType: gsoType, HeaderLen: headerLen, GSOSize: size, ChecksumStart: start, Offset: offset}
+		frame = affordable(frame, header)
+		if problem := forging.both(frame, header); problem != "" {
+			forging.captured() // the next frame does not meet what is left of this one
+			forging.records.next(t)
+			t.Fatalf("%s\n%+v %x", problem, header, frame)
+		}
+	})
+}
+
 // onOneCPU keeps a test on its thread, and that on one CPU: what it sends is received in
 // that order.
-func onOneCPU(t *testing.T) {
-	t.Helper()
+func onOneCPU(tb testing.TB) {
+	tb.Helper()
 	runtime.LockOSThread()
 	var all, one unix.CPUSet
-	must(t, unix.SchedGetaffinity(0, &all))
+	must(tb, unix.SchedGetaffinity(0, &all))
 	for cpu := 0; ; cpu++ {
 		if all.IsSet(cpu) {
 			one.Set(cpu)
 			break
 		}
 	}
-	must(t, unix.SchedSetaffinity(0, &one))
-	t.Cleanup(func() {
-		must(t, unix.SchedSetaffinity(0, &all))
+	must(tb, unix.SchedSetaffinity(0, &one))
+	tb.Cleanup(func() {
+		must(tb, unix.SchedSetaffinity(0, &all))
 		runtime.UnlockOSThread()
 	})
 }
@@ -96,12 +139,22 @@ func (m *mutator) forge() ([]byte, vnetHeader) {
 		header.GSOSize = []uint16{1, 2, 7, 8, 9, 100, 1448, 9000, byFrags - 1, byFrags}[m.IntN(10)]
 	}
 	if m.IntN(3) == 0 {
-		frame = append(frame, make([]byte, m.IntN(65_000-len(frame)))...)
+		frame = append(frame, make([]byte, m.IntN(longestFrame-len(frame)))...)
 	}
-	if header.GSOType&^gsoECN == gsoUDP { // cut up by the kernel, whose queue has room for 1000
+	return affordable(frame, header), header
+}
+
+// longestFrame is the longest frame that is sent.
+const longestFrame = 65_000
+
+// affordable cuts a frame that the kernel would divide into more packets than its queue, of
+// 1000, has room for.
+func affordable(frame []byte, header vnetHeader) []byte {
+	frame = frame[:min(len(frame), longestFrame)]
+	if header.GSOType&^gsoECN == gsoUDP {
 		frame = frame[:min(len(frame), max(100, 300*int(header.GSOSize)))]
 	}
-	return frame, header
+	return frame
 }
 
 // fit returns a packet of a transport, behind any headers, and a header that fits it.
@@ -135,40 +188,61 @@ func (m *mutator) fit() ([]byte, vnetHeader) {
 // forging sends frames, and knows what the kernel made of them.
 type forging struct {
 	*cable
-	t            *testing.T
+	testing.TB
 	in, out, tap int
 	records      *recorder
 	seen         map[string]int
 	last         uint32 // sentinel
 }
 
+// newForging makes a cable to send frames on.
+func newForging(tb testing.TB) *forging {
+	tb.Helper()
+	c := newCable(tb, true)
+	f := &forging{cable: c, TB: tb, records: c.record(tb), seen: map[string]int{}}
+	f.in, f.out = rawSocket(tb, c.container, c.end), rawSocket(tb, c.host, c.hostEnd)
+	f.tap = c.tap(tb)
+	return f
+}
+
+// both sends a frame through both hooks.
+func (f *forging) both(frame []byte, header vnetHeader) string {
+	if problem := f.receive(frame, header); problem != "" {
+		return "received: " + problem
+	}
+	if problem := f.transmit(frame, header); problem != "" {
+		return "sent: " + problem
+	}
+	return ""
+}
+
 // sentinel sends a frame of a type for experiments behind the others, and returns it.
 func (f *forging) sentinel() []byte {
-	f.t.Helper()
+	f.Helper()
 	f.last++
 	frame := binary.BigEndian.AppendUint32(join(eth(0x88b5), make([]byte, 42)), f.last)
 	if err := (vnetHeader{}).send(f.in, frame); err != nil && !errors.Is(err, unix.ENOBUFS) {
-		f.t.Fatal(err)
+		f.Fatal(err)
 	}
 	return frame
 }
 
 // receive sends a frame out of the host, where our hook sees it as it was made.
 func (f *forging) receive(frame []byte, header vnetHeader) string {
-	rx, _ := f.read(f.t)
-	troubles, before := f.troubles(), linkStatistics(f.t, f.cable)
+	rx, _ := f.read(f)
+	troubles, before := f.troubles(), linkStatistics(f, f.cable)
 	sent := header.send(f.out, frame)
-	records := f.records.next(f.t)
+	records := f.records.next(f)
 	if len(records) > 1 || len(records) == 0 && sent == nil {
 		return fmt.Sprintf("seen as %d packets (%v)", len(records), sent)
 	}
-	frames := [][]byte{frame}[:len(records)]
-	now, _ := f.read(f.t)
+	frames := [][]byte{header.typed(frame)}[:len(records)]
+	now, _ := f.read(f)
 	if problem := f.compare(frames, records, nil, minus(now, rx), troubles); problem != "" || sent != nil {
 		return problem
 	}
 	// What is cut up behind our hook, or dropped, has other lengths there.
-	after := linkStatistics(f.t, f.cable)
+	after := linkStatistics(f, f.cable)
 	bytes := after.TxBytes - before.TxBytes
 	whole := after.TxPackets-before.TxPackets == 1 && after.TxDropped == before.TxDropped
 	if ours := now.Interface.Bytes - rx.Interface.Bytes; whole && bytes != ours {
@@ -180,38 +254,61 @@ func (f *forging) receive(frame []byte, header vnetHeader) string {
 // transmit sends a frame out of the container: our hook sees what the kernel has made of it
 // by then, and so does a capture.
 func (f *forging) transmit(frame []byte, header vnetHeader) string {
-	_, tx := f.read(f.t)
-	troubles, before := f.troubles(), linkStatistics(f.t, f.cable)
-	if header.send(f.in, frame) != nil {
+	_, tx := f.read(f)
+	troubles, before := f.troubles(), linkStatistics(f, f.cable)
+	sent := header.send(f.in, frame)
+	if sent != nil {
 		f.seen["refused"]++
 	}
 	frames, tags := f.captured()
 	var records []record
-	eventually(f.t, func() string {
-		if records = append(records, f.records.next(f.t)...); len(records) < len(frames) {
+	eventually(f, func() string {
+		if records = append(records, f.records.next(f)...); len(records) < len(frames) {
 			return fmt.Sprintf("%d packets of %d at the hook", len(records), len(frames))
 		}
 		return ""
 	})
-	_, now := f.read(f.t)
+	_, now := f.read(f)
 	grown := minus(now, tx)
 	if problem := f.compare(frames, records, tags, grown, troubles); problem != "" {
 		return problem
 	}
-	after := linkStatistics(f.t, f.cable)
-	bytes := grown.Interface.Bytes
+	after := linkStatistics(f, f.cable)
+	packets, bytes := grown.Interface.Packets, grown.Interface.Bytes
+	if sent == nil && halfTagged(frame) { // the link counts it, and no hook sees it
+		packets, bytes = packets+1, bytes+uint64(len(frame))
+	}
 	for _, tagged := range tags { // the link counts the tag, which the kernel takes out then
 		bytes += 4 * one(tagged)
 	}
-	if p, b := after.RxPackets-before.RxPackets, after.RxBytes-before.RxBytes; p != grown.Interface.Packets || b != bytes {
-		return fmt.Sprintf("the link says %d packets and %d bytes, we %d and %d", p, b, grown.Interface.Packets, bytes)
+	if p, b := after.RxPackets-before.RxPackets, after.RxBytes-before.RxBytes; p != packets || b != bytes {
+		return fmt.Sprintf("the link says %d packets and %d bytes, we %d and %d", p, b, packets, bytes)
 	}
 	return ""
 }
 
-func linkStatistics(t *testing.T, c *cable) *netlink.LinkStatistics {
-	t.Helper()
-	return link(t, c.host, "veth0").Attrs().Statistics
+// typed returns a frame as it is on its way out. If its EtherType is 0, the kernel goes by
+// what is claimed of it (virtio_net_hdr_set_proto).
+func (h vnetHeader) typed(frame []byte) []byte {
+	if len(frame) < ethernet || binary.BigEndian.Uint16(frame[12:]) != 0 {
+		return frame
+	}
+	switch h.GSOType &^ gsoECN {
+	case gsoTCPv4, gsoUDP, gsoUDPL4:
+		return patched(frame, 12, 0x08, 0x00)
+	case gsoTCPv6:
+		return patched(frame, 12, 0x86, 0xdd)
+	}
+	return frame
+}
+
+// halfTagged says whether a frame ends before the EtherType behind its tag: the kernel drops
+// such a one on receipt, before all hooks (skb_vlan_untag).
+func halfTagged(frame []byte) bool { return len(frame) < ethernet+6 && tagged(frame) }
+
+func linkStatistics(tb testing.TB, c *cable) *netlink.LinkStatistics {
+	tb.Helper()
+	return link(tb, c.host, "veth0").Attrs().Statistics
 }
 
 func (f *forging) troubles() map[string]uint64 { return (&lab{Datapath: f.Datapath}).troubles() }
@@ -264,18 +361,18 @@ func (f *forging) note(r record) {
 
 // tap returns a socket that captures what the host's end receives, with the tags that the
 // kernel has taken out.
-func (c *cable) tap(t *testing.T) int {
-	t.Helper()
+func (c *cable) tap(tb testing.TB) int {
+	tb.Helper()
 	fd := -1
-	must(t, c.host.Do(func() (err error) {
+	must(tb, c.host.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		return err
 	}))
-	t.Cleanup(func() { must(t, unix.Close(fd)) })
-	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
-	must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1))
-	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}))
-	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{
+	tb.Cleanup(func() { must(tb, unix.Close(fd)) })
+	must(tb, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
+	must(tb, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1))
+	must(tb, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}))
+	must(tb, unix.Bind(fd, &unix.SockaddrLinklayer{
 		Protocol: binary.NativeEndian.Uint16(be16(unix.ETH_P_ALL)), Ifindex: c.hostEnd.Attrs().Index,
 	}))
 	return fd
@@ -285,7 +382,7 @@ func (c *cable) tap(t *testing.T) int {
 // has taken out: they have it again. Where the kernel has dropped the sentinel, another one
 // follows.
 func (f *forging) captured() (frames [][]byte, tags []bool) {
-	f.t.Helper()
+	f.Helper()
 	buffer, control := make([]byte, 1<<17), make([]byte, 128)
 	sentinel := f.sentinel()
 	for {
@@ -294,13 +391,13 @@ func (f *forging) captured() (frames [][]byte, tags []bool) {
 			sentinel = f.sentinel()
 			continue
 		}
-		must(f.t, err)
+		must(f, err)
 		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING {
 			continue
 		}
 		frame := slices.Clone(buffer[:n])
 		messages, err := unix.ParseSocketControlMessage(control[:oob])
-		must(f.t, err)
+		must(f, err)
 		// struct tpacket_auxdata of linux/if_packet.h: the tag's two halves are at its end.
 		aux := messages[0].Data
 		tagged := binary.NativeEndian.Uint32(aux)&unix.TP_STATUS_VLAN_VALID != 0
@@ -326,12 +423,12 @@ type recorder struct {
 }
 
 // record puts a program behind our filters that notes what it sees.
-func (c *cable) record(t *testing.T) *recorder {
-	t.Helper()
+func (c *cable) record(tb testing.TB) *recorder {
+	tb.Helper()
 	makeMap := func(size, entries uint32) *ebpf.Map {
 		made, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: size, MaxEntries: entries})
-		must(t, err)
-		t.Cleanup(func() { must(t, made.Close()) })
+		must(tb, err)
+		tb.Cleanup(func() { must(tb, made.Close()) })
 		return made
 	}
 	r := &recorder{log: makeMap(16, recordsKept), end: makeMap(8, 1)}
@@ -365,10 +462,10 @@ func (c *cable) record(t *testing.T) *recorder {
 		asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
 		asm.Return(),
 	}})
-	must(t, err)
-	t.Cleanup(func() { must(t, program.Close()) })
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 5, program)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 5, program)
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, program.Close()) })
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 5, program)
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 5, program)
 	return r
 }
 
@@ -376,13 +473,13 @@ func (c *cable) record(t *testing.T) *recorder {
 const recordsKept = 1 << 14
 
 // next returns what was recorded since it was called last.
-func (r *recorder) next(t *testing.T) (records []record) {
-	t.Helper()
+func (r *recorder) next(tb testing.TB) (records []record) {
+	tb.Helper()
 	var end uint64
-	must(t, r.end.Lookup(uint32(0), &end))
+	must(tb, r.end.Lookup(uint32(0), &end))
 	for ; r.read < end; r.read++ {
 		var one record
-		must(t, r.log.Lookup(uint32(r.read%recordsKept), &one))
+		must(tb, r.log.Lookup(uint32(r.read%recordsKept), &one))
 		records = append(records, one)
 	}
 	return records

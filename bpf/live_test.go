@@ -34,23 +34,23 @@ type cable struct {
 
 // newCable makes a cable whose ends have no addresses, and speak only when told to
 // if it is quiet.
-func newCable(t *testing.T, quiet bool) *cable {
-	t.Helper()
-	c := newCableUncounted(t, quiet)
-	c.Datapath = load(t, Options{})
-	c.attach(t)
-	c.up(t)
+func newCable(tb testing.TB, quiet bool) *cable {
+	tb.Helper()
+	c := newCableUncounted(tb, quiet)
+	c.Datapath = load(tb, Options{})
+	c.attach(tb)
+	c.up(tb)
 	return c
 }
 
 // newCableUncounted makes a cable that is down, with nothing on it.
-func newCableUncounted(t *testing.T, quiet bool) *cable {
-	t.Helper()
-	need.Root(t)
-	c := &cable{host: namespace(t), container: namespace(t)}
+func newCableUncounted(tb testing.TB, quiet bool) *cable {
+	tb.Helper()
+	need.Root(tb)
+	c := &cable{host: namespace(tb), container: namespace(tb)}
 	if quiet {
-		sysctl(t, c.host, "ipv6/conf/default/disable_ipv6", "1")
-		sysctl(t, c.container, "ipv6/conf/default/disable_ipv6", "1")
+		sysctl(tb, c.host, "ipv6/conf/default/disable_ipv6", "1")
+		sysctl(tb, c.container, "ipv6/conf/default/disable_ipv6", "1")
 	}
 	pair := &netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: "veth0", MTU: 9000},
@@ -58,20 +58,20 @@ func newCableUncounted(t *testing.T, quiet bool) *cable {
 		PeerNamespace: netlink.NsFd(c.container.FD()),
 		PeerMTU:       9000,
 	}
-	must(t, c.host.LinkAdd(pair))
-	c.hostEnd, c.end = link(t, c.host, "veth0"), link(t, c.container, "eth0")
+	must(tb, c.host.LinkAdd(pair))
+	c.hostEnd, c.end = link(tb, c.host, "veth0"), link(tb, c.container, "eth0")
 	return c
 }
 
 // up sets both ends up, and waits until they carry packets: before the kernel's link
 // watch has been there it drops what is sent, without a word.
-func (c *cable) up(t *testing.T) {
-	t.Helper()
-	must(t, c.container.LinkSetUp(c.end))
-	must(t, c.host.LinkSetUp(c.hostEnd))
-	eventually(t, func() string {
+func (c *cable) up(tb testing.TB) {
+	tb.Helper()
+	must(tb, c.container.LinkSetUp(c.end))
+	must(tb, c.host.LinkSetUp(c.hostEnd))
+	eventually(tb, func() string {
 		for n, name := range map[*testnet.Namespace]string{c.host: "veth0", c.container: "eth0"} {
-			if state := link(t, n, name).Attrs().OperState; state != netlink.OperUp {
+			if state := link(tb, n, name).Attrs().OperState; state != netlink.OperUp {
 				return fmt.Sprintf("%s is %v", name, state)
 			}
 		}
@@ -79,67 +79,67 @@ func (c *cable) up(t *testing.T) {
 	})
 }
 
-func namespace(t *testing.T) *testnet.Namespace {
-	t.Helper()
+func namespace(tb testing.TB) *testnet.Namespace {
+	tb.Helper()
 	n, err := testnet.NewNamespace()
-	must(t, err)
-	t.Cleanup(func() { must(t, n.Close()) })
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, n.Close()) })
 	return n
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func link(t *testing.T, n *testnet.Namespace, name string) netlink.Link {
-	t.Helper()
+func link(tb testing.TB, n *testnet.Namespace, name string) netlink.Link {
+	tb.Helper()
 	l, err := n.LinkByName(name)
-	must(t, err)
+	must(tb, err)
 	return l
 }
 
-func sysctl(t *testing.T, n *testnet.Namespace, name, value string) {
-	t.Helper()
-	must(t, n.Do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }))
+func sysctl(tb testing.TB, n *testnet.Namespace, name, value string) {
+	tb.Helper()
+	must(tb, n.Do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }))
 }
 
 // attach puts the classifiers on the host's end, and behind them a witness: it sees
 // what they let pass.
-func (c *cable) attach(t *testing.T) {
-	t.Helper()
+func (c *cable) attach(tb testing.TB) {
+	tb.Helper()
 	for range 100 { // so that the slot is in the middle of a second chunk
-		take(t, c.Datapath, 0)
+		take(tb, c.Datapath, 0)
 	}
-	c.slot = take(t, c.Datapath, c.hostEnd.Attrs().Index)
-	c.addQdiscs(t)
-	witness := c.newWitness(t)
-	c.attachFilters(t)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 3, witness)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 3, witness)
+	c.slot = take(tb, c.Datapath, c.hostEnd.Attrs().Index)
+	c.addQdiscs(tb)
+	witness := c.newWitness(tb)
+	c.attachFilters(tb)
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 3, witness)
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 3, witness)
 }
 
-func (c *cable) addQdiscs(t *testing.T) {
-	t.Helper()
+func (c *cable) addQdiscs(tb testing.TB) {
+	tb.Helper()
 	for n, l := range map[*testnet.Namespace]netlink.Link{c.host: c.hostEnd, c.container: c.end} {
-		must(t, n.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		must(tb, n.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_CLSACT, Handle: clsact,
 		}}))
 	}
 }
 
 // attachFilters puts the classifiers on the host's end, or in the place of others.
-func (c *cable) attachFilters(t *testing.T) {
-	t.Helper()
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 2, c.Ingress)
-	c.filter(t, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 2, c.Egress)
+func (c *cable) attachFilters(tb testing.TB) {
+	tb.Helper()
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_INGRESS, 2, c.Ingress)
+	c.filter(tb, c.host, c.hostEnd, netlink.HANDLE_MIN_EGRESS, 2, c.Egress)
 }
 
-func (c *cable) filter(t *testing.T, n *testnet.Namespace, l netlink.Link, hook uint32, priority uint16, program *ebpf.Program) {
-	t.Helper()
-	must(t, n.FilterReplace(&netlink.BpfFilter{
+func (c *cable) filter(tb testing.TB, n *testnet.Namespace, l netlink.Link, hook uint32, priority uint16, program *ebpf.Program) {
+	tb.Helper()
+	must(tb, n.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs:  netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: hook, Handle: 1, Priority: priority, Protocol: unix.ETH_P_ALL},
 		ClassId:      0x6e74<<16 | uint32(c.slot.Index), // the minor number is what counts
 		Fd:           program.FD(),
@@ -176,12 +176,12 @@ const (
 )
 
 // newWitness returns a program that notes what the packets look like.
-func (c *cable) newWitness(t *testing.T) *ebpf.Program {
-	t.Helper()
+func (c *cable) newWitness(tb testing.TB) *ebpf.Program {
+	tb.Helper()
 	var err error
 	c.witness, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 24, MaxEntries: 1})
-	must(t, err)
-	t.Cleanup(func() { must(t, c.witness.Close()) })
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, c.witness.Close()) })
 	const skbLen, skbData, skbDataEnd = 0, 76, 80
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "witness", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
 		asm.LoadMem(asm.R7, asm.R1, skbData, asm.Word),
@@ -207,8 +207,8 @@ func (c *cable) newWitness(t *testing.T) *ebpf.Program {
 		asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
 		asm.Return(),
 	}})
-	must(t, err)
-	t.Cleanup(func() { must(t, program.Close()) })
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, program.Close()) })
 	return program
 }
 
@@ -218,40 +218,40 @@ func (c *cable) saw(t *testing.T) (seen [3]uint64) {
 	return seen
 }
 
-func (c *cable) read(t *testing.T) (rx, tx Counters) {
-	t.Helper()
+func (c *cable) read(tb testing.TB) (rx, tx Counters) {
+	tb.Helper()
 	rx, tx, err := c.Read(c.slot)
-	must(t, err)
+	must(tb, err)
 	return rx, tx
 }
 
 // eventually waits until there is no problem left: packets are on their way for a
 // moment after they were sent.
-func eventually(t *testing.T, problem func() string) {
-	t.Helper()
+func eventually(tb testing.TB, problem func() string) {
+	tb.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		p := problem()
 		if p == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal(p)
+			tb.Fatal(p)
 		}
 	}
 }
 
 // rawSocket returns a packet socket on a link.
-func rawSocket(t *testing.T, n *testnet.Namespace, l netlink.Link) int {
-	t.Helper()
+func rawSocket(tb testing.TB, n *testnet.Namespace, l netlink.Link) int {
+	tb.Helper()
 	fd := -1
-	must(t, n.Do(func() (err error) {
+	must(tb, n.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
 		}
 		return err
 	}))
-	t.Cleanup(func() { must(t, unix.Close(fd)) })
+	tb.Cleanup(func() { must(tb, unix.Close(fd)) })
 	return fd
 }
 

@@ -141,16 +141,19 @@ func FuzzLoad(f *testing.F) {
 
 // The environment can hold what a file cannot.
 func FuzzLoadEnvironment(f *testing.F) {
-	f.Add("/docker/*, 3f2a*", "com.docker.compose.service", "/sys/fs/bpf/x")
-	f.Add("a,,b", "\xff", "/\xff")
-	f.Add("[", "x,x", "/a\nb: c")
-	f.Fuzz(func(t *testing.T, globs, labels, path string) {
-		if strings.ContainsRune(globs+labels+path, 0) {
+	f.Add("/docker/*, 3f2a*", "com.docker.compose.service", "/sys/fs/bpf/x", "0.5")
+	f.Add("a,,b", "\xff", "/\xff", "NaN")
+	f.Add("[", "x,x", "/a\nb: c", "1e-320")
+	f.Add("", "", "/a", "0x1p-2")
+	f.Add("", "", "/a", "50%")
+	f.Fuzz(func(t *testing.T, globs, labels, path, part string) {
+		if strings.ContainsRune(globs+labels+path+part, 0) {
 			return // no environment can hold NUL
 		}
 		t.Setenv("NETTALLY_WATCH_EXCLUDE", globs)
 		t.Setenv("NETTALLY_NAMES_LABELS", labels)
 		t.Setenv("NETTALLY_BPF_PIN_PATH", path)
+		t.Setenv("NETTALLY_LIMITS_SLOTS_FOR_ROOT", part)
 		c, err := Load("", false, nil)
 		if err != nil {
 			for line := range strings.Lines(err.Error()) {

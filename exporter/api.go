@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -38,7 +39,21 @@ func (e *Exporter) routes(landing http.Handler) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		e.fail(w, http.StatusNotFound, fmt.Errorf("find page %q: there is none", r.URL.Path))
 	})
-	return mux
+	return onlyPaths(mux)
+}
+
+// onlyPaths answers requests for no path, which are OPTIONS * and CONNECT: http.ServeMux would
+// not answer them as JSON. It also keeps the body off redirects to a clean path, in which
+// http.Redirect would repeat the query as it is.
+func onlyPaths(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/") {
+			refuse(w, http.StatusBadRequest, fmt.Sprintf("find page %q: not a path", r.RequestURI))
+			return
+		}
+		w.Header()["Content-Type"] = nil // what is not a redirect sets its own
+		next.ServeHTTP(w, r)
+	})
 }
 
 // readOnly refuses what is neither GET nor HEAD.
@@ -49,7 +64,7 @@ func readOnly(next http.Handler) http.Handler {
 			return
 		}
 		w.Header().Set("Allow", "GET, HEAD")
-		writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use GET"})
+		refuse(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; use GET")
 	})
 }
 
@@ -60,12 +75,12 @@ func changes(next http.Handler) http.Handler {
 		switch {
 		case r.Method != http.MethodPost:
 			w.Header().Set("Allow", "POST")
-			writeJSON(w, http.StatusMethodNotAllowed, failure{r.Method + " is not allowed here; use POST"})
+			refuse(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; use POST")
 		case !overSocket(r):
-			writeJSON(w, http.StatusForbidden, failure{"changes are taken on the unix socket only (exporter.socket)"})
+			refuse(w, http.StatusForbidden, "changes are taken on the unix socket only (exporter.socket)")
 		default:
 			if err := readBody(w, r); err != nil {
-				writeJSON(w, http.StatusBadRequest, failure{err.Error()})
+				refuse(w, http.StatusBadRequest, err.Error())
 				return
 			}
 			next.ServeHTTP(w, r)
@@ -269,7 +284,28 @@ type status struct {
 func (e *Exporter) answer(w http.ResponseWriter, body any) { writeJSON(w, http.StatusOK, body) }
 
 func (e *Exporter) fail(w http.ResponseWriter, code int, err error) {
-	writeJSON(w, code, failure{err.Error()})
+	refuse(w, code, err.Error())
+}
+
+// refuse says why there is no success. JSON may hold control characters beyond ASCII as they
+// are, and a reason may hold any text of a request or of a container: a terminal gets none.
+func refuse(w http.ResponseWriter, code int, reason string) {
+	writeJSON(w, code, failure{escaped(reason)})
+}
+
+// escaped returns a text with what can't be printed as Go writes it in a string, but for the
+// ends of lines.
+func escaped(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		if r == '\n' || strconv.IsPrint(r) {
+			out.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRune(r)
+		out.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return out.String()
 }
 
 // writeJSON ignores an error of the write: the client is gone, and nobody is

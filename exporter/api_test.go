@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -120,6 +121,8 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/nothing", 404, `find page "/nothing": there is none`},
 		{"POST", "/api/v1/containers", 405, `POST is not allowed here; use GET`},
 		{"DELETE", "/metrics", 405, `DELETE is not allowed here; use GET`},
+		{"OPTIONS", "*", 400, `find page "*": not a path`},
+		{"CONNECT", "box:1", 400, `find page "box:1": not a path`},
 	}
 	h := newExporter(t, options(snapshot())).Handler()
 	for _, test := range tests {
@@ -139,6 +142,34 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("allow %q", allow)
 			}
 		})
+	}
+}
+
+// HTTP/2 carries any method, and JSON any character beyond ASCII: a terminal gets none that it
+// would obey.
+func TestReasonsAreEscaped(t *testing.T) {
+	h := newExporter(t, options(snapshot())).Handler()
+	for method, want := range map[string]string{
+		"B\u009bREW":       `B\u009bREW is not allowed here; use GET`,
+		"A\x1b\x00\x7f\nB": `A\x1b\x00\x7f` + "\nB is not allowed here; use GET",
+		"\u202eü…\xff":     `\u202eü…` + "\ufffd is not allowed here; use GET",
+	} {
+		r := httptest.NewRequest("GET", "/metrics", nil)
+		r.Method = method
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		var got failure
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Error != want {
+			t.Errorf("%q: %q, %v", method, got.Error, err)
+		}
+	}
+}
+
+// Paths that are not clean lead to those that are, without a page that repeats the query.
+func TestRedirects(t *testing.T) {
+	code, header, body := request(t, newExporter(t, options(snapshot())).Handler(), "GET", "//api/../metrics?\u009b<b>")
+	if code != 307 || header.Get("Location") != "/metrics?%c2%9b<b>" || body != "" {
+		t.Errorf("%d %v: %q", code, header, body)
 	}
 }
 

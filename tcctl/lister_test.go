@@ -100,8 +100,12 @@ func FuzzParse(f *testing.F) {
 	f.Add(qdiscMessage(f, 1, "bpf"))
 	f.Add(make([]byte, sizeofTcmsg))
 	f.Add([]byte{})
+	f.Add([]byte("12-ingress"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		parseQdisc(data)
 		parseFilter(data)
+		if p, ok := parsePlace(string(data)); ok && p.name() != string(data) {
+			t.Errorf("%q is the pin of %v", data, p)
+		}
 	})
 }

@@ -231,21 +231,30 @@ func getStatsIn(conn *netlink.Conn, nsid, ifindex int) (LinkCounters, error) {
 		return LinkCounters{}, ErrGone
 	case err != nil:
 		return LinkCounters{}, err
-	case len(reply) != 1 || len(reply[0].Data) < unix.SizeofIfInfomsg:
+	case len(reply) != 1:
 		return LinkCounters{}, fmt.Errorf("%d answers", len(reply))
 	}
-	answer, err := netlink.NewAttributeDecoder(reply[0].Data[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return LinkCounters{}, err
+	return parseStatsIn(reply[0].Data)
+}
+
+// parseStatsIn reads the counters in the payload of a link message, as the link's own namespace
+// has them.
+func parseStatsIn(b []byte) (LinkCounters, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return LinkCounters{}, fmt.Errorf("parse link message: %d bytes", len(b))
 	}
-	for answer.Next() {
+	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return LinkCounters{}, fmt.Errorf("parse link message: %w", err)
+	}
+	for attrs.Next() {
 		// The same struct as parseStats reads, as the container has it.
-		if value := answer.Bytes(); answer.Type() == unix.IFLA_STATS64 && len(value) >= 32 {
+		if value := attrs.Bytes(); attrs.Type() == unix.IFLA_STATS64 && len(value) >= 32 {
 			return LinkCounters{
 				ReceivePackets: native.Uint64(value), TransmitPackets: native.Uint64(value[8:]),
 				ReceiveBytes: native.Uint64(value[16:]), TransmitBytes: native.Uint64(value[24:]),
 			}, nil
 		}
 	}
-	return LinkCounters{}, errors.Join(fmt.Errorf("no counters of interface %d", ifindex), answer.Err())
+	return LinkCounters{}, errors.Join(errors.New("parse link message: no counters"), attrs.Err())
 }

@@ -265,8 +265,10 @@ func FuzzParseStats(f *testing.F) {
 	f.Add(make([]byte, 12))
 	f.Add(append(make([]byte, 12), append([]byte{36, 0, 1, 0}, make([]byte, 32)...)...))
 	f.Add(append(make([]byte, 12), 5, 0, 2, 0, 1))
+	f.Add(append(make([]byte, 16), append([]byte{36, 0, unix.IFLA_STATS64, 0}, make([]byte, 32)...)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _, _ = parseStats(b)
+		_, _ = parseStatsIn(b)
 	})
 }
 
@@ -275,10 +277,11 @@ func FuzzCutMessage(f *testing.F) {
 	f.Add(append([]byte{18, 0, 0, 0}, make([]byte, 32)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for len(b) > 0 {
-			_, rest, err := cutMessage(b)
+			m, rest, err := cutMessage(b)
 			if err != nil {
 				return
 			}
+			_ = dumpResult(m.Data, false)
 			if len(rest) >= len(b) {
 				t.Fatalf("%d bytes left of %d", len(rest), len(b))
 			}

@@ -76,8 +76,9 @@ var shapes = []shape{
 // tried before the known shapes, on a directory's path; a match counts if it
 // ends in the directory's own name, the last one where there are several.
 //
-// IDs, and a pattern's runtimes, are of 1 to 253 letters, digits and . _ : @ - of ASCII. A
-// directory whose id would be another text is no container's.
+// IDs, and a pattern's runtimes, are of 1 to 253 letters, digits and . _ : @ - of ASCII; one
+// that is unique in a namespace of containerd only has "k8s.io~" before it. A directory whose
+// id would be another text is no container's.
 func Identify(p string, patterns []*regexp.Regexp) (Container, bool) {
 	c, _ := identify(p, patterns)
 	return c, c.ID != ""

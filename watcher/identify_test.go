@@ -6,6 +6,7 @@ import (
 	"errors"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -229,12 +230,16 @@ func TestCompilePatterns(t *testing.T) {
 func FuzzIdentify(f *testing.F) {
 	for _, p := range []string{"", "/", "//", "a", "/docker/" + idA + "/docker/" + idB, "/lxc/101/ns", `/machine.slice/machine-\x2.scope`,
 		"/kubepods/burstable/pod" + uid + "/" + idA, "/x/kubepods-pod" + uidSlice + ".slice:cri-containerd:" + idA, "/default/a/../b",
-		"/lxc.payload.\x1b[31m/docker/" + idA, "/lxc/a\u202e\n/x", `/machine.slice/machine-\x1b\x2f.scope`, "/jobs/a/b", "/jobs/\xff", "/x\u009b/run-a/run-b"} {
-		f.Add(p)
+		"/lxc.payload.\x1b[31m/docker/" + idA, "/lxc/a\u202e\n/x", `/machine.slice/machine-\x1b\x2f.scope`, "/jobs/a/b", "/jobs/\xff", "/x\u009b/run-a/run-b",
+		"/k8s.io/one", "/k8s.io/" + idA, "/k8s.io/a~b", "/lxc/1000~" + idA, "/jobs/k8s.io~one", `/machine.slice/machine-1000\x7e101.scope`,
+		"/lxc/" + strings.Repeat("a", maxID), "/lxc/" + strings.Repeat("a", maxID+1), "/x/" + idA + "/libpod-" + idB} {
+		f.Add(p, uint32(1000))
 	}
+	f.Add("/default/one", uint32(0))
+	f.Add("/k8s.io/one", ^uint32(0))
 	patterns := []*regexp.Regexp{regexp.MustCompile(`/jobs/(?P<id>.+)`), regexp.MustCompile(`/(?P<runtime>[^/]*)/run-(?P<id>.*)$`)}
-	shape := regexp.MustCompile(`^[A-Za-z0-9._:@-]{1,253}$`)
-	f.Fuzz(func(t *testing.T, p string) {
+	shape := regexp.MustCompile(`^(k8s\.io~)?[A-Za-z0-9._:@-]{1,253}$`)
+	f.Fuzz(func(t *testing.T, p string, uid uint32) {
 		c, ok := Identify(p, patterns)
 		if !ok {
 			if c != (Container{}) {
@@ -254,10 +259,28 @@ func FuzzIdentify(f *testing.F) {
 		if again, _ := Identify(c.Cgroup, patterns); again != c {
 			t.Errorf("%q gives %+v, its own directory %+v", p, c, again)
 		}
-		if above, _ := Identify(path.Dir(c.Cgroup), patterns); above.ID != c.ParentID {
+		above, _ := Identify(path.Dir(c.Cgroup), patterns)
+		if above.ID != c.ParentID && !holdsPodmans(above.Cgroup, c.Cgroup) { // a pod, as long as nothing is known in it
 			t.Errorf("%q has parent %q, its directory is in %q", p, c.ParentID, above.ID)
 		}
+		asUser(t, c, uid)
 	})
+}
+
+// asUser holds the id of a user's container to what tells it from root's and other users'.
+func asUser(t *testing.T, c Container, uid uint32) {
+	t.Helper()
+	if c.ofUser() {
+		t.Errorf("%q claims to be of a user", c.ID)
+	}
+	theirs := c
+	theirs.ID = scoped(strconv.FormatUint(uint64(uid), 10), c.ID)
+	if user, rest, _ := strings.Cut(theirs.ID, "~"); !theirs.ofUser() || user != strconv.FormatUint(uint64(uid), 10) || rest != c.ID {
+		t.Errorf("%q of user %d is %q", c.ID, uid, theirs.ID)
+	}
+	if unscoped(theirs.ID) != c.ID || unscoped(c.ID) != c.ID { // so that both can be compared
+		t.Errorf("%q is %q, and without the user %q and %q", c.ID, theirs.ID, unscoped(theirs.ID), unscoped(c.ID))
+	}
 }
 
 func BenchmarkIdentify(b *testing.B) {

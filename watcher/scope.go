@@ -29,13 +29,25 @@ func scoped(scope, id string) string {
 	return scope + betweenScopeAndID + id
 }
 
-// unscoped returns an id as its directory has it.
-func unscoped(id string) string { return id[strings.Index(id, betweenScopeAndID)+1:] }
+// unscoped returns an id as [Identify] finds it, without the user's scope: "k8s.io~web" of
+// "1000~k8s.io~web".
+func unscoped(id string) string {
+	if _, bare, ok := cutUser(id); ok {
+		return bare
+	}
+	return id
+}
+
+// cutUser takes an id in a user's scope apart.
+func cutUser(id string) (uid, bare string, ok bool) {
+	uid, bare, ok = strings.Cut(id, betweenScopeAndID)
+	return uid, bare, ok && uid != "" && strings.Trim(uid, "0123456789") == ""
+}
 
 // ofUser says whether a container's id is a user's claim.
 func (c Container) ofUser() bool {
-	scope, _, ok := strings.Cut(c.ID, betweenScopeAndID)
-	return ok && strings.Trim(scope, "0123456789") == ""
+	_, _, ok := cutUser(c.ID)
+	return ok
 }
 
 // claimant returns the uid of the user who named a directory: whose the outermost directory

@@ -56,6 +56,25 @@ func TestScopes(t *testing.T) {
 	})
 }
 
+// An id is compared without its user's scope, and with that of containerd's namespace.
+func TestUnscoped(t *testing.T) {
+	for id, want := range map[string]string{
+		"":                "",
+		idA:               idA,
+		"k8s.io~one":      "k8s.io~one",
+		"1000~" + idA:     idA,
+		"1000~k8s.io~one": "k8s.io~one",
+		"4294967295~101":  "101",
+	} {
+		if got := unscoped(id); got != want {
+			t.Errorf("%q without its user is %q, want %q", id, got, want)
+		}
+		if got := (Container{ID: id}).ofUser(); got != (id != want) {
+			t.Errorf("%q is of a user: %v", id, got)
+		}
+	}
+}
+
 // Two directories of one scope that claim one id are one container, and the log says so.
 func TestSameID(t *testing.T) {
 	need.Root(t)

@@ -32,7 +32,7 @@ var Unlimited = Limits{math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt, math.
 
 // Others is the account of root's containers that are beyond a bound, and the interface of a
 // container for those that are. Users have accounts of their own, as "1000~~others". No id that
-// is found on the host has two "~".
+// is found on the host, without its user, begins with "~".
 const Others = "~others"
 
 // IsOthers reports whether an id is that of an account for what is beyond a bound.
