@@ -318,11 +318,17 @@ func (w *Watcher) processesIn(dir string) (found []process, err error) {
 
 // below lists the directories in dir that are no other container's.
 func (w *Watcher) below(dir string, c Container) []string {
+	if !w.mayHaveBelow(dir) {
+		return nil
+	}
 	entries, _ := os.ReadDir(filepath.Join(w.layout.Root, dir)) // gone is empty
 	var dirs []string
 	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
 		child := path.Join(dir, e.Name())
-		if inner, _ := Identify(child, w.patterns); e.IsDir() && inner.Cgroup == c.Cgroup {
+		if inner, _ := Identify(child, w.patterns); inner.Cgroup == c.Cgroup {
 			dirs = append(dirs, child)
 		}
 	}

@@ -110,9 +110,7 @@ func (w *Watcher) Tasks(c Container) (ids []int, all bool) {
 			if ids = append(ids, in...); err != nil || len(ids) > w.maxTasks {
 				return ids[:min(len(ids), w.maxTasks)], false
 			}
-			if w.mayHaveBelow(dir) {
-				below = append(below, w.belowOf(dir, c)...)
-			}
+			below = append(below, w.belowOf(dir, c)...)
 		}
 		level = below
 	}

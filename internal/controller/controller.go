@@ -180,6 +180,9 @@ func (c *Controller) Relist() (hints []roster.Hint) {
 	for _, v := range found {
 		there[v.Index] = true
 		hints = append(hints, c.vethSeen(v, time.Time{})...)
+		if known := c.veths.known[v.Index]; known != nil && !c.started {
+			known.ahead = time.Time{} // it was there before us
+		}
 		c.veths.place(v.Index)
 	}
 	if err != nil {

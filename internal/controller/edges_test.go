@@ -246,6 +246,36 @@ func TestEmptyCgroupOfUser(t *testing.T) {
 	k.processes = map[string][]int{"1000~a": {1}}
 	k.Update(m)
 	k.want("bind cgroup 14", "attach cgroup 14", "bind cgroup 14")
+
+	// What is told of thousands of directories costs little: each is looked into in its turn.
+	k.processes["1000~cc"] = []int{2}
+	late := k.container("1000~cc", 9, 5)
+	k.want()
+	k.Update(late)
+	k.want("bind cgroup 15", "attach cgroup 15", "bind cgroup 15")
+}
+
+// An interface that a list shows before its event is dealt with is one that had to wait, too.
+func TestAttachTimeOfHeldUpEvent(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	old := watcher.HostVeth{Index: 7, Name: "veth7", PeerIndex: 2, NetNSID: 3}
+	k.veths = append(k.veths, old)
+	k.Relist()
+	k.Reconcile(nil)
+	seen := &recorder{Histogram: k.metrics.attach}
+	k.metrics.attach = seen
+	held := watcher.HostVeth{Index: 8, Name: "veth8", PeerIndex: 2, NetNSID: 4}
+	told := time.Now().Add(-time.Minute)
+	k.veths = append(k.veths, held)
+	k.Relist()
+	for range 2 { // once is enough
+		k.Link(watcher.HostVethSeen{HostVeth: held, SeenAt: told})
+		k.Link(watcher.HostVethSeen{HostVeth: old, SeenAt: told}) // which was there before us
+	}
+	if took := seen.sorted(); len(took) != 1 || took[0] < 60 {
+		t.Errorf("attaching took %v seconds, want a minute, once", took)
+	}
 }
 
 // Programs on cgroups of which no container is known are taken off, but not those of a

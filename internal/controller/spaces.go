@@ -43,6 +43,10 @@ func (c *Controller) Update(m roster.Member) {
 	if known == nil {
 		known = &member{}
 		c.members[m.Key] = known
+		if usage.UserOf(m.ID) != "" {
+			known.Member = m
+			return // there may be thousands at once: its cgroup is placed when it is looked at, in its turn
+		}
 	}
 	known.Member = m
 	c.groups.place(known)

@@ -29,6 +29,8 @@ type veth struct {
 	led  time.Time // into another namespace, since then, as far as we know
 	why  tcxReason
 
+	ahead time.Time // a list was, by which it was attached, of the event; zero once that has come
+
 	bypassed uint64 // packets that the other end had received otherwise, at the last look
 	missed   *gap   // which the other end has to make up for, if it is counted there
 }
@@ -59,7 +61,8 @@ func (s *veths) seen(link watcher.HostVeth, seenAt time.Time, inside bool) []ros
 		return nil
 	}
 	v := s.known[link.Index]
-	if v == nil {
+	fresh := v == nil
+	if fresh {
 		v = &veth{attachment: attachment{Target: usage.OnHost(link.Index), since: time.Now()}}
 		s.known[link.Index] = v
 		if !seenAt.IsZero() {
@@ -84,7 +87,19 @@ func (s *veths) seen(link watcher.HostVeth, seenAt time.Time, inside bool) []ros
 	if v.state == waiting {
 		s.attach(v, seenAt)
 	}
+	s.late(v, seenAt, fresh)
 	return s.wantsOwner(v)
+}
+
+// late observes what a list has shown earlier than an event did that was held up, once that comes.
+func (s *veths) late(v *veth, seenAt time.Time, fresh bool) {
+	switch {
+	case seenAt.IsZero() && fresh && v.attached():
+		v.ahead = time.Now()
+	case !seenAt.IsZero() && !v.ahead.IsZero():
+		s.metrics.attach.Observe(max(0, v.ahead.Sub(seenAt)).Seconds())
+		v.ahead = time.Time{}
+	}
 }
 
 // wantsOwner hints at the containers that may own an interface that nobody owns.

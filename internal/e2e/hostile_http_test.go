@@ -43,6 +43,7 @@ var payloads = map[string]string{
 	"half":   "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Half: ",
 	"slow":   "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", // and the answer is not read
 	"body":   "GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n",
+	"unsent": "GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", // opened again
 	"header": "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Huge: " + strings.Repeat("x", 1<<20),
 }
 
@@ -94,6 +95,13 @@ func hold(address, kind string) {
 // waits for one that ends by itself.
 func (a *attacker) flood(kind string, count int) (wait func() error) {
 	a.t.Helper()
+	wait, _ = a.startFlood(kind, count)
+	return wait
+}
+
+// startFlood is flood, and returns a function that ends it, too.
+func (a *attacker) startFlood(kind string, count int) (wait func() error, end func()) {
+	a.t.Helper()
 	cmd := a.Command(nettest.Must(flooder())(a.t), metricsAddress, strconv.Itoa(count))
 	cmd.Env = append(os.Environ(), floodVariable+"="+kind)
 	cmd.Stderr = os.Stderr
@@ -103,15 +111,16 @@ func (a *attacker) flood(kind string, count int) (wait func() error) {
 		a.t.Fatal(err)
 	}
 	wait = sync.OnceValue(cmd.Wait)
-	a.t.Cleanup(func() {
+	end = func() {
 		stdin.Close()
 		_ = cmd.Process.Kill() // it may have ended
 		_ = wait()             // by a signal, maybe
-	})
+	}
+	a.t.Cleanup(end)
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "begun\n" {
 		a.t.Fatalf("flood of %s: %q, %v", kind, line, err)
 	}
-	return wait
+	return wait, end
 }
 
 // flooder is this program where others than root can run it.

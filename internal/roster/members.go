@@ -4,7 +4,6 @@ package roster
 
 import (
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -31,7 +30,7 @@ func (r *Roster[F]) started(found watcher.Container) {
 		return
 	}
 	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
-	m.look.from(firstDelay)
+	m.look = plan{delay: firstDelay, of: m, in: r.agendaOf(m)}
 	r.members[key] = m
 	if r.listing != nil {
 		r.listing.came[key] = true
@@ -63,6 +62,7 @@ func (r *Roster[F]) stopped(m *member) {
 		}
 	}
 	r.settle(m, m.Reason)
+	m.look.end()
 	delete(r.members, m.Key)
 	if r.listing != nil {
 		r.listing.gone[m.Found.Cgroup] = true
@@ -156,6 +156,13 @@ const (
 // user returns whose container a member is, "" for root's.
 func (m *member) user() string { return usage.UserOf(m.ID) }
 
+func (r *Roster[F]) agendaOf(m *member) *agenda {
+	if m.user() == "" {
+		return &r.rootLooks
+	}
+	return &r.userLooks
+}
+
 // crowd returns how many of a user's containers share a look.
 func (r *Roster[F]) crowd(m *member) int {
 	if m.user() == "" {
@@ -178,27 +185,19 @@ func (r *Roster[F]) look(m *member) {
 // have waited longest.
 func (r *Roster[F]) lookAgain() {
 	now := time.Now()
-	var users []*member
-	for _, m := range r.members {
-		switch {
-		case !m.look.due(now):
-		case m.user() == "":
+	for _, m := range append(r.rootLooks.due(now, len(r.rootLooks)), r.userLooks.due(now, perTurn)...) {
+		if m.look.due(now) { // not for what became of another one
 			r.resolve(m)
-		default:
-			users = append(users, m)
 		}
-	}
-	slices.SortFunc(users, func(a, b *member) int { return a.look.next.Compare(b.look.next) })
-	for _, m := range users[:min(perTurn, len(users))] {
-		r.resolve(m)
 	}
 }
 
-// follow looks at the members that hints are about.
+// follow looks at the members that hints are about. What comes into a namespace is not looked
+// for in a crowd: each interface on the host would have thousands looked at.
 func (r *Roster[F]) follow(hints []Hint) {
 	for _, h := range hints {
 		for _, m := range r.members {
-			if h.means(m) {
+			if h.means(m) && (h.Key == m.Key || r.crowd(m) == 1) {
 				m.look.from(firstDelay)
 				r.look(m)
 			}

@@ -68,6 +68,8 @@ type Roster[F any] struct {
 	inside  map[Key]int       // how many members are right inside of a container
 	users   map[string]int    // how many members a user has
 	hidden  map[Key]bool      // containers of an earlier process, in directories that can't be read
+	// The looks that are planned at root's members, and at users'.
+	rootLooks, userLooks agenda
 	// first holds where the namespaces are until all containers have been listed once: the
 	// owner that one had before this process began may be the last in the list. Nil then.
 	first map[uint64]Location[F]
@@ -155,7 +157,7 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 	reconcile := time.NewTimer(r.pause())
 	defer reconcile.Stop()
 	for {
-		again, stop := firstDue(r.members)
+		again, stop := firstDue(r.rootLooks, r.userLooks)
 		select {
 		case <-ctx.Done():
 			stop()

@@ -62,6 +62,31 @@ func TestUsersWaitTheirTurn(t *testing.T) {
 	})
 }
 
+// An interface that comes into a namespace has root's containers looked at, and those of a user
+// who has a few: not those of a crowd.
+func TestHintsLeaveCrowdsAlone(t *testing.T) {
+	inBubble(t, "hint", func(t *testing.T) {
+		w := newWorld()
+		r := run(t, w)
+		r.stop() // so that each step is the test's
+		for n := range crowdOf {
+			r.started(watcher.Container{ID: fmt.Sprintf("1000~%d", n), CreatedAt: time.Now()})
+		}
+		for _, id := range []string{"web", "2000~a"} {
+			r.started(watcher.Container{ID: id, CreatedAt: time.Now()})
+		}
+		for _, m := range r.members {
+			m.look.stop()
+		}
+		r.follow([]Hint{{NSID: 3}, {Key: Key{ID: "1000~7"}}})
+		for id, m := range r.members {
+			if want := id.ID == "2000~a" || id.ID == "1000~7" || id.ID == "web"; m.look.planned() != want {
+				t.Errorf("%s will be looked at: %t", id.ID, !want)
+			}
+		}
+	})
+}
+
 // The more containers a user has, the less often each is looked at while it starts.
 func TestCrowd(t *testing.T) {
 	inBubble(t, "crowd", func(t *testing.T) {

@@ -35,6 +35,7 @@ type order struct {
 	Method  Method         `json:"method,omitempty"`
 	Path    string         `json:"path,omitempty"`
 	Frame   *Frame         `json:"frame,omitempty"`
+	Barrage *Barrage       `json:"barrage,omitempty"`
 }
 
 type reply struct {
@@ -43,6 +44,7 @@ type reply struct {
 	Sink     int            `json:"sink,omitempty"`
 	Received Received       `json:"received,omitzero"`
 	Connects Connects       `json:"connects,omitzero"`
+	Sent     int            `json:"sent,omitempty"`
 }
 
 // server carries out orders.
@@ -104,6 +106,8 @@ func (s *server) do(o order) (reply, error) {
 		return reply{}, sendTCP(o)
 	case "sendframe":
 		return reply{}, sendFrame(o)
+	case "barrage":
+		return sendBarrage(o.Barrage)
 	case "enter":
 		return reply{}, enter(o.Path)
 	}
