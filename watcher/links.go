@@ -274,7 +274,7 @@ func (l *links) take(messages []netlink.Message, now time.Time) []Event {
 		case m.Header.Type == unix.RTM_NEWLINK:
 			changes = append(changes, l.seen(link, now)...)
 		case m.Header.Type == unix.RTM_DELLINK:
-			changes = append(changes, l.gone(link.index, now)...)
+			changes = append(changes, l.gone(link.index, link.moved, now)...)
 			changes = append(changes, l.peerMoved(link, now)...)
 			changes = append(changes, linkMoved(link)...)
 		}
@@ -317,12 +317,12 @@ func (l *links) seen(link link, now time.Time) []Event {
 	return []Event{HostVethSeen{HostVeth: v, SeenAt: now}}
 }
 
-func (l *links) gone(index int, now time.Time) []Event {
+func (l *links) gone(index int, moved bool, now time.Time) []Event {
 	if _, ok := l.known[index]; !ok {
 		return nil
 	}
 	delete(l.known, index)
-	return []Event{HostVethGone{Index: index, SeenAt: now}}
+	return []Event{HostVethGone{Index: index, Moved: moved, SeenAt: now}}
 }
 
 // list brings what is known up to date with a dump, and says so if events were
@@ -357,7 +357,7 @@ func (l *links) compare(all []link, whole bool, now time.Time) []Event {
 				continue
 			}
 		}
-		changes = append(changes, l.gone(index, now)...)
+		changes = append(changes, l.gone(index, false, now)...)
 	}
 	return changes
 }

@@ -90,6 +90,7 @@ type HostVethSeen struct {
 // HostVethGone says that a host veth was removed, or moved elsewhere.
 type HostVethGone struct {
 	Index  int
+	Moved  bool // it lives on in another namespace
 	SeenAt time.Time
 }
 

@@ -95,10 +95,9 @@ func (v *veth) bypass(now bothEnds) bool {
 	return v.bypassed > before+fewBypassed
 }
 
-// goInside has an interface that is off the host's hooks counted in the container. What the
-// kernel says is missing since our counting was last sound is mended there: what bypassed
-// the hooks, and what passes while we are on neither.
-func (c *Controller) goInside(v *veth) []roster.Hint {
+// told returns what of the counters at a host veth's other end is in our numbers by now, as the
+// beginning of a gap there.
+func (c *Controller) told(v *veth) *gap {
 	since := reading{kernel: v.check.sound.kernel}
 	if now, ok := c.counted(v.Target); ok {
 		in := minus(now.receive.asKernel, v.check.sound.before.receive.asKernel)
@@ -108,11 +107,19 @@ func (c *Controller) goInside(v *veth) []roster.Hint {
 		since.kernel.TransmitBytes += out.Bytes
 		since.kernel.TransmitPackets += out.Packets
 	}
+	return &gap{since, sinceUs}
+}
+
+// goInside has an interface that is off the host's hooks counted in the container. What the
+// kernel says is missing since our counting was last sound is mended there: what bypassed
+// the hooks, and what passes while we are on neither.
+func (c *Controller) goInside(v *veth) []roster.Hint {
+	missed := c.told(v)
 	owner := c.owners(v.Target)
 	if err := c.Accounts.Close(v.Target); err != nil {
 		c.Log.Error("could not close interface", "interface", v.name, "err", err)
 	}
-	v.hook, v.check, v.missed = "", nil, &gap{since, sinceUs}
+	v.hook, v.check, v.missed = "", nil, missed
 	var hints []roster.Hint
 	for _, key := range owner {
 		for _, box := range c.spaces {

@@ -155,7 +155,7 @@ func (c *Controller) Link(e watcher.Event) []roster.Hint {
 	case watcher.HostVethSeen:
 		return c.vethSeen(e.HostVeth, e.SeenAt)
 	case watcher.HostVethGone:
-		c.vethGone(e.Index)
+		return c.vethGone(e.Index, e.Moved)
 	case watcher.LinkMoved:
 		return []roster.Hint{{NSID: e.NetNSID}}
 	case watcher.NamespaceGone:

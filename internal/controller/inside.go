@@ -49,8 +49,13 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		if v := c.veths.known[i.HostIndex]; v != nil && v.missed != nil {
 			u.missed, v.missed = v.missed, nil
 		}
+		if missed := box.left[i.Index]; missed != nil && !u.attached() {
+			u.missed = missed
+		}
 		if err := c.uplinks.keep(in, u, known.ID); err != nil {
 			c.uplinks.notKept(u, known.ID, err)
+		} else {
+			delete(box.left, i.Index)
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
@@ -114,7 +119,7 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 		if !i.Uplink || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
-		if at := c.uplinks.known[targetOf(found, i)]; i.Kind != "veth" || at != nil && at.attached() {
+		if at := c.uplinks.known[targetOf(found, i)]; i.Kind != "veth" || box.left[i.Index] != nil || at != nil && at.attached() {
 			wanted = append(wanted, i)
 			continue
 		}

@@ -35,6 +35,7 @@ type space struct {
 	uplinks bool                // it has some, at the last look
 	looked  time.Time           // for them
 	veths   map[int]time.Time   // to third namespaces: when they were first seen
+	left    map[int]*gap        // those whose host ends have left the host
 }
 
 // Update implements [roster.Backend].
@@ -208,15 +209,39 @@ func (c *Controller) Last(m roster.Member, in roster.Space) roster.Outcome {
 // Left implements [roster.Backend]. The interfaces in it are counted on until they go.
 func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
 
-// vethGone ends the counting of a host veth that is gone.
-func (c *Controller) vethGone(index int) {
+// vethGone ends the counting of a host veth that is gone. One that was moved to another namespace
+// is the container's way out still, and is counted at the container's end.
+func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
 	v := c.veths.known[index]
 	if v == nil {
-		return
+		return nil
 	}
 	c.uplinks.endPeer(v)
 	c.ownAtLast(v)
+	if moved {
+		hints = c.leaveHost(v)
+	}
 	c.veths.gone(v)
+	return hints
+}
+
+// leaveHost notes what the kernel has counted at the end in the container that is in our numbers:
+// the rest is mended there.
+func (c *Controller) leaveHost(v *veth) (hints []roster.Hint) {
+	if !v.attached() || v.check == nil || v.link.NetNSID < 0 {
+		return nil
+	}
+	for _, box := range c.spaces {
+		if box.NSID != v.link.NetNSID {
+			continue
+		}
+		if box.left == nil {
+			box.left = map[int]*gap{}
+		}
+		box.left[v.link.PeerIndex], box.uplinks = c.told(v), true
+		hints = append(hints, roster.Hint{Key: box.owner})
+	}
+	return hints
 }
 
 // ownAtLast gives an interface that goes to the container it led to, where its own name
