@@ -76,6 +76,7 @@ type check struct {
 	first  reading // when our counting began
 	sound  reading // nothing was missing then, and what is missing now has been since
 	last   reading
+	leaks  time.Time // since when something has been missing, zero while nothing is
 	before *counted // for the next reading, nil if that was not taken
 	open   unsettled
 	// excess is how much more we have counted than the kernel, of all time: a qdisc or a program
@@ -96,11 +97,21 @@ func (k *check) take(now reading) {
 	k.blindTransmit = stillBlind(k.blindTransmit, transmit)
 
 	receive, transmit = now.grown(k.sound)
-	if receive.kernel.Packets <= receive.wire.Packets && transmit.kernel.Packets <= transmit.wire.Packets {
+	switch {
+	case receive.kernel.Packets <= receive.wire.Packets && transmit.kernel.Packets <= transmit.wire.Packets:
 		k.sound = k.last // not now: what flows may hide that a packet or two are missing
+		k.leaks = time.Time{}
+	case k.leaks.IsZero():
+		k.leaks = time.Now()
 	}
 	k.last = now
 }
+
+// leakAfter is how long a few packets may be missing. What is only on its way is not for so long.
+const leakAfter = 10 * time.Second
+
+// leaking says that a few packets pass unseen, among many that are seen.
+func (k *check) leaking() bool { return !k.leaks.IsZero() && time.Since(k.leaks) >= leakAfter }
 
 func stillBlind(was bool, g growth) bool {
 	if g.kernel.Packets == 0 {

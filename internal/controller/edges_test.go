@@ -456,6 +456,37 @@ func TestPastEveryHook(t *testing.T) {
 	})
 }
 
+// A sender hides packets that go past our programs among many that do not. They are too few to
+// shadow an interface, and are mended all the same.
+func TestHiddenAmongMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		k.Adopt(context.Background())
+		k.passes(7, false, 5, 6)
+		k.veth(7, 3)
+		k.count(k.container("a", 7, 3))
+		k.check()
+		for range 100 {
+			k.passes(7, true, 1000, 1000)
+			k.passes(7, false, 90, 0)
+			time.Sleep(checkEvery)
+			k.check()
+		}
+		for range 15 { // the last ones
+			time.Sleep(checkEvery)
+			k.check()
+		}
+		kernel := k.counters[7]
+		total, seeded := k.total("a")
+		if want := [2]uint64{kernel.ReceivePackets, kernel.TransmitPackets}; total != want || seeded != [2]uint64{5, 6} || k.mendedOf("a") != [2]uint64{9000, 0} {
+			t.Errorf("%v packets, %v of them seeded and %v mended; want %v", total, seeded, k.mendedOf("a"), want)
+		}
+		if v := k.Controller.veths.known[7]; v.state != counting {
+			t.Errorf("it is %v", v.state)
+		}
+	})
+}
+
 // Whoever takes our programs off in a loop changes no total: what passed meanwhile is mended
 // each time, and what passed before we came stays seeded.
 func TestRemoved(t *testing.T) {

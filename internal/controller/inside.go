@@ -242,7 +242,7 @@ func (c *Controller) glance(u *uplink, kernel watcher.LinkCounters) []roster.Hin
 	receive, transmit := now.grown(last)
 	again := u.state == shadowed && now.kernel != last.kernel
 	tooFew := receive.tooFew() || transmit.tooFew()
-	if !again && !less(now.kernel, last.kernel) && !tooFew {
+	if !again && !less(now.kernel, last.kernel) && !tooFew && !u.check.leaking() {
 		c.settle(&u.attachment, now)
 		c.reckon(&u.attachment, now)
 		u.check.take(now)

@@ -164,7 +164,7 @@ func (k keeper) catchUp(a *attachment, at site) {
 // keepUp adds what has passed unseen until now: the kernel's own counters tell.
 func (k keeper) keepUp(a *attachment, at site) {
 	if a.check != nil {
-		k.mendSince(a, at)
+		k.mendSince(a, at, sinceUs)
 	}
 }
 
@@ -201,6 +201,10 @@ func (k keeper) compare(a *attachment, at site, now reading) (blind bool) {
 	}
 	if moved && a.state == shadowed {
 		k.catchUp(a, at)
+	}
+	if a.check.leaking() && a.state == counting {
+		k.Log.Debug("a few packets pass that our programs don't see", a.kind(), a.name, "target", a.Target, "hook", a.hook)
+		k.mendSince(a, at, leaked)
 	}
 	if moved {
 		a.mend.forget()

@@ -21,15 +21,18 @@ type gapKind int
 const (
 	beforeUs gapKind = iota // seeded: it passed before we came, and counts for no hour, period or rate
 	sinceUs                 // mended: it has passed since, and counts when it is noticed
+	// leaked is mended, too, and is a part of what has passed: no more is missing than the wire
+	// numbers lack, which are never fewer than the kernel's.
+	leaked
 )
 
 // mendSince adds what was missed since a check was sound, from where it begins anew. That is
 // before the gap is measured: our programs may be off again by then, and what passed between
 // the two would be in neither. Nothing is in both, since there is never more added than is
 // missing in all.
-func (k keeper) mendSince(a *attachment, at site) {
+func (k keeper) mendSince(a *attachment, at site, as gapKind) {
 	now, err := k.readQuiet(a, at)
-	open := k.fill(a, at, gap{a.check.sound, sinceUs})
+	open := k.fill(a, at, gap{a.check.sound, as})
 	if err == nil {
 		*a.check = check{first: a.check.first, sound: now, last: now, open: open, excess: a.check.excess}
 	}
@@ -58,7 +61,7 @@ func (k keeper) add(a *attachment, missed lack, as gapKind) error {
 	switch {
 	case missed == (lack{}):
 		return nil
-	case as == sinceUs:
+	case as != beforeUs:
 		return k.Accounts.Mend(a.Target, missed.receive, missed.transmit)
 	}
 	return k.Accounts.Seed(a.Target, missed.receive, missed.transmit)
@@ -79,7 +82,7 @@ func (k keeper) settle(a *attachment, now reading) {
 	if open.lack == (lack{}) {
 		return
 	}
-	shown := k.lacking(a, now, now.after, open.since)
+	shown := k.lacking(a, now, now.after, open.gap)
 	shown = lack{fewer(shown.receive, open.lack.receive), fewer(shown.transmit, open.lack.transmit)}
 	if err := k.add(a, shown, open.kind); err != nil {
 		k.Log.Warn("note what was not counted", a.kind(), a.name, "err", err)
@@ -131,7 +134,7 @@ func (k keeper) missed(a *attachment, at site, missing gap) (missed lack, open u
 		if err != nil {
 			return lack{}, unsettled{}, err
 		}
-		less, more := k.lacking(a, now, now.after, missing.since), k.lacking(a, now, now.before, missing.since)
+		less, more := k.lacking(a, now, now.after, missing), k.lacking(a, now, now.before, missing)
 		if try == 0 {
 			atLeast, atMost = less, more
 		}
@@ -151,9 +154,9 @@ func (k keeper) missed(a *attachment, at site, missing gap) (missed lack, open u
 // ours. It is never more than what is missing in all that is said of the interface, of which
 // what was dropped behind our hook is no part. That alone won't do: where segmentation offload
 // is off, the kernel's bytes are more than ours from the beginning.
-func (k keeper) lacking(a *attachment, now reading, ours counted, since reading) lack {
+func (k keeper) lacking(a *attachment, now reading, ours counted, of gap) lack {
 	now.after = ours
-	in, out := now.grown(since)
+	in, out := now.grown(of.since)
 	allIn, allOut := now.grown(reading{})
 	besideIn, besideOut := k.Accounts.Beside(a.Target)
 	var dropped lack
@@ -161,13 +164,19 @@ func (k keeper) lacking(a *attachment, now reading, ours counted, since reading)
 		dropped = a.check.excess
 	}
 	return lack{
-		receive:  fewer(in.missing(), minus(plus(allIn.kernel, dropped.receive), plus(allIn.ours, besideIn))),
-		transmit: fewer(out.missing(), minus(plus(allOut.kernel, dropped.transmit), plus(allOut.ours, besideOut))),
+		receive:  fewer(in.missing(of.kind), minus(plus(allIn.kernel, dropped.receive), plus(allIn.ours, besideIn))),
+		transmit: fewer(out.missing(of.kind), minus(plus(allOut.kernel, dropped.transmit), plus(allOut.ours, besideOut))),
 	}
 }
 
 // missing is how much more the kernel has counted than we have.
-func (g growth) missing() usage.Volume { return minus(g.kernel, g.ours) }
+func (g growth) missing(as gapKind) usage.Volume {
+	more := minus(g.kernel, g.ours)
+	if as == leaked {
+		more = fewer(more, minus(g.kernel, g.wire))
+	}
+	return more
+}
 
 func plus(a, b usage.Volume) usage.Volume {
 	return usage.Volume{Bytes: usage.Add(a.Bytes, b.Bytes), Packets: usage.Add(a.Packets, b.Packets)}
