@@ -34,6 +34,16 @@ func Commands(tb testing.TB, names ...string) {
 	}
 }
 
+// Files needs files that are no programs.
+func Files(tb testing.TB, names ...string) {
+	tb.Helper()
+	for _, name := range names {
+		if _, err := os.Stat(name); err != nil {
+			missing(tb, err.Error()+"; `make test` installs it")
+		}
+	}
+}
+
 // Debian needs a Debian machine on amd64: its mirrors have that architecture's kernels,
 // and its programs run on them.
 func Debian(tb testing.TB) {

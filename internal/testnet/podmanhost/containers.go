@@ -21,9 +21,17 @@ func (p *Podman) Run(args ...string) string {
 	// Busybox as process 1 takes no notice of SIGTERM, and podman waits 10 s.
 	first := []string{"run", "-d", "--stop-signal", "SIGKILL"}
 	if !slices.Contains(args, "--pod") { // a member's is its pod's to say
-		first = append(first, "--cgroup-parent", p.CgroupParent)
+		first = append(first, p.cgroupOption()...)
 	}
 	return p.CLI(append(first, args...)...)
+}
+
+// cgroupOption says where cgroups are, which for a user podman itself decides.
+func (p *Podman) cgroupOption() []string {
+	if p.uid != 0 {
+		return nil
+	}
+	return []string{"--cgroup-parent", p.CgroupParent}
 }
 
 // PodCreate makes a pod and returns its full id. Its network is that of its
@@ -31,10 +39,9 @@ func (p *Podman) Run(args ...string) string {
 // are `podman pod create`'s.
 func (p *Podman) PodCreate(name string, options ...string) string {
 	p.tb.Helper()
-	pod := p.CLI(append([]string{
-		"pod", "create", "--name", name, "--cgroup-parent", p.CgroupParent,
-		"--infra-image", Image, "--infra-command", "/bin/sleep infinity",
-	}, options...)...)
+	args := append([]string{"pod", "create", "--name", name}, p.cgroupOption()...)
+	args = append(args, "--infra-image", Image, "--infra-command", "/bin/sleep infinity")
+	pod := p.CLI(append(args, options...)...)
 	if err := p.allowDevices(pod); err != nil {
 		p.tb.Fatalf("allow devices in pod %s: %v", name, err)
 	}

@@ -61,6 +61,7 @@ type Podman struct {
 	// Beside them there is one named conmon, which is no container's.
 	CgroupParent string
 
+	uid       int // of who runs podman
 	tb        testing.TB
 	enclosure *enclosure.Enclosure
 }
@@ -78,7 +79,7 @@ func Start(tb testing.TB, options Options) *Podman {
 	// Named as podman's own: it tells that a bare id below is a pod.
 	p := &Podman{CgroupParent: e.Cgroup + "/libpod_parent", tb: tb, enclosure: e}
 	p.Engine = e.Engine(p.Client)
-	p.configure()
+	p.configure(fmt.Sprintf(config, p.file("networks")), storage)
 	e.Start(script, fmt.Sprint(options.CgroupV2Only))
 	tb.Cleanup(p.stop)
 	e.Await(func() error {
@@ -116,13 +117,13 @@ runroot = "/run/containers/storage"
 const policy = `{"default":[{"type":"insecureAcceptAnything"}]}`
 
 // configure writes what podman reads in place of the machine's files.
-func (p *Podman) configure() {
+func (p *Podman) configure(containers, storage string) {
 	p.tb.Helper()
 	if err := os.MkdirAll(p.file(".config/containers"), 0o755); err != nil {
 		p.tb.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"containers.conf": fmt.Sprintf(config, p.file("networks")), "storage.conf": storage, ".config/containers/policy.json": policy,
+		"containers.conf": containers, "storage.conf": storage, ".config/containers/policy.json": policy,
 	} {
 		if err := os.WriteFile(p.file(name), []byte(content), 0o600); err != nil {
 			p.tb.Fatal(err)
@@ -147,6 +148,9 @@ func (p *Podman) stop() {
 // Client returns a call of podman, which does not look at the user's
 // configuration.
 func (p *Podman) Client(args ...string) *exec.Cmd {
+	if p.uid != 0 {
+		return p.userCommand("podman", args...)
+	}
 	cmd := p.Command("podman", args...)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + p.enclosure.Dir,
@@ -167,10 +171,13 @@ func (p *Podman) Command(name string, args ...string) *exec.Cmd {
 }
 
 // Service starts podman's API service, which is off unless somebody asks for it,
-// and returns the path of its socket. It speaks Docker's API and its own.
+// and returns the path of its socket, which is where [Podman.Command] runs. It speaks Docker's API and its own.
 func (p *Podman) Service() string {
 	p.tb.Helper()
 	socket := p.file("sock")
+	if p.uid != 0 {
+		socket = fmt.Sprintf("/run/user/%d/podman/podman.sock", p.uid)
+	}
 	service := p.Client("system", "service", "--time", "0", "unix://"+socket)
 	log := nettest.Must(os.Create(p.file("service.log")))(p.tb)
 	defer log.Close()
@@ -183,7 +190,7 @@ func (p *Podman) Service() string {
 		_ = service.Wait() // killed: expected
 	})
 	p.enclosure.Await(func() error {
-		c, err := net.Dial("unix", socket)
+		c, err := net.Dial("unix", fmt.Sprintf("/proc/%d/root%s", p.enclosure.PID(), socket))
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, enclosure.Tail(log.Name()))
 		}
