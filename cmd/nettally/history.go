@@ -17,6 +17,7 @@ import (
 
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/ledger"
+	"github.com/nettally/nettally/internal/usage"
 )
 
 // historyFlags are the parameters of exporter.ParseHistoryQuery.
@@ -91,7 +92,7 @@ func printHistory(w io.Writer, h *exporter.History) error {
 	for _, row := range h.History {
 		key := row.Key
 		if h.By == "container" {
-			key = short(key)
+			key = usage.ShortID(key)
 		}
 		t.row(row.Start.Format(format), dash(key),
 			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),

@@ -12,6 +12,7 @@ import (
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/quota"
+	"github.com/nettally/nettally/internal/usage"
 )
 
 func newQuota() *cobra.Command {
@@ -80,9 +81,9 @@ func quotaKey(q exporter.Quota) string {
 		return q.Key
 	}
 	if q.Name == "" || q.Name == q.Key {
-		return short(q.Key)
+		return usage.ShortID(q.Key)
 	}
-	return q.Name + " (" + short(q.Key) + ")"
+	return q.Name + " (" + usage.ShortID(q.Key) + ")"
 }
 
 func resetsAt(q exporter.Quota) string {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 // fire says that a level was reached, unless it fires. What fires again, as in a period that
@@ -110,7 +112,7 @@ func summary(a *entry, st *state) string {
 	r, who := st.rule, st.key
 	switch {
 	case r.Per == PerContainer && st.name != "" && st.name != st.key:
-		who = st.name + " (" + st.key[:min(12, len(st.key))] + ")"
+		who = st.name + " (" + usage.ShortID(st.key) + ")"
 	case r.Per == PerAll:
 		who = "Everything together"
 	}
