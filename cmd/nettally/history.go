@@ -89,6 +89,7 @@ func printHistory(w io.Writer, h *exporter.History) error {
 	}
 	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "month": "2006-01"}[h.Step]
 	t := newTable("START", keyTitle(h.By), "RECEIVED", "SENT", "REQUESTS", "RECEIVED + SENT")
+	t.bars = 5
 	for _, row := range h.History {
 		key := row.Key
 		if h.By == "container" {
@@ -96,7 +97,7 @@ func printHistory(w io.Writer, h *exporter.History) error {
 		}
 		t.row(row.Start.Format(format), dash(key),
 			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),
-			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest))
+			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest, lookOf(w)))
 	}
 	return t.print(w)
 }
@@ -113,10 +114,13 @@ func total(row exporter.HistoryRow) float64 {
 }
 
 // bar draws a share of the widest bar. What is not nothing can be seen.
-func bar(share float64) string {
+func bar(share float64, look look) string {
 	const cells = 20
 	if !(share > 0) { // also where all are 0
 		return ""
+	}
+	if look.ascii {
+		return strings.Repeat("#", int(math.Ceil(share*cells)))
 	}
 	eighths := int(math.Ceil(share * cells * 8))
 	return strings.Repeat("█", eighths/8) + [...]string{"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"}[eighths%8]

@@ -119,20 +119,20 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
 		}
 	}
-	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS  RECEIVED + SENT
-2026-11-01  db    1B        0B      0         ▏
-2026-11-01  web   3GiB      1GiB    17        ████████████████████
-2026-11-02  -     512MiB    512MiB  2         █████
+	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS
+2026-11-01  db    1B        0B      0
+2026-11-01  web   3GiB      1GiB    17
+2026-11-02  -     512MiB    512MiB  2
 2026-11-02  idle  0B        0B      0`, history())
 	if asked.By != "name" || asked.Step != "day" || asked.To.Sub(asked.From) < 28*24*time.Hour {
 		t.Errorf("asked by default: %+v", asked)
 	}
 
 	rows = rows[3:]
-	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS
 2026-11  idle   0B        0B    0`, history("--by", "label:te\tam", "--step", "month"))
 	rows[0].Key = strings.Repeat("3f", 32)
-	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS
 2026-11-02 00:00  3f3f3f3f3f3f  0B        0B    0`, history("--by", "container", "--step", "hour"))
 
 	rows = nil
@@ -194,16 +194,18 @@ func TestHistoryRefuses(t *testing.T) {
 }
 
 func TestBar(t *testing.T) {
-	for share, want := range map[float64]string{
-		0:         "",
-		1e-12:     "▏",
-		1.0 / 160: "▏",
-		0.5:       "██████████",
-		0.52:      "██████████▌",
-		1:         "████████████████████",
+	for share, want := range map[float64][2]string{
+		0:         {"", ""},
+		1e-12:     {"▏", "#"},
+		1.0 / 160: {"▏", "#"},
+		0.5:       {"██████████", "##########"},
+		0.52:      {"██████████▌", "###########"},
+		1:         {"████████████████████", "####################"},
 	} {
-		if got := bar(share); got != want {
-			t.Errorf("%g: %q, want %q", share, got, want)
+		for i, look := range []look{{}, {ascii: true}} {
+			if got := bar(share, look); got != want[i] {
+				t.Errorf("%g, %+v: %q, want %q", share, look, got, want[i])
+			}
 		}
 	}
 }

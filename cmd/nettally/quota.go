@@ -61,12 +61,13 @@ func printQuotas(w io.Writer, found *exporter.QuotaList) error {
 		return say(w, "no quotas; see quotas in the configuration")
 	}
 	t := newTable("QUOTA", "KEY", "USED", "LIMIT", "", "RATIO", "PROJECTED", "RESETS AT", "ALERTS")
+	t.bars = 4
 	for _, q := range found.Quotas {
 		projected := "-"
 		if q.Projected != nil {
 			projected = quota.Amount(*q.Projected, q.Unit, q.Decimal)
 		}
-		t.row(q.Quota, dash(quotaKey(q)), quota.Amount(q.Used, q.Unit, q.Decimal), quota.Amount(q.Limit, q.Unit, q.Decimal), bar(min(q.Ratio, 1)),
+		t.row(q.Quota, dash(quotaKey(q)), quota.Amount(q.Used, q.Unit, q.Decimal), quota.Amount(q.Limit, q.Unit, q.Decimal), bar(min(q.Ratio, 1), lookOf(w)),
 			fmt.Sprintf("%.1f%%", 100*q.Ratio), projected, resetsAt(q), alertsOf(q))
 	}
 	if err := t.print(w); err != nil || found.ClockDistrust == "" {

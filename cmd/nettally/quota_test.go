@@ -50,11 +50,11 @@ func someStanding() *standing {
 func TestQuotaList(t *testing.T) {
 	s := someStanding()
 	flags := serving(t, exporter.Options{Quotas: s})
-	want := `QUOTA   KEY                 USED            LIMIT                                 RATIO   PROJECTED  RESETS AT         ALERTS
-egress  w�eb                85GiB           100GiB          █████████████████     85.0%   170GiB     2026-12-15 00:00  50,80
-egress  db                  0B              100GiB                                0.0%    -          2026-12-15 00:00  -
-syn     web (3f3f3f3f3f3f)  300 requests/s  200 requests/s  ████████████████████  150.0%  -          -                 rate
-all     all                 5 packets       10 packets      ██████████            50.0%   -          lifetime          -`
+	want := `QUOTA   KEY                 USED            LIMIT           RATIO   PROJECTED  RESETS AT         ALERTS
+egress  w�eb                85GiB           100GiB          85.0%   170GiB     2026-12-15 00:00  50,80
+egress  db                  0B              100GiB          0.0%    -          2026-12-15 00:00  -
+syn     web (3f3f3f3f3f3f)  300 requests/s  200 requests/s  150.0%  -          -                 rate
+all     all                 5 packets       10 packets      50.0%   -          lifetime          -`
 	if diff := cmp.Diff(want, trimmed(mustOutput(t, append([]string{"quota", "list"}, flags...)...))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -68,9 +68,9 @@ all     all                 5 packets       10 packets      ██████�
 		{Quota: "m", Key: "web", Per: "name", Count: quota.TotalBytes, Used: 250e3, Limit: 1e6, Unit: "bytes", Decimal: true, Ratio: 0.25, Every: quota.Lifetime},
 		{Quota: "none", Per: "name", Count: quota.TotalBytes, Limit: 100e9, Unit: "bytes", Decimal: true, Every: quota.Monthly, PeriodEnd: time.Date(2026, 12, 15, 0, 0, 0, 0, time.Local)},
 	}
-	want = `QUOTA  KEY  USED   LIMIT         RATIO  PROJECTED  RESETS AT         ALERTS
-m      web  250kB  1MB    █████  25.0%  -          lifetime          -
-none   -    0B     100GB         0.0%   -          2026-12-15 00:00  -`
+	want = `QUOTA  KEY  USED   LIMIT  RATIO  PROJECTED  RESETS AT         ALERTS
+m      web  250kB  1MB    25.0%  -          lifetime          -
+none   -    0B     100GB  0.0%   -          2026-12-15 00:00  -`
 	if diff := cmp.Diff(want, trimmed(mustOutput(t, append([]string{"quota", "list"}, flags...)...))); diff != "" {
 		t.Errorf("decimal, and a quota without a key (-want +got):\n%s", diff)
 	}
