@@ -372,9 +372,6 @@ func (l *lister) command(words []string) {
 		l.report("exec.command", strings.Join(words, " "), nil)
 		return
 	}
-	if l.client {
-		return
-	}
 	if err := trusted.Check(words[0]); errors.Is(err, trusted.ErrUntrusted) {
 		l.unfit("exec.command", "%v", err)
 	}
