@@ -170,6 +170,7 @@ func TestHistoryRefuses(t *testing.T) {
 	flags := daemonWith(t, usage.Snapshot{}, func(exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
 		return nil, badHistory{fmt.Errorf("read history: %w: more than 1 row", ledger.ErrBadQuery)}
 	})
+	t.Setenv("NETTALLY_STATE_DIR", t.TempDir())
 	socket := flags[3]
 	for _, test := range []struct {
 		args  []string
@@ -207,6 +208,54 @@ func TestBar(t *testing.T) {
 				t.Errorf("%g, %+v: %q, want %q", share, look, got, want[i])
 			}
 		}
+	}
+}
+
+// oneRecord is accounts with one container, which has received 1.5 GiB.
+type oneRecord struct{}
+
+func (oneRecord) Unrecalled() []string         { return nil }
+func (oneRecord) Recall(string, *usage.Record) {}
+func (oneRecord) Recalls() <-chan struct{}     { return nil }
+func (oneRecord) Written([]usage.Record)       {}
+func (oneRecord) Pending(bool) []usage.Record {
+	counted := received(0, 0, 3<<29)
+	return []usage.Record{{
+		Container: usage.Container{ID: "a1", Name: "web", State: usage.Running, StartedAt: time.Now(), Traffic: counted},
+		Tallies:   []usage.Tally{{Name: "eth0", Final: counted}},
+	}}
+}
+
+// A daemon that is down keeps nobody from what it has written.
+func TestHistoryOfLedgerAlone(t *testing.T) {
+	dir := t.TempDir()
+	read, err := wallclock.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := ledger.New(ledger.Options{
+		Path:      filepath.Join(dir, "ledger.db"),
+		Retention: func() (hours, days time.Duration) { return 48 * time.Hour, 48 * time.Hour },
+		Clock:     wallclock.New(read, slog.New(slog.DiscardHandler)),
+		Log:       slog.New(slog.DiscardHandler),
+	})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	err = kept.Keep(ended, oneRecord{})
+	if err := errors.Join(err, kept.Close()); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "nettally.yaml")
+	if err := os.WriteFile(config, []byte("state_dir: "+dir+"\nquotas: 5\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"history", "--config", config, "--socket", filepath.Join(dir, "nobody")}
+	if got := mustOutput(t, flags...); !strings.Contains(got, " web   1.5GiB") {
+		t.Errorf("got %s", got)
+	}
+	_, err = output(t, append(flags, "--label", "team")...)
+	if err == nil || !strings.Contains(err.Error(), "names.labels") {
+		t.Errorf("a label that is not kept: %v", err)
 	}
 }
 

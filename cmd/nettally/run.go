@@ -211,8 +211,9 @@ func (d *daemon) open(datapath usage.Datapath) error {
 			r := d.config.Load().Retention
 			return r.Hours, r.Days
 		},
-		Clock: d.clock,
-		Log:   d.log,
+		Labels: func() []string { return d.config.Load().Names.Labels },
+		Clock:  d.clock,
+		Log:    d.log,
 	})
 	d.closers = append(d.closers, d.ledger)
 	records, err := d.ledger.Load(d.config.Load().Retention.API)
