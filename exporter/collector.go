@@ -70,6 +70,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range c.descs.all {
 		ch <- desc
 	}
+	ch <- newInfo(c.settings().Labels).desc
 	c.trouble.Describe(ch)
 }
 
@@ -82,6 +83,7 @@ func (c snapshotMetrics) Collect(ch chan<- prometheus.Metric) {
 		settings: c.settings(),
 		trouble:  c.trouble,
 	}
+	s.about = newInfo(s.settings.Labels)
 	s.run(c.snap)
 	s.quotas(c.quotas)
 }
@@ -92,6 +94,7 @@ type scrape struct {
 	ch       chan<- prometheus.Metric
 	settings Settings
 	trouble  *prometheus.CounterVec
+	about    info
 	cadvisor map[[6]string]struct{} // label sets sent so far
 }
 
@@ -168,8 +171,7 @@ func (s *scrape) container(c *usage.Container, id string) {
 	name, namespace, pod := s.text(c.Name), s.text(c.Namespace), s.text(c.Pod)
 	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
 
-	s.gauge(s.descs.info, pairs(infoLabels, cgroup, id, image, name, namespace,
-		s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User()), 1)
+	s.info(c, cgroup, id, image, name, namespace, s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User())
 	accounted := 0.0
 	if c.Accounted() {
 		accounted = 1

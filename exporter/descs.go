@@ -36,7 +36,7 @@ type descs struct {
 	tcpFlags [2]*prometheus.Desc
 	cadvisor [2]volumeDescs
 
-	info, accounted         *prometheus.Desc
+	accounted               *prometheus.Desc
 	containers, attachments *prometheus.Desc
 	beyond                  *prometheus.Desc
 	uncounted, unclassified *prometheus.Desc
@@ -60,8 +60,6 @@ func newDescs() descs {
 	} {
 		d.direction(i, dir.name, dir.verb)
 	}
-	d.info = d.add("nettally_container_info",
-		"1, labelled by what is known of the container. Joins with the other metrics by container_id.", infoLabels...)
 	d.accounted = d.add("nettally_container_accounted",
 		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
 	d.containers = d.add("nettally_containers", "Containers that run on this host.")

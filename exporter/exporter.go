@@ -44,6 +44,8 @@ type Settings struct {
 	CompatCAdvisor bool
 	// MetricsRetention is how long a stopped container stays in the metrics.
 	MetricsRetention time.Duration
+	// Labels are the keys of the containers' labels that nettally_container_info has.
+	Labels []string
 	// SeriesPerQuota is how many keys of a quota are in the metrics, 0 for all.
 	SeriesPerQuota int
 }

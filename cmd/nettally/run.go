@@ -155,6 +155,7 @@ func (d *daemon) wire() (err error) {
 			c := d.config.Load()
 			return exporter.Settings{
 				Families:         c.Metrics.Families,
+				Labels:           c.Names.Labels,
 				SeriesPerQuota:   c.Limits.SeriesPerQuota,
 				CompatCAdvisor:   c.Metrics.Compat == configs.CompatCadvisor,
 				MetricsRetention: c.Retention.Metrics,
