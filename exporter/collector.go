@@ -147,6 +147,7 @@ func (s *scrape) host(snap usage.Snapshot) {
 	}
 	count(snap.Unowned)
 
+	s.unowned(snap)
 	s.gauge(s.descs.containers, nil, float64(running))
 	s.beyond("containers", snap.Beyond.Root)
 	s.beyond("per_user", snap.Beyond.Users)
@@ -159,6 +160,22 @@ func (s *scrape) host(snap usage.Snapshot) {
 	}
 	for cause, n := range snap.Unclassified {
 		s.counter(s.descs.unclassified, pairs(causeLabels, s.text(cause)), n, nil)
+	}
+}
+
+// unowned sends what interfaces without a container have counted.
+func (s *scrape) unowned(snap usage.Snapshot) {
+	n, sum := 0, usage.Traffic{}
+	for i := range snap.Unowned {
+		if snap.Unowned[i].Attached { // else it is among the orphaned
+			n++
+			sum = sum.Plus(snap.Unowned[i].Traffic)
+		}
+	}
+	s.gauge(s.descs.unowned.interfaces, nil, float64(n))
+	for d, counts := range [2][2]*usage.Counts{receive: {&sum.Receive, &snap.Orphaned.Receive}, transmit: {&sum.Transmit, &snap.Orphaned.Transmit}} {
+		s.gauge(s.descs.unowned.bytes[d], nil, float64(counts[0].Wire().Bytes))
+		s.volume(s.descs.unowned.ended[d], nil, counts[1].Wire(), nil)
 	}
 }
 

@@ -39,10 +39,19 @@ type descs struct {
 	accounted               *prometheus.Desc
 	containers, attachments *prometheus.Desc
 	beyond                  *prometheus.Desc
+	unowned                 unownedDescs
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
 
 	all []*prometheus.Desc
+}
+
+// unownedDescs are of interfaces that no container owns: those there are, by direction, and
+// those that are gone.
+type unownedDescs struct {
+	interfaces *prometheus.Desc
+	bytes      [2]*prometheus.Desc
+	ended      [2]volumeDescs
 }
 
 type volumeDescs struct{ bytes, packets *prometheus.Desc }
@@ -72,6 +81,14 @@ func newDescs() descs {
 			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
 	d.beyond = d.add("nettally_beyond_limits",
 		"Containers, interfaces and keys of quotas that are beyond a bound of the section limits: counted with others, or left out here.", limitLabels...)
+	d.unowned.interfaces = d.add("nettally_unowned_interfaces",
+		"Interfaces that are counted now and whose container is not known: it is starting, is left out by the configuration, or there is none.")
+	for i, name := range [...]string{receive: "receive", transmit: "transmit"} {
+		d.unowned.bytes[i] = d.add("nettally_unowned_interfaces_"+name+"_bytes",
+			"Bytes that those have counted so far, in the direction of what is behind them. A container that is found later gets all of them.")
+		d.unowned.ended[i] = d.volume("nettally_unowned_"+name,
+			"Counted on interfaces that were gone before a container was known that owns them, such as those of image builds, since this process began")
+	}
 	d.quota = d.addQuotas()
 	return d
 }

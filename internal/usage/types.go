@@ -251,8 +251,11 @@ type Snapshot struct {
 	ReadAt     time.Time   // the counters were brought up to date; zero if that was at TakenAt
 	Containers []Container // by start time, then id
 	Unowned    []Interface // attachments without a container, by host interface
-	Cgroups    int         // that are counted now
-	Beyond     Beyond      // the bounds of [Limits]
+	// Orphaned is what interfaces have counted that went before a container was known that
+	// owns them, since this process began. It only grows.
+	Orphaned Traffic
+	Cgroups  int    // that are counted now
+	Beyond   Beyond // the bounds of [Limits]
 
 	// Uncounted counts packets that no slot took, by cause.
 	Uncounted map[string]uint64
