@@ -316,7 +316,7 @@ func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 func (d *daemon) watching() []prometheus.Collector {
 	degraded := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nettally_watch_degraded",
-		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late; the log says why.",
+		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late, or while the cgroup hierarchy is lost; the log says why.",
 	}, func() float64 {
 		if d.watch.Degraded() != nil {
 			return 1
@@ -357,6 +357,9 @@ func (d *daemon) attaching() controller.Settings {
 }
 
 func (d *daemon) ready() error {
+	if err := d.watch.Degraded(); errors.Is(err, watcher.ErrRootLost) {
+		return err
+	}
 	select {
 	case <-d.control.ready:
 		return nil
