@@ -142,6 +142,8 @@ func state(c exporter.Container) string {
 	switch {
 	case c.Reason == string(usage.Shadowed):
 		return "counted in part: shadowed"
+	case c.Reason == string(usage.Excluded):
+		return c.State + ", an interface is excluded"
 	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
 	case byIP(c):

@@ -88,6 +88,18 @@ func TestListOfNames(t *testing.T) {
 	}
 }
 
+func TestState(t *testing.T) {
+	for reason, want := range map[usage.Reason]string{
+		usage.Accounted: "running", usage.Excluded: "running, an interface is excluded",
+		usage.HostNetwork: "not counted: host network", usage.Shadowed: "counted in part: shadowed",
+	} {
+		c := exporter.Container{State: "running", Reason: string(reason), Accounted: reason == usage.Accounted}
+		if got := state(c); got != want {
+			t.Errorf("%q: %s, want %s", reason, got, want)
+		}
+	}
+}
+
 func TestByIP(t *testing.T) {
 	eth0, ip := []exporter.Interface{{Name: "eth0"}}, &exporter.IP{}
 	for name, row := range map[string]struct {

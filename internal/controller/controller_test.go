@@ -334,13 +334,14 @@ func TestExclude(t *testing.T) {
 	r.excluded.Store(&c.Interfaces[0].HostName)
 	r.reload()
 	r.wait(c.ID, "excluded", func(c usage.Container) bool { return !c.Interfaces[0].Attached })
+	r.waitReason(c.ID, usage.Excluded)
 	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("excluded, and not as before:\n%v\n%v", after, before)
 	}
 
 	r.excluded.Store(nil)
 	r.reload()
-	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached })
+	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached && c.Accounted() })
 	upload(t, c, peer, c.Interfaces[0], 10)
 	r.sent(c.ID, 10)
 }

@@ -77,6 +77,7 @@ type Roster[F any] struct {
 	listed  chan list
 
 	reload    chan struct{}
+	reloaded  bool // the settings have changed since everybody was looked at
 	ready     chan struct{}
 	overflows *prometheus.CounterVec
 }
@@ -171,6 +172,7 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 		case <-again:
 			r.lookAgain()
 		case <-r.reload:
+			r.reloaded = true
 			reconcile.Reset(0)
 		case <-reconcile.C:
 			r.startListing()
@@ -215,8 +217,10 @@ func (r *Roster[F]) reconcile(l list) {
 	if r.relist(l) {
 		there = r.there
 	}
+	all := r.reloaded
+	r.reloaded = false
 	for _, m := range r.members {
-		if m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
+		if all || m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
 			r.look(m)
 		}
 	}

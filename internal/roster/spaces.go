@@ -105,6 +105,8 @@ func (r *Roster[F]) conclude(m *member, o Outcome) {
 	switch {
 	case o.Failed > 0:
 		r.settle(m, m.why(usage.AttachFailed))
+	case o.Excluded > 0:
+		r.settle(m, m.why(usage.Excluded))
 	case o.Counted > 0:
 		r.settle(m, m.why(usage.Accounted))
 	case o.Waiting > 0:

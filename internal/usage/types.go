@@ -180,6 +180,7 @@ const (
 	SeveralNetworks Reason = "several_networks"
 	NoHostVeth      Reason = "no_host_veth"  // no interface, or one without an end in the host
 	AttachFailed    Reason = "attach_failed" // see the log
+	Excluded        Reason = "excluded"      // an interface of it is not to be counted, by the configuration
 	Shadowed        Reason = "shadowed"      // another's program lets packets past that we don't see
 )
 
