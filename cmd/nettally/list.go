@@ -143,6 +143,8 @@ func state(c exporter.Container) string {
 	case c.Reason == string(usage.Shadowed):
 		return "counted in part: shadowed"
 	case c.Reason == string(usage.Excluded):
+		return "excluded"
+	case c.Reason == string(usage.InterfaceExcluded):
 		return c.State + ", an interface is excluded"
 	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")

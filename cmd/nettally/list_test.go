@@ -90,7 +90,7 @@ func TestListOfNames(t *testing.T) {
 
 func TestState(t *testing.T) {
 	for reason, want := range map[usage.Reason]string{
-		usage.Accounted: "running", usage.Excluded: "running, an interface is excluded",
+		usage.Accounted: "running", usage.Excluded: "excluded", usage.InterfaceExcluded: "running, an interface is excluded",
 		usage.HostNetwork: "not counted: host network", usage.Shadowed: "counted in part: shadowed",
 	} {
 		c := exporter.Container{State: "running", Reason: string(reason), Accounted: reason == usage.Accounted}

@@ -71,7 +71,7 @@ func TestCount(t *testing.T) {
 		w.hosted("a", 9, 2)
 		w.pass(pollEvery)
 		w.want("a", duplex{})
-		w.is("a", usage.Excluded)
+		w.is("a", usage.InterfaceExcluded)
 		delete(w.excluded, "veth0")
 		w.roster.Reload()
 		w.pass(pollEvery)
@@ -85,7 +85,7 @@ func TestCount(t *testing.T) {
 		w.excluded["veth0"] = true
 		w.roster.Reload()
 		w.pass(pollEvery)
-		w.is("a", usage.Excluded)
+		w.is("a", usage.InterfaceExcluded)
 		w.write("a", eth0(2, traffic(100, 100)))
 		w.pass(pollEvery)
 		w.want("a", traffic(15, 16))
