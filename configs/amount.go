@@ -83,6 +83,9 @@ func parseRate(text, count string) (perSecond float64, bits bool, err error) {
 	return perSecond, bits, nil
 }
 
+// decimal reports whether an amount or a rate is in B, kB, MB, ….
+func decimal(text string) bool { return strings.Contains(text, "B") && !strings.Contains(text, "iB") }
+
 func amount(text string, units map[string]int64) (*big.Rat, error) {
 	parts := amountText.FindStringSubmatch(text)
 	if parts == nil {

@@ -41,7 +41,9 @@ func read(path string, required bool) ([]byte, error) {
 // This is done on the YAML tree because viper and mapstructure are too kind: they
 // ignore the case of keys, take 2.7 for a number and a number for a text, and
 // know no lines.
-func parse(file string, text []byte) (map[string]any, []error) {
+//
+// What is not needed is left out, and may be anything.
+func parse(file string, text []byte, needed func(path string) bool) (map[string]any, []error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	var document yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
@@ -54,22 +56,23 @@ func parse(file string, text []byte) (map[string]any, []error) {
 	} else if !errors.Is(err, io.EOF) {
 		return nil, []error{syntaxError(file, err)}
 	}
-	return parseTop(file, resolve(document.Content[0]))
+	return parseTop(file, resolve(document.Content[0]), needed)
 }
 
-func parseTop(file string, top *yaml.Node) (map[string]any, []error) {
+func parseTop(file string, top *yaml.Node, needed func(path string) bool) (map[string]any, []error) {
 	switch {
 	case isNull(top):
 		return nil, nil
 	case top.Kind != yaml.MappingNode:
 		return nil, []error{fmt.Errorf("%s: expected sections such as log and exporter, got %s", file, describe(top))}
 	}
-	p := parser{file: file}
+	p := parser{file: file, needed: needed}
 	return p.section("", top), p.problems
 }
 
 type parser struct {
 	file     string
+	needed   func(path string) bool
 	problems []error
 }
 
@@ -83,6 +86,9 @@ func (p *parser) section(prefix string, node *yaml.Node) map[string]any {
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, child := resolve(node.Content[i]), resolve(node.Content[i+1])
 		path := prefix + plain(name.Value)
+		if !p.needed(path) {
+			continue
+		}
 		if first, twice := lines[name.Value]; twice {
 			p.problems = append(p.problems, fmt.Errorf("%s:%d: %s: already set in line %d", p.file, name.Line, path, first))
 			continue

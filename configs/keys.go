@@ -39,7 +39,7 @@ var keys = []key{
 	{"names.docker", "auto", "auto, off or a socket such as unix:///var/run/docker.sock"},
 	{"names.podman", "auto", "auto, off or a socket such as unix:///run/podman/podman.sock"},
 	{"names.cri", "auto", "auto, off or a socket such as unix:///run/containerd/containerd.sock"},
-	{"names.labels", []string{}, "a label key, each only once"},
+	{"names.labels", []string{"com.docker.compose.project", "com.docker.compose.service"}, "a label key, each only once"},
 	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
 	{"limits.containers", 20000, wantPositive},

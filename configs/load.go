@@ -3,11 +3,13 @@
 package configs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,8 +40,8 @@ func BindFlags(flags *pflag.FlagSet) {
 // Load reads the configuration: the flags that were given win over environment
 // variables, those over the file, and it over the defaults. The environment
 // variable of exporter.listen is NETTALLY_EXPORTER_LISTEN, and so on; one that is
-// set but empty counts, and a list is separated by commas. Variables that belong
-// to no key are ignored, since Kubernetes makes some for a service named nettally.
+// set but empty counts, and a list is separated by commas. A variable that looks like
+// one of these and belongs to no key is a problem; see [unknownVariables].
 //
 // A missing file is as good as an empty one unless it is required; a path of ""
 // is no file. The flags may be nil, or lack some or all of those of [BindFlags].
@@ -52,15 +54,35 @@ func Load(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
 	return (&source{file: path, flags: flags}).load(required)
 }
 
-// LoadForClient is [Load] for commands that only ask a running nettally, which any user may
-// run. A file that this user can't read is as good as none unless it is required, and the
-// programs of notifiers are not looked at: the daemon's user judges them.
-func LoadForClient(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
-	config, err := (&source{file: path, flags: flags, client: true}).load(required)
+// LoadForClient reads some keys, for commands that only ask a running nettally, which any user
+// may run. Whatever is wrong with the others is the daemon's to say, which may run on with
+// what was there before; their values in the Config mean nothing. The file is read if flags
+// and environment lack a key. One that this user can't read is as good as none unless it is
+// required.
+func LoadForClient(path string, required bool, flags *pflag.FlagSet, keys ...string) (*Config, error) {
+	needs := func(path string) bool {
+		return slices.ContainsFunc(keys, func(key string) bool { return key == path || strings.HasPrefix(key, path+".") })
+	}
+	s := &source{file: path, flags: flags, needs: needs}
+	if !slices.ContainsFunc(keys, func(key string) bool { return s.given(key) == "" }) {
+		s.file, required = "", false
+	}
+	config, err := s.load(required)
 	if errors.Is(err, fs.ErrPermission) && !required {
-		return (&source{flags: flags, client: true}).load(false)
+		return (&source{flags: flags, needs: needs}).load(false)
 	}
 	return config, err
+}
+
+// LoadForDetach is [Load] without what has nothing to do with what nettally has put on the
+// host: quotas, notifiers, names, metrics and the log. A mistake there keeps nobody from
+// taking it off.
+func LoadForDetach(path string, required bool, flags *pflag.FlagSet) (*Config, error) {
+	others := []string{"quotas", "notifiers", "names", "metrics", "log"}
+	return (&source{file: path, flags: flags, needs: func(path string) bool {
+		section, _, _ := strings.Cut(general(path), ".")
+		return !slices.Contains(others, strings.TrimSuffix(section, "[]"))
+	}}).load(required)
 }
 
 func (s *source) load(required bool) (*Config, error) {
@@ -69,8 +91,11 @@ func (s *source) load(required bool) (*Config, error) {
 		return nil, err
 	}
 	s.Viper = viper.New()
-	values, problems := parse(s.file, text)
+	values, problems := parse(s.file, text, s.needed)
 	s.problems = problems
+	if s.needs == nil {
+		s.problems = append(s.problems, unknownVariables(os.Environ())...)
+	}
 	settings, err := s.merge(values)
 	if err != nil {
 		return nil, fmt.Errorf("merge config %s: %w", s.file, err)
@@ -90,10 +115,13 @@ func (s *source) load(required bool) (*Config, error) {
 type source struct {
 	*viper.Viper
 	file     string
-	flags    *pflag.FlagSet // may be nil
-	client   bool           // see LoadForClient
+	flags    *pflag.FlagSet         // may be nil
+	needs    func(path string) bool // which keys and sections matter; nil: all
 	problems []error
 }
+
+// needed reports whether a key or a section matters.
+func (s *source) needed(path string) bool { return s.needs == nil || s.needs(path) }
 
 // merge brings defaults, file, environment and flags together.
 func (s *source) merge(file map[string]any) (raw, error) {
@@ -194,17 +222,25 @@ func (s *source) flag(path string) *pflag.Flag {
 	return nil
 }
 
+// given returns the flag or the variable that sets a key, or "".
+func (s *source) given(path string) string {
+	if flag := s.flag(path); flag != nil && flag.Changed {
+		return "--" + flag.Name
+	}
+	if _, set := os.LookupEnv(envName(path)); set {
+		return envName(path)
+	}
+	return ""
+}
+
 // report notes that a setting has a value that it can't have. A cause adds what
 // the expectation does not say.
 func (s *source) report(path, index, got string, cause error) {
+	if !s.needed(path) {
+		return
+	}
 	k, _ := keyAt(path)
-	where := s.file + ": " + path + index
-	if _, set := os.LookupEnv(envName(path)); set {
-		where = envName(path)
-	}
-	if flag := s.flag(path); flag != nil && flag.Changed {
-		where = "--" + flag.Name
-	}
+	where := cmp.Or(s.given(path), s.file+": "+path+index)
 	problem := fmt.Errorf("%s: expected %s, got %q", where, k.want, got)
 	if cause != nil && !errors.Is(cause, errUnfit) {
 		problem = fmt.Errorf("%w (%w)", problem, cause)

@@ -90,6 +90,25 @@ func TestQuotaDefaults(t *testing.T) {
 	roundTrip(t, c)
 }
 
+// Amounts are shown in the kind of unit that the file has.
+func TestQuotaUnits(t *testing.T) {
+	for written, want := range map[string]bool{
+		"count: total_bytes, limit: 1MB, period: {every: day}":    true,
+		"count: total_bytes, limit: 1kB, period: {every: day}":    true,
+		"count: total_bytes, limit: 1000B, period: {every: day}":  true,
+		"count: total_bytes, limit: 1MiB, period: {every: day}":   false,
+		"count: total_bytes, limit: 1.5TiB, period: {every: day}": false,
+		"count: total_packets, limit: 5M, period: {every: day}":   false,
+		"rate: {count: total_bytes, above: 1MB/s}":                true,
+		"rate: {count: total_bytes, above: 1MiB/s}":               false,
+		"rate: {count: total_bytes, above: 8Mbit/s}":              false,
+	} {
+		if got := mustLoad(t, "quotas: [{name: a, "+written+"}]").Quotas[0].Decimal; got != want {
+			t.Errorf("%s: decimal %t", written, got)
+		}
+	}
+}
+
 func TestParseAmount(t *testing.T) {
 	for _, test := range []struct {
 		text, count string

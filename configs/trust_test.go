@@ -37,7 +37,7 @@ func TestProgramOfOthers(t *testing.T) {
 	if err == nil || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
 	}
-	if _, err := LoadForClient(file, true, nil); err != nil {
+	if _, err := LoadForClient(file, true, nil, "exporter.socket"); err != nil {
 		t.Errorf("for a client: %v", err)
 	}
 }
@@ -50,8 +50,8 @@ func TestUnreadable(t *testing.T) {
 	var c *Config
 	var client, named, daemon error
 	asStranger(t, func() {
-		c, client = LoadForClient(file, false, nil)
-		_, named = LoadForClient(file, true, nil)
+		c, client = LoadForClient(file, false, nil, "exporter.socket")
+		_, named = LoadForClient(file, true, nil, "exporter.socket")
 		_, daemon = Load(file, false, nil)
 	})
 	must(t, client)

@@ -66,7 +66,7 @@ names:
   docker: "off"
   podman: auto
   cri: auto
-  labels: []
+  labels: [com.docker.compose.project, com.docker.compose.service]
 accounting:
   source: auto
   cgroup: auto

@@ -70,6 +70,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range c.descs.all {
 		ch <- desc
 	}
+	ch <- newInfo(c.settings().Labels).desc
 	c.trouble.Describe(ch)
 }
 
@@ -82,6 +83,7 @@ func (c snapshotMetrics) Collect(ch chan<- prometheus.Metric) {
 		settings: c.settings(),
 		trouble:  c.trouble,
 	}
+	s.about = newInfo(s.settings.Labels)
 	s.run(c.snap)
 	s.quotas(c.quotas)
 }
@@ -92,6 +94,7 @@ type scrape struct {
 	ch       chan<- prometheus.Metric
 	settings Settings
 	trouble  *prometheus.CounterVec
+	about    info
 	cadvisor map[[6]string]struct{} // label sets sent so far
 }
 
@@ -144,6 +147,7 @@ func (s *scrape) host(snap usage.Snapshot) {
 	}
 	count(snap.Unowned)
 
+	s.unowned(snap)
 	s.gauge(s.descs.containers, nil, float64(running))
 	s.beyond("containers", snap.Beyond.Root)
 	s.beyond("per_user", snap.Beyond.Users)
@@ -159,6 +163,22 @@ func (s *scrape) host(snap usage.Snapshot) {
 	}
 }
 
+// unowned sends what interfaces without a container have counted.
+func (s *scrape) unowned(snap usage.Snapshot) {
+	n, sum := 0, usage.Traffic{}
+	for i := range snap.Unowned {
+		if snap.Unowned[i].Attached { // else it is among the orphaned
+			n++
+			sum = sum.Plus(snap.Unowned[i].Traffic)
+		}
+	}
+	s.gauge(s.descs.unowned.interfaces, nil, float64(n))
+	for d, counts := range [2][2]*usage.Counts{receive: {&sum.Receive, &snap.Orphaned.Receive}, transmit: {&sum.Transmit, &snap.Orphaned.Transmit}} {
+		s.gauge(s.descs.unowned.bytes[d], nil, float64(counts[0].Wire().Bytes))
+		s.volume(s.descs.unowned.ended[d], nil, counts[1].Wire(), nil)
+	}
+}
+
 func (s *scrape) beyond(limit string, n int) {
 	s.gauge(s.descs.beyond, pairs(limitLabels, limit), float64(n))
 }
@@ -168,8 +188,7 @@ func (s *scrape) container(c *usage.Container, id string) {
 	name, namespace, pod := s.text(c.Name), s.text(c.Namespace), s.text(c.Pod)
 	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
 
-	s.gauge(s.descs.info, pairs(infoLabels, cgroup, id, image, name, namespace,
-		s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User()), 1)
+	s.info(c, cgroup, id, image, name, namespace, s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User())
 	accounted := 0.0
 	if c.Accounted() {
 		accounted = 1

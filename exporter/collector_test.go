@@ -93,6 +93,13 @@ func TestScrape(t *testing.T) {
 		`nettally_scrape_troubles_total{cause="invalid_text"} 0`,
 		`nettally_unclassified_packets_total{cause="truncated"} 7`,
 		`nettally_uncounted_packets_total{cause="no_row"} 0`,
+		`nettally_unowned_interfaces 1`,
+		`nettally_unowned_interfaces_receive_bytes 242700`,
+		`nettally_unowned_interfaces_transmit_bytes 302700`,
+		`nettally_unowned_receive_bytes_total 482700`,
+		`nettally_unowned_receive_packets_total 48270`,
+		`nettally_unowned_transmit_bytes_total 542700`,
+		`nettally_unowned_transmit_packets_total 54270`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("scrape (-want +got):\n%s", diff)

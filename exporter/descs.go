@@ -36,13 +36,22 @@ type descs struct {
 	tcpFlags [2]*prometheus.Desc
 	cadvisor [2]volumeDescs
 
-	info, accounted         *prometheus.Desc
+	accounted               *prometheus.Desc
 	containers, attachments *prometheus.Desc
 	beyond                  *prometheus.Desc
+	unowned                 unownedDescs
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
 
 	all []*prometheus.Desc
+}
+
+// unownedDescs are of interfaces that no container owns: those there are, by direction, and
+// those that are gone.
+type unownedDescs struct {
+	interfaces *prometheus.Desc
+	bytes      [2]*prometheus.Desc
+	ended      [2]volumeDescs
 }
 
 type volumeDescs struct{ bytes, packets *prometheus.Desc }
@@ -60,8 +69,6 @@ func newDescs() descs {
 	} {
 		d.direction(i, dir.name, dir.verb)
 	}
-	d.info = d.add("nettally_container_info",
-		"1, labelled by what is known of the container. Joins with the other metrics by container_id.", infoLabels...)
 	d.accounted = d.add("nettally_container_accounted",
 		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
 	d.containers = d.add("nettally_containers", "Containers that run on this host.")
@@ -74,6 +81,14 @@ func newDescs() descs {
 			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
 	d.beyond = d.add("nettally_beyond_limits",
 		"Containers, interfaces and keys of quotas that are beyond a bound of the section limits: counted with others, or left out here.", limitLabels...)
+	d.unowned.interfaces = d.add("nettally_unowned_interfaces",
+		"Interfaces that are counted now and whose container is not known: it is starting, is left out by the configuration, or there is none.")
+	for i, name := range [...]string{receive: "receive", transmit: "transmit"} {
+		d.unowned.bytes[i] = d.add("nettally_unowned_interfaces_"+name+"_bytes",
+			"Bytes that those have counted so far, in the direction of what is behind them. A container that is found later gets all of them.")
+		d.unowned.ended[i] = d.volume("nettally_unowned_"+name,
+			"Counted on interfaces that were gone before a container was known that owns them, such as those of image builds, since this process began")
+	}
 	d.quota = d.addQuotas()
 	return d
 }

@@ -44,6 +44,8 @@ type Settings struct {
 	CompatCAdvisor bool
 	// MetricsRetention is how long a stopped container stays in the metrics.
 	MetricsRetention time.Duration
+	// Labels are the keys of the containers' labels that nettally_container_info has.
+	Labels []string
 	// SeriesPerQuota is how many keys of a quota are in the metrics, 0 for all.
 	SeriesPerQuota int
 }
@@ -185,7 +187,8 @@ func buildInfo(b BuildInfo) prometheus.Collector {
 
 // metrics answers a scrape of one snapshot, or 503: part of the metrics would look
 // like all of them. A failing collector costs its own metrics only. The failure is
-// logged and counted in promhttp_metric_handler_errors_total.
+// logged and counted in promhttp_metric_handler_errors_total. A client that does not read to
+// the end is no failure of ours.
 func (e *Exporter) metrics(w http.ResponseWriter, r *http.Request) {
 	snap, ok := e.take(w, r)
 	if !ok {
@@ -195,14 +198,36 @@ func (e *Exporter) metrics(w http.ResponseWriter, r *http.Request) {
 	if e.quotas != nil {
 		quotas = e.quotas.Status()
 	}
+	reader := &leaving{ResponseWriter: w}
 	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap, quotas...)}, promhttp.HandlerOpts{
 		ErrorLog:                            errorLog(e.log),
 		ErrorHandling:                       promhttp.ContinueOnError,
 		Registry:                            e.registry,
 		EnableOpenMetrics:                   true,
 		EnableOpenMetricsTextCreatedSamples: true,
-	}).ServeHTTP(w, r)
+	}).ServeHTTP(reader, r)
+	if reader.err != nil {
+		e.log.Debug("a scrape was not read to the end", "remote", r.RemoteAddr, "err", reader.err)
+	}
 }
+
+// leaving is an answer whose client may leave before its end. What is written after that is
+// dropped without an error: promhttp would log and count one for each metric family.
+type leaving struct {
+	http.ResponseWriter
+	err error
+}
+
+// Write implements [io.Writer].
+func (l *leaving) Write(text []byte) (int, error) {
+	if l.err == nil {
+		_, l.err = l.ResponseWriter.Write(text)
+	}
+	return len(text), nil
+}
+
+// Unwrap is for [http.ResponseController].
+func (l *leaving) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
 // gatherer gathers the metrics of a snapshot and all others, of which none has the same
 // name: see [reserved]. That saves a scrape the second look at every series which

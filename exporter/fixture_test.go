@@ -78,6 +78,7 @@ func snapshot() usage.Snapshot {
 		Unowned: []usage.Interface{{
 			HostInterface: "veth99", Hook: "clsact", AttachedAt: noon, Attached: true, Traffic: traffic(20_000),
 		}},
+		Orphaned:     traffic(40_000),
 		Uncounted:    map[string]uint64{"no_row": 0},
 		Unclassified: map[string]uint64{"truncated": 7},
 	}

@@ -38,7 +38,7 @@ type QuotaList struct {
 	ClockDistrust string `json:"clock_distrust"`
 }
 
-// Quota is how one key of a quota stands.
+// Quota is how one key of a quota stands, or a quota without one: its key is "".
 type Quota struct {
 	Quota       string       `json:"quota"`
 	Key         string       `json:"key"`
@@ -49,6 +49,7 @@ type Quota struct {
 	Used        float64      `json:"used"`
 	Limit       float64      `json:"limit"`
 	Unit        string       `json:"unit"`
+	Decimal     bool         `json:"decimal"`
 	Ratio       float64      `json:"ratio"`
 	Every       string       `json:"every"`
 	PeriodStart *time.Time   `json:"period_start"`
@@ -99,7 +100,7 @@ type QuotaChange struct {
 func quotaOf(s quota.Status) Quota {
 	q := Quota{
 		Quota: s.Quota, Key: clean(s.Key), Name: clean(s.Name), Per: s.Per, Count: string(s.Count), Source: s.Source,
-		Used: s.Used, Limit: s.Limit, Unit: s.Unit, Ratio: s.Ratio, Every: string(s.Every),
+		Used: s.Used, Limit: s.Limit, Unit: s.Unit, Decimal: s.Decimal, Ratio: s.Ratio, Every: string(s.Every),
 		PeriodStart: utc(s.PeriodStart), PeriodEnd: utc(s.PeriodEnd),
 		Levels: []QuotaLevel{}, Notify: append([]string{}, s.Notify...),
 	}
@@ -162,7 +163,7 @@ func (e *Exporter) plain(w http.ResponseWriter, r *http.Request) bool {
 // keysOf returns how many keys a quota has.
 func (e *Exporter) keysOf(name string) (keys int) {
 	for _, s := range e.quotas.Status() {
-		if s.Quota == name {
+		if s.Quota == name && s.Key != "" {
 			keys++
 		}
 	}
@@ -285,6 +286,7 @@ func closest(all []quota.Status, most int) (shown []quota.Status, left int) {
 }
 
 func (s *scrape) quotas(all []quota.Status) {
+	all = slices.DeleteFunc(slices.Clone(all), func(q quota.Status) bool { return q.Key == "" })
 	all, left := closest(all, s.settings.SeriesPerQuota)
 	s.beyond("series_per_quota", left)
 	seen := make(map[[2]string]struct{}, len(all))

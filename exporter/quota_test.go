@@ -38,7 +38,7 @@ func someQuotas() *quotas {
 	return &quotas{
 		status: []quota.Status{{
 			Quota: "egress", Key: "web", Name: "web", Per: "name", Count: quota.TransmitBytes, Source: "interface",
-			Used: 850, Limit: 1000, Unit: "bytes", Ratio: 0.85, Every: quota.Monthly, PeriodStart: midnight, PeriodEnd: midnight.AddDate(0, 1, 0),
+			Used: 850, Limit: 1000, Unit: "bytes", Decimal: true, Ratio: 0.85, Every: quota.Monthly, PeriodStart: midnight, PeriodEnd: midnight.AddDate(0, 1, 0),
 			Projected: 1700.5, Predictable: true,
 			Levels: []quota.Level{{Name: "80", Firing: true}, {Name: "100"}, {Name: "projection", Firing: true}}, Notify: []string{"ops"},
 		}, {
@@ -66,7 +66,8 @@ func withQuotas(opts Options) Options {
 
 func TestQuotaMetrics(t *testing.T) {
 	status := someQuotas().status
-	status = append(status, status[0]) // twice must not fail the scrape
+	status = append(status, status[0])                                                           // twice must not fail the scrape
+	status = append(status, quota.Status{Quota: "nobody", Per: "name", Limit: 5, Unit: "bytes"}) // it has no series before it has a key
 	c := newCollector(everything).of(usage.Snapshot{}, status...)
 	want := `
 		# HELP nettally_quota_alert_active 1 while the alert of a threshold fires, else 0. A threshold is a percentage of the limit, projection or rate.
@@ -127,7 +128,7 @@ func TestQuotaJSON(t *testing.T) {
 	h := newExporter(t, withQuotas(options(snapshot()))).Handler()
 	_, _, body := request(t, h, "GET", "/api/v1/quotas")
 	want := `{"quota":"egress","key":"web","name":"web","per":"name","count":"transmit_bytes","source":"interface","used":850,"limit":1000,` +
-		`"unit":"bytes","ratio":0.85,"every":"month","period_start":"2026-10-31T23:00:00Z","period_end":"2026-11-30T23:00:00Z","projected":1700.5,` +
+		`"unit":"bytes","decimal":true,"ratio":0.85,"every":"month","period_start":"2026-10-31T23:00:00Z","period_end":"2026-11-30T23:00:00Z","projected":1700.5,` +
 		`"levels":[{"level":"80","firing":true},{"level":"100","firing":false},{"level":"projection","firing":true}],"notify":["ops"]}`
 	if !strings.HasPrefix(body, `{"quotas":[`+want) {
 		t.Errorf("got %s", body)

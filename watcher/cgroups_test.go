@@ -469,7 +469,7 @@ func BenchmarkContainers(b *testing.B) {
 // BenchmarkPeek is what 1,000 containers cost every other second.
 func BenchmarkPeek(b *testing.B) {
 	beside1000(b, func(b *testing.B, root string) {
-		t := newTree(root, nil, newSkips(slog.New(slog.DiscardHandler)))
+		t := newTree(root, kindOf(b, root), nil, newSkips(slog.New(slog.DiscardHandler)))
 		if err := t.walk(); err != nil {
 			b.Fatal(err)
 		}

@@ -46,6 +46,16 @@ func hierarchies(t testing.TB) map[string]string {
 	return found
 }
 
+// kindOf returns the kind of filesystem that a directory is on.
+func kindOf(t testing.TB, dir string) int64 {
+	t.Helper()
+	kind, err := filesystem(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kind
+}
+
 var cgroups atomic.Int64
 
 // newCgroup makes a cgroup of the test's own, removed with all below it.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Why no cgroup hierarchy can be watched.
+// Why no cgroup hierarchy can be watched, or no more.
 var (
 	// ErrCgroupNamespace means that the process is in a cgroup namespace of its
 	// own, where the containers of the host do not exist.
@@ -24,6 +24,9 @@ var (
 	// ErrNoCgroups means that no cgroup hierarchy is mounted where one was looked
 	// for.
 	ErrNoCgroups = errors.New("no cgroup hierarchy is mounted")
+
+	// ErrRootLost means that the hierarchy that was found is not where it was.
+	ErrRootLost = errors.New("no cgroup hierarchy is mounted there any more")
 )
 
 // The modes of a [Layout].

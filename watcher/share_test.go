@@ -96,7 +96,7 @@ func TestServicesOfAUser(t *testing.T) {
 	const uid = 61_290
 	makeDirs(t, root+"/user")
 	check(t, os.Chown(root+"/user", uid, uid))
-	tree := newTree(root, nil, newSkips(slog.New(slog.DiscardHandler)))
+	tree := newTree(root, kindOf(t, root), nil, newSkips(slog.New(slog.DiscardHandler)))
 	const batch = 500
 	for from := 0; from <= maxOpened; from += batch {
 		for i := range batch {

@@ -33,6 +33,7 @@ import (
 // open, and what is in it is watched like the rest.
 type tree struct {
 	root       string
+	kind       int64 // of the filesystem that root is on
 	patterns   []*regexp.Regexp
 	notify     *fsnotify.Watcher  // nil: nothing is watched
 	watched    map[string]watched // by path within the hierarchy
@@ -76,9 +77,10 @@ const (
 	maxOpened = 10_000
 )
 
-func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
+func newTree(root string, kind int64, patterns []*regexp.Regexp, skips *skips) *tree {
 	return &tree{
 		root:       root,
+		kind:       kind,
 		patterns:   patterns,
 		skips:      skips,
 		watched:    map[string]watched{},
@@ -95,7 +97,7 @@ func newTree(root string, patterns []*regexp.Regexp, skips *skips) *tree {
 // walk visits the whole hierarchy. Directories that can't be looked at are noted, and what
 // is known below them stays known. Only an error on the hierarchy's root is returned.
 func (t *tree) walk() error {
-	if _, err := t.stat("/"); err != nil {
+	if err := t.rooted(); err != nil {
 		return err
 	}
 	t.unwatched = nil
@@ -223,6 +225,32 @@ func cause(err error) error {
 	return err
 }
 
+// rooted returns nil while the hierarchy is there, else an error that wraps [ErrRootLost]: what
+// is not found below a root that is lost has not ended.
+func (t *tree) rooted() error {
+	kind, err := filesystem(t.root)
+	if err != nil {
+		return fmt.Errorf("look at cgroup root %s: %w: %w", t.root, ErrRootLost, err)
+	}
+	if kind != t.kind {
+		return fmt.Errorf("look at cgroup root %s: %w", t.root, ErrRootLost)
+	}
+	return nil
+}
+
+// unwatch gives all watches up, since those of a root that is lost are of no use.
+func (t *tree) unwatch() {
+	if t.notify != nil {
+		_ = t.notify.Close()
+		t.notify = nil
+	}
+	for dir := range t.watched {
+		delete(t.watched, dir)
+		t.index.remove(dir, t.knows)
+	}
+	t.shares = watchShares()
+}
+
 func (t *tree) path(dir string) string { return filepath.Join(t.root, dir) }
 
 func (t *tree) stat(dir string) (unix.Stat_t, error) {
@@ -281,9 +309,10 @@ func (t *tree) prune(seen map[string]bool) {
 	})
 }
 
-// drop forgets those of some directories, inner before outer, that are lost by path and inode;
-// 0 stands for any.
-func (t *tree) drop(dirs []string, lost func(dir string, inode uint64) bool) {
+// drop forgets those of some directories, inner before outer, that are gone by path and inode;
+// 0 stands for any. The root is looked at after them: with it all would seem to be gone.
+func (t *tree) drop(dirs []string, gone func(dir string, inode uint64) bool) {
+	lost := func(dir string, inode uint64) bool { return gone(dir, inode) && t.rooted() == nil }
 	for _, d := range dirs {
 		if w, ok := t.watched[d]; ok && lost(d, w.inode) {
 			delete(t.watched, d)

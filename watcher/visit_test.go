@@ -107,7 +107,7 @@ func (r *running) worksOn(t *testing.T, root string, number int) {
 	if err := r.Degraded(); err != nil {
 		t.Errorf("degraded: %v", err)
 	}
-	alone := newTree(root, nil, newSkips(slog.New(slog.DiscardHandler)))
+	alone := newTree(root, kindOf(t, root), nil, newSkips(slog.New(slog.DiscardHandler)))
 	one := "/docker/" + hexID(number)
 	makeDirs(t, root+one)
 	if c := next[ContainerStarted](t, r); unscoped(c.ID) != hexID(number) {

@@ -126,6 +126,7 @@ type Watcher struct {
 	netns    int // owned; 0: the process's own
 	host     namespaceID
 	layout   Layout
+	kind     int64 // of the filesystem that its root is on
 	patterns []*regexp.Regexp
 
 	changed       chan struct{} // wakes Run after Containers has found changes
@@ -140,6 +141,7 @@ type Watcher struct {
 	mu       sync.Mutex // guards what follows
 	tree     *tree      // nil unless Run runs
 	degraded map[string]error
+	lost     error     // why the hierarchy is, nil while it is there
 	rescans  time.Time // not before
 }
 
@@ -178,6 +180,9 @@ func New(o Options) (*Watcher, error) {
 	}
 	if w.layout, err = findLayout(w.proc, o.CgroupRoot); err != nil {
 		return nil, err
+	}
+	if w.kind, err = filesystem(w.layout.Root); err != nil {
+		return nil, fmt.Errorf("look at cgroup root %s: %w", w.layout.Root, err)
 	}
 	if err := w.openHost(o.NetNS); err != nil {
 		return nil, fmt.Errorf("open host network namespace: %w", err)
@@ -219,12 +224,26 @@ func (w *Watcher) Close() error {
 func (w *Watcher) Layout() Layout { return w.layout }
 
 // Degraded returns nil while both kinds of events come in, or why not: changes
-// are then found late, by looking again every few seconds. It is nil unless Run
-// runs.
+// are then found late, by looking again every few seconds. While the hierarchy is
+// lost, which is an error that wraps [ErrRootLost], no container is found and none
+// ends. It is nil unless Run runs.
 func (w *Watcher) Degraded() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return errors.Join(w.degraded["inotify"], w.degraded["netlink"])
+	return errors.Join(w.lost, w.degraded["inotify"], w.degraded["netlink"])
+}
+
+// lose notes that the hierarchy is lost, or with nil that it is there. The log tells of
+// changes only.
+func (w *Watcher) lose(err error) {
+	was := w.lost
+	w.lost = err
+	switch {
+	case err != nil && was == nil:
+		w.log.Error("the cgroup hierarchy is lost: no container is found, and none is taken for ended", "err", err)
+	case err == nil && was != nil:
+		w.log.Info("the cgroup hierarchy is back")
+	}
 }
 
 // degrade sets or clears what hinders a source. The log tells of changes only.
@@ -256,7 +275,7 @@ func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
 		w.mu.Unlock()
 		return errors.New("watch containers: already running")
 	}
-	w.tree = newTree(w.layout.Root, w.patterns, w.skips)
+	w.tree = newTree(w.layout.Root, w.kind, w.patterns, w.skips)
 	w.mu.Unlock()
 
 	tasks, ctx := errgroup.WithContext(ctx)
@@ -269,7 +288,7 @@ func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
 	if w.tree.notify != nil {
 		_ = w.tree.notify.Close()
 	}
-	w.tree = nil
+	w.tree, w.lost = nil, nil
 	clear(w.degraded)
 	return err
 }
@@ -285,7 +304,7 @@ func (w *Watcher) Containers() ([]Container, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.tree == nil {
-		once := newTree(w.layout.Root, w.patterns, w.skips)
+		once := newTree(w.layout.Root, w.kind, w.patterns, w.skips)
 		err := once.walk()
 		return once.list(), err
 	}
@@ -304,12 +323,22 @@ func (w *Watcher) Missed(id, cgroup string) bool {
 		return false
 	}
 	var st unix.Stat_t
-	return !vanished(unix.Stat(filepath.Join(w.layout.Root, cgroup), &st))
+	if !vanished(unix.Stat(filepath.Join(w.layout.Root, cgroup), &st)) {
+		return true
+	}
+	kind, err := filesystem(w.layout.Root)
+	return err != nil || kind != w.kind
 }
 
 // walk brings the tree up to date, with inotify if it can be had. The caller
 // holds mu.
 func (w *Watcher) walk() error {
+	lost := w.tree.rooted()
+	w.lose(lost)
+	if lost != nil {
+		w.tree.unwatch()
+		return lost
+	}
 	var missing error
 	if w.tree.notify == nil {
 		notify, err := fsnotify.NewWatcher()
@@ -339,7 +368,10 @@ func (w *Watcher) followCgroups(ctx context.Context, events chan<- Event) error 
 		case <-w.changed:
 		case e := <-created:
 			w.examine(e)
-		case err := <-failed:
+		case err, open := <-failed:
+			if !open {
+				continue // given up with a root that was lost
+			}
 			if !errors.Is(err, fsnotify.ErrEventOverflow) {
 				w.log.Warn("could not read cgroup notifications", "err", err)
 			}
@@ -374,9 +406,9 @@ func (w *Watcher) rescan() {
 		return
 	}
 	defer func() { w.rescans = time.Now().Add((recoverShare - 1) * time.Since(began)) }()
-	if w.degraded["inotify"] == nil {
+	if w.degraded["inotify"] == nil && w.lost == nil && w.tree.rooted() == nil {
 		w.tree.peek()
-	} else if err := w.walk(); err != nil {
+	} else if err := w.walk(); err != nil && !errors.Is(err, ErrRootLost) { // which was said
 		w.log.Warn("could not walk cgroups", "err", err)
 	}
 	if w.tree.unwatched != nil {
@@ -387,7 +419,7 @@ func (w *Watcher) rescan() {
 func (w *Watcher) rewalk() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.walk(); err != nil {
+	if err := w.walk(); err != nil && !errors.Is(err, ErrRootLost) {
 		w.log.Warn("could not walk cgroups", "err", err)
 	}
 }

@@ -26,7 +26,8 @@ func newDetach() *cobra.Command {
 		Short: "Take every trace of nettally off this host's interfaces and bpffs; what was counted stays in the ledger",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := loadConfig(cmd)
+			flag := cmd.Flags().Lookup("config")
+			config, err := configs.LoadForDetach(flag.Value.String(), flag.Changed, cmd.Flags())
 			if err != nil {
 				return err
 			}

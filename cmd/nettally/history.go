@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"strconv"
 	"strings"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/ledger"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/internal/wallclock"
 )
 
 // historyFlags are the parameters of exporter.ParseHistoryQuery.
@@ -62,6 +65,9 @@ func newHistory() *cobra.Command {
 				return err
 			}
 			found, err := exporter.FetchHistory(cmd.Context(), config.Exporter.Socket, query)
+			if errors.Is(err, exporter.ErrNotRunning) {
+				found, err = readLedger(cmd, query, err)
+			}
 			if err != nil {
 				return err
 			}
@@ -88,14 +94,15 @@ func printHistory(w io.Writer, h *exporter.History) error {
 	}
 	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "month": "2006-01"}[h.Step]
 	t := newTable("START", keyTitle(h.By), "RECEIVED", "SENT", "REQUESTS", "RECEIVED + SENT")
+	t.bars = 5
 	for _, row := range h.History {
 		key := row.Key
 		if h.By == "container" {
-			key = short(key)
+			key = usage.ShortID(key)
 		}
 		t.row(row.Start.Format(format), dash(key),
 			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),
-			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest))
+			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest, lookOf(w)))
 	}
 	return t.print(w)
 }
@@ -112,18 +119,51 @@ func total(row exporter.HistoryRow) float64 {
 }
 
 // bar draws a share of the widest bar. What is not nothing can be seen.
-func bar(share float64) string {
+func bar(share float64, look look) string {
 	const cells = 20
 	if !(share > 0) { // also where all are 0
 		return ""
+	}
+	if look.ascii {
+		return strings.Repeat("#", int(math.Ceil(share*cells)))
 	}
 	eighths := int(math.Ceil(share * cells * 8))
 	return strings.Repeat("█", eighths/8) + [...]string{"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"}[eighths%8]
 }
 
+// readLedger answers a query where no daemon does, for the reason given. What was counted since
+// the ledger was last written is not in there.
+func readLedger(cmd *cobra.Command, q exporter.HistoryQuery, reason error) (*exporter.History, error) {
+	config, err := loadClientConfig(cmd, "state_dir")
+	if err != nil {
+		return nil, reason
+	}
+	read, err := wallclock.Host()
+	if err != nil {
+		return nil, err
+	}
+	kept, err := ledger.OpenToRead(cmd.Context(), ledger.Options{Path: ledgerPath(config), Clock: wallclock.New(read, nil)})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, reason
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w; %w", reason, err)
+	}
+	rows, err := historyOf(cmd.Context(), kept, q)
+	if err := errors.Join(err, kept.Close()); err != nil {
+		return nil, err
+	}
+	err = say(cmd.ErrOrStderr(), "nettally: nobody answers: this is from %s, as it was last written", ledgerPath(config))
+	return &exporter.History{History: rows, By: q.By, Step: q.Step, From: q.From, To: q.To}, err
+}
+
 // history asks the ledger, for the exporter.
 func (d *daemon) history(ctx context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
-	found, err := d.ledger.History(ctx, ledger.Query{
+	return historyOf(ctx, d.ledger, q)
+}
+
+func historyOf(ctx context.Context, l *ledger.Ledger, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+	found, err := l.History(ctx, ledger.Query{
 		From:       q.From,
 		To:         q.To,
 		Step:       ledger.Step(q.Step),

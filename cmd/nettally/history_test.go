@@ -119,20 +119,20 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
 		}
 	}
-	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS  RECEIVED + SENT
-2026-11-01  db    1B        0B      0         ▏
-2026-11-01  web   3GiB      1GiB    17        ████████████████████
-2026-11-02  -     512MiB    512MiB  2         █████
+	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS
+2026-11-01  db    1B        0B      0
+2026-11-01  web   3GiB      1GiB    17
+2026-11-02  -     512MiB    512MiB  2
 2026-11-02  idle  0B        0B      0`, history())
 	if asked.By != "name" || asked.Step != "day" || asked.To.Sub(asked.From) < 28*24*time.Hour {
 		t.Errorf("asked by default: %+v", asked)
 	}
 
 	rows = rows[3:]
-	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS
 2026-11  idle   0B        0B    0`, history("--by", "label:te\tam", "--step", "month"))
 	rows[0].Key = strings.Repeat("3f", 32)
-	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
+	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS
 2026-11-02 00:00  3f3f3f3f3f3f  0B        0B    0`, history("--by", "container", "--step", "hour"))
 
 	rows = nil
@@ -170,6 +170,7 @@ func TestHistoryRefuses(t *testing.T) {
 	flags := daemonWith(t, usage.Snapshot{}, func(exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
 		return nil, badHistory{fmt.Errorf("read history: %w: more than 1 row", ledger.ErrBadQuery)}
 	})
+	t.Setenv("NETTALLY_STATE_DIR", t.TempDir())
 	socket := flags[3]
 	for _, test := range []struct {
 		args  []string
@@ -194,17 +195,67 @@ func TestHistoryRefuses(t *testing.T) {
 }
 
 func TestBar(t *testing.T) {
-	for share, want := range map[float64]string{
-		0:         "",
-		1e-12:     "▏",
-		1.0 / 160: "▏",
-		0.5:       "██████████",
-		0.52:      "██████████▌",
-		1:         "████████████████████",
+	for share, want := range map[float64][2]string{
+		0:         {"", ""},
+		1e-12:     {"▏", "#"},
+		1.0 / 160: {"▏", "#"},
+		0.5:       {"██████████", "##########"},
+		0.52:      {"██████████▌", "###########"},
+		1:         {"████████████████████", "####################"},
 	} {
-		if got := bar(share); got != want {
-			t.Errorf("%g: %q, want %q", share, got, want)
+		for i, look := range []look{{}, {ascii: true}} {
+			if got := bar(share, look); got != want[i] {
+				t.Errorf("%g, %+v: %q, want %q", share, look, got, want[i])
+			}
 		}
+	}
+}
+
+// oneRecord is accounts with one container, which has received 1.5 GiB.
+type oneRecord struct{}
+
+func (oneRecord) Unrecalled() []string         { return nil }
+func (oneRecord) Recall(string, *usage.Record) {}
+func (oneRecord) Recalls() <-chan struct{}     { return nil }
+func (oneRecord) Written([]usage.Record)       {}
+func (oneRecord) Pending(bool) []usage.Record {
+	counted := received(0, 0, 3<<29)
+	return []usage.Record{{
+		Container: usage.Container{ID: "a1", Name: "web", State: usage.Running, StartedAt: time.Now(), Traffic: counted},
+		Tallies:   []usage.Tally{{Name: "eth0", Final: counted}},
+	}}
+}
+
+// A daemon that is down keeps nobody from what it has written.
+func TestHistoryOfLedgerAlone(t *testing.T) {
+	dir := t.TempDir()
+	read, err := wallclock.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := ledger.New(ledger.Options{
+		Path:      filepath.Join(dir, "ledger.db"),
+		Retention: func() (hours, days time.Duration) { return 48 * time.Hour, 48 * time.Hour },
+		Clock:     wallclock.New(read, slog.New(slog.DiscardHandler)),
+		Log:       slog.New(slog.DiscardHandler),
+	})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	err = kept.Keep(ended, oneRecord{})
+	if err := errors.Join(err, kept.Close()); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "nettally.yaml")
+	if err := os.WriteFile(config, []byte("state_dir: "+dir+"\nquotas: 5\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"history", "--config", config, "--socket", filepath.Join(dir, "nobody")}
+	if got := mustOutput(t, flags...); !strings.Contains(got, " web   1.5GiB") {
+		t.Errorf("got %s", got)
+	}
+	_, err = output(t, append(flags, "--label", "team")...)
+	if err == nil || !strings.Contains(err.Error(), "names.labels") {
+		t.Errorf("a label that is not kept: %v", err)
 	}
 }
 

@@ -71,7 +71,7 @@ func printTable(w io.Writer, found *exporter.Containers) error {
 		if byIP(c) {
 			received, transmitted = brief(c.IP.Receive.Volume, c.IP.Receive.TCPSYN), brief(c.IP.Transmit.Volume, c.IP.Transmit.TCPSYN)
 		}
-		add(short(c.ID), label(c), received, transmitted, state(c))
+		add(usage.ShortID(c.ID), label(c), received, transmitted, state(c))
 	}
 	for _, i := range found.Unowned {
 		add("-", i.HostInterface, brief(i.Receive.Volume, i.Receive.TCPSYN), brief(i.Transmit.Volume, i.Transmit.TCPSYN), unowned(i))
@@ -89,7 +89,7 @@ func printWide(w io.Writer, found *exporter.Containers) error {
 	}
 	for _, c := range found.Containers {
 		for _, i := range lines(c) {
-			add([3]string{short(c.ID), label(c), dash(c.Runtime)}, i, stateOn(c, i), c.Cgroup)
+			add([3]string{usage.ShortID(c.ID), label(c), dash(c.Runtime)}, i, stateOn(c, i), c.Cgroup)
 		}
 	}
 	for _, i := range found.Unowned {
@@ -126,17 +126,11 @@ func exact(c exporter.Counts) []string {
 	return []string{strconv.FormatUint(c.Bytes, 10), strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.TCPSYN, 10)}
 }
 
-// short cuts an id as Docker does, behind the user whose it is.
-func short(id string) string {
-	scope := strings.Index(id, "~") + 1
-	return id[:min(len(id), scope+12)]
-}
-
 // label is the name people know a container by.
 func label(c exporter.Container) string {
 	name := c.Name
 	if name == c.ID {
-		name = short(c.ID)
+		name = usage.ShortID(c.ID)
 	}
 	if c.Pod != "" {
 		name = strings.TrimPrefix(c.Namespace+"/"+c.Pod+"/"+name, "/")
@@ -148,6 +142,10 @@ func state(c exporter.Container) string {
 	switch {
 	case c.Reason == string(usage.Shadowed):
 		return "counted in part: shadowed"
+	case c.Reason == string(usage.Excluded):
+		return "excluded"
+	case c.Reason == string(usage.InterfaceExcluded):
+		return c.State + ", an interface is excluded"
 	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
 	case byIP(c):

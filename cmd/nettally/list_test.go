@@ -3,6 +3,8 @@
 package main
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +68,34 @@ ccc3          old    -        -          -               -       0              
 		got := trimmed(mustOutput(t, append(append([]string{"list"}, flags...), test.args...)...))
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", test.args, diff)
+		}
+	}
+}
+
+// A name that is an id is told from others by its end, too.
+func TestListOfNames(t *testing.T) {
+	hex := strings.Repeat("3f", 32)
+	ids := []string{"field-production-web-01", "field-production-web-02", hex, "1000~" + hex}
+	var snap usage.Snapshot
+	for _, id := range ids {
+		snap.Containers = append(snap.Containers, usage.Container{ID: id, Name: id, State: usage.Running})
+	}
+	got := strings.Fields(mustOutput(t, append([]string{"list"}, daemonWith(t, snap, nil)...)...))
+	for _, want := range append(ids[:2], "3f3f3f3f3f3f", "1000~3f3f3f3f3f3f") {
+		if n := len(slices.DeleteFunc(slices.Clone(got), func(word string) bool { return word != want })); n != 2 {
+			t.Errorf("%s: %d times, want it as id and name, in %v", want, n, got)
+		}
+	}
+}
+
+func TestState(t *testing.T) {
+	for reason, want := range map[usage.Reason]string{
+		usage.Accounted: "running", usage.Excluded: "excluded", usage.InterfaceExcluded: "running, an interface is excluded",
+		usage.HostNetwork: "not counted: host network", usage.Shadowed: "counted in part: shadowed",
+	} {
+		c := exporter.Container{State: "running", Reason: string(reason), Accounted: reason == usage.Accounted}
+		if got := state(c); got != want {
+			t.Errorf("%q: %s, want %s", reason, got, want)
 		}
 	}
 }

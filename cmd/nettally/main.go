@@ -91,8 +91,8 @@ func loadConfig(cmd *cobra.Command) (*configs.Config, error) {
 	return configs.Load(flag.Value.String(), flag.Changed, cmd.Flags())
 }
 
-// loadClientConfig is loadConfig for a command that asks the daemon.
-func loadClientConfig(cmd *cobra.Command) (*configs.Config, error) {
+// loadClientConfig reads the socket of the daemon, and other keys that a command needs.
+func loadClientConfig(cmd *cobra.Command, others ...string) (*configs.Config, error) {
 	flag := cmd.Flags().Lookup("config")
-	return configs.LoadForClient(flag.Value.String(), flag.Changed, cmd.Flags())
+	return configs.LoadForClient(flag.Value.String(), flag.Changed, cmd.Flags(), append(others, "exporter.socket")...)
 }

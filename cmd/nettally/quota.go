@@ -12,6 +12,7 @@ import (
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/quota"
+	"github.com/nettally/nettally/internal/usage"
 )
 
 func newQuota() *cobra.Command {
@@ -54,18 +55,19 @@ func newQuotaList() *cobra.Command {
 	return list
 }
 
-// printQuotas prints a line per key, for people.
+// printQuotas prints a line per key, and per quota without one, for people.
 func printQuotas(w io.Writer, found *exporter.QuotaList) error {
 	if len(found.Quotas) == 0 {
 		return say(w, "no quotas; see quotas in the configuration")
 	}
 	t := newTable("QUOTA", "KEY", "USED", "LIMIT", "", "RATIO", "PROJECTED", "RESETS AT", "ALERTS")
+	t.bars = 4
 	for _, q := range found.Quotas {
 		projected := "-"
 		if q.Projected != nil {
-			projected = quota.Amount(*q.Projected, q.Unit)
+			projected = quota.Amount(*q.Projected, q.Unit, q.Decimal)
 		}
-		t.row(q.Quota, dash(quotaKey(q)), quota.Amount(q.Used, q.Unit), quota.Amount(q.Limit, q.Unit), bar(min(q.Ratio, 1)),
+		t.row(q.Quota, dash(quotaKey(q)), quota.Amount(q.Used, q.Unit, q.Decimal), quota.Amount(q.Limit, q.Unit, q.Decimal), bar(min(q.Ratio, 1), lookOf(w)),
 			fmt.Sprintf("%.1f%%", 100*q.Ratio), projected, resetsAt(q), alertsOf(q))
 	}
 	if err := t.print(w); err != nil || found.ClockDistrust == "" {
@@ -80,9 +82,9 @@ func quotaKey(q exporter.Quota) string {
 		return q.Key
 	}
 	if q.Name == "" || q.Name == q.Key {
-		return short(q.Key)
+		return usage.ShortID(q.Key)
 	}
-	return q.Name + " (" + short(q.Key) + ")"
+	return q.Name + " (" + usage.ShortID(q.Key) + ")"
 }
 
 func resetsAt(q exporter.Quota) string {
@@ -145,13 +147,18 @@ func countOf(cmd *cobra.Command, config *configs.Config, name string) (count str
 	for _, q := range found.Quotas {
 		if q.Quota == name {
 			count = q.Count
-			keys++
+			if q.Key != "" {
+				keys++
+			}
 		}
 	}
-	if keys > 0 {
-		return count, keys, nil
+	switch {
+	case count == "":
+		return "", 0, fmt.Errorf("find quota %q: there is none; see `nettally quota list`", name)
+	case keys == 0:
+		return "", 0, fmt.Errorf("set quota %s: no container is counted by it yet", name)
 	}
-	return "", 0, fmt.Errorf("find quota %q: it has no key yet, or there is none; see `nettally quota list`", name)
+	return count, keys, nil
 }
 
 func newQuotaReset() *cobra.Command {
@@ -206,7 +213,7 @@ func quotaRules(config *configs.Config) []quota.Rule {
 				Namespace: q.Match.Namespace, Pod: q.Match.Pod, User: q.Match.User,
 			},
 			Period:     quota.Period{Every: quota.Every(q.Every), Day: q.Day, Location: q.Location, Window: q.Window},
-			Projection: q.Projection, Initial: q.Initial, Notify: q.Notify,
+			Projection: q.Projection, Initial: q.Initial, Decimal: q.Decimal, Notify: q.Notify,
 		}
 		for _, l := range q.Match.Labels {
 			rules[i].Match.Labels = append(rules[i].Match.Labels, quota.LabelMatch(l))

@@ -50,11 +50,11 @@ func someStanding() *standing {
 func TestQuotaList(t *testing.T) {
 	s := someStanding()
 	flags := serving(t, exporter.Options{Quotas: s})
-	want := `QUOTA   KEY                 USED            LIMIT                                 RATIO   PROJECTED  RESETS AT         ALERTS
-egress  w�eb                85GiB           100GiB          █████████████████     85.0%   170GiB     2026-12-15 00:00  50,80
-egress  db                  0B              100GiB                                0.0%    -          2026-12-15 00:00  -
-syn     web (3f3f3f3f3f3f)  300 requests/s  200 requests/s  ████████████████████  150.0%  -          -                 rate
-all     all                 5 packets       10 packets      ██████████            50.0%   -          lifetime          -`
+	want := `QUOTA   KEY                 USED            LIMIT           RATIO   PROJECTED  RESETS AT         ALERTS
+egress  w�eb                85GiB           100GiB          85.0%   170GiB     2026-12-15 00:00  50,80
+egress  db                  0B              100GiB          0.0%    -          2026-12-15 00:00  -
+syn     web (3f3f3f3f3f3f)  300 requests/s  200 requests/s  150.0%  -          -                 rate
+all     all                 5 packets       10 packets      50.0%   -          lifetime          -`
 	if diff := cmp.Diff(want, trimmed(mustOutput(t, append([]string{"quota", "list"}, flags...)...))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -63,6 +63,16 @@ all     all                 5 packets       10 packets      ██████�
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in %s", want, got)
 		}
+	}
+	s.status = []quota.Status{
+		{Quota: "m", Key: "web", Per: "name", Count: quota.TotalBytes, Used: 250e3, Limit: 1e6, Unit: "bytes", Decimal: true, Ratio: 0.25, Every: quota.Lifetime},
+		{Quota: "none", Per: "name", Count: quota.TotalBytes, Limit: 100e9, Unit: "bytes", Decimal: true, Every: quota.Monthly, PeriodEnd: time.Date(2026, 12, 15, 0, 0, 0, 0, time.Local)},
+	}
+	want = `QUOTA  KEY  USED   LIMIT  RATIO  PROJECTED  RESETS AT         ALERTS
+m      web  250kB  1MB    25.0%  -          lifetime          -
+none   -    0B     100GB  0.0%   -          2026-12-15 00:00  -`
+	if diff := cmp.Diff(want, trimmed(mustOutput(t, append([]string{"quota", "list"}, flags...)...))); diff != "" {
+		t.Errorf("decimal, and a quota without a key (-want +got):\n%s", diff)
 	}
 	s.status = nil
 	if got := mustOutput(t, append([]string{"quota", "list"}, flags...)...); got != "no quotas; see quotas in the configuration\n" {
@@ -81,6 +91,7 @@ func TestQuotaListWithWrongClock(t *testing.T) {
 
 func TestQuotaChanges(t *testing.T) {
 	s := someStanding()
+	s.status = append(s.status, quota.Status{Quota: "none", Per: "name", Count: quota.TotalBytes, Limit: 1e9, Unit: "bytes"})
 	flags := serving(t, exporter.Options{Quotas: s})
 	for _, args := range [][]string{
 		{"set", "egress", "1.5GiB", "--key", "db"}, {"set", "all", "7k"}, {"reset", "egress", "--key", "db"}, {"reset", "egress", "--all"},
@@ -103,7 +114,8 @@ func TestQuotaChanges(t *testing.T) {
 		{[]string{"set", "egress", "5"}, true, `wrong use: AMOUNT: expected an amount with a unit such as 100GiB or 1.5TB, got "5"`},
 		{[]string{"set", "all", "5GB"}, true, `wrong use: AMOUNT: expected a number such as 1000 or 5M, got "5GB"`},
 		{[]string{"set", "egress", "0B"}, true, "wrong use: quota egress has 2 keys: give --key to say whose usage it is"},
-		{[]string{"set", "other", "5GB"}, false, "find quota \"other\": it has no key yet, or there is none; see `nettally quota list`"},
+		{[]string{"set", "other", "5GB"}, false, "find quota \"other\": there is none; see `nettally quota list`"},
+		{[]string{"set", "none", "5GB"}, false, "set quota none: no container is counted by it yet"},
 		{[]string{"reset", "egress"}, true, "wrong use: give either --key or --all: see `nettally quota reset --help`"},
 		{[]string{"reset", "egress", "--key", "nobody"}, false, "change quota by " + socket +
 			": 404 Not Found: find key \"nobody\" of quota egress: there is none; see `nettally quota list`"},
@@ -151,7 +163,7 @@ notifiers: [{name: log, log: {}}]
 		t.Fatal(err)
 	}
 	want := []quota.Rule{{
-		Name: "a", Per: "label:team", Count: quota.TransmitBytes, Limit: 1000, AlertAt: []int{1, 2}, Projection: true, Initial: 5, Notify: []string{"log"},
+		Name: "a", Per: "label:team", Count: quota.TransmitBytes, Limit: 1000, AlertAt: []int{1, 2}, Projection: true, Initial: 5, Decimal: true, Notify: []string{"log"},
 		Match:  quota.Match{Name: "n", ID: "i", Image: "m", Runtime: "r", Namespace: "s", Pod: "p", User: "1000", Labels: []quota.LabelMatch{{Name: "team", Value: "x*"}}},
 		Period: quota.Period{Every: quota.Monthly, Day: 15, Location: tokyo},
 	}, {

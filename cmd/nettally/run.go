@@ -155,6 +155,7 @@ func (d *daemon) wire() (err error) {
 			c := d.config.Load()
 			return exporter.Settings{
 				Families:         c.Metrics.Families,
+				Labels:           c.Names.Labels,
 				SeriesPerQuota:   c.Limits.SeriesPerQuota,
 				CompatCAdvisor:   c.Metrics.Compat == configs.CompatCadvisor,
 				MetricsRetention: c.Retention.Metrics,
@@ -211,8 +212,9 @@ func (d *daemon) open(datapath usage.Datapath) error {
 			r := d.config.Load().Retention
 			return r.Hours, r.Days
 		},
-		Clock: d.clock,
-		Log:   d.log,
+		Labels: func() []string { return d.config.Load().Names.Labels },
+		Clock:  d.clock,
+		Log:    d.log,
 	})
 	d.closers = append(d.closers, d.ledger)
 	records, err := d.ledger.Load(d.config.Load().Retention.API)
@@ -314,7 +316,7 @@ func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
 func (d *daemon) watching() []prometheus.Collector {
 	degraded := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nettally_watch_degraded",
-		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late; the log says why.",
+		Help: "1 while inotify or netlink events can't be had, so that changes are found seconds late, or while the cgroup hierarchy is lost; the log says why.",
 	}, func() float64 {
 		if d.watch.Degraded() != nil {
 			return 1
@@ -355,6 +357,9 @@ func (d *daemon) attaching() controller.Settings {
 }
 
 func (d *daemon) ready() error {
+	if err := d.watch.Degraded(); errors.Is(err, watcher.ErrRootLost) {
+		return err
+	}
 	select {
 	case <-d.control.ready:
 		return nil

@@ -43,15 +43,22 @@ func shown(r rune) rune {
 	return r
 }
 
+// display is a screen, and what can be shown there.
+type display struct {
+	io.Writer
+	look
+}
+
 // screen is where commands write to. What could come through all the same is replaced there,
 // except for the ends of lines and the tabs that are our own.
 func screen(w io.Writer) io.Writer {
-	return transform.NewWriter(w, runes.Map(func(r rune) rune {
+	look := lookAt(w)
+	return &display{transform.NewWriter(w, runes.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
-		return shown(r)
-	}))
+		return look.shown(r)
+	})), look}
 }
 
 // say prints one line.
@@ -71,7 +78,10 @@ func complain(w io.Writer, err error) {
 }
 
 // table is printed with its columns aligned.
-type table struct{ rows [][]string }
+type table struct {
+	rows [][]string
+	bars int // the column of bars, 0 for none
+}
 
 func newTable(titles ...string) *table {
 	t := &table{}
@@ -88,13 +98,23 @@ func (t *table) row(cells ...string) {
 	t.rows = append(t.rows, row)
 }
 
+// between is how many spaces are between two columns.
+const between = 2
+
+// print prints the table. Bars are for terminals, and for those that have room for them.
 func (t *table) print(w io.Writer) error {
-	const between = 2
-	widths := make([]int, len(t.rows[0]))
+	look := lookOf(w)
 	for _, row := range t.rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], columns(cell))
+		for i := range row {
+			row[i] = strings.Map(look.shown, row[i])
 		}
+	}
+	widths := t.widths()
+	if t.bars > 0 && !(look.terminal && wide(widths) <= look.columns) {
+		for i := range t.rows {
+			t.rows[i] = slices.Delete(t.rows[i], t.bars, t.bars+1)
+		}
+		widths = t.widths()
 	}
 	var text bytes.Buffer
 	for _, row := range t.rows {
@@ -108,6 +128,25 @@ func (t *table) print(w io.Writer) error {
 	}
 	_, err := w.Write(text.Bytes())
 	return err
+}
+
+// widths returns how wide each column is.
+func (t *table) widths() []int {
+	widths := make([]int, len(t.rows[0]))
+	for _, row := range t.rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], columns(cell))
+		}
+	}
+	return widths
+}
+
+// wide returns how wide a table is whose columns have these widths.
+func wide(widths []int) (n int) {
+	for _, width := range widths {
+		n += width + between
+	}
+	return n - between
 }
 
 // columns is how wide a terminal shows a text that is printable: marks stand on the character
@@ -134,7 +173,7 @@ func printJSON[T any](w io.Writer, found *T) error {
 	if err := e.Encode(found); err != nil {
 		return err
 	}
-	_, err := w.Write(escape(text.Bytes(), jsonEscape))
+	_, err := w.Write(escapeFor(lookOf(w), text.Bytes(), jsonEscape))
 	return err
 }
 
@@ -154,8 +193,8 @@ func printYAML(w io.Writer, config *configs.Config) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(text, escape(text, yamlEscape)) {
-		if text, err = escapedYAML(text); err != nil {
+	if look := lookOf(w); !bytes.Equal(text, escapeFor(look, text, yamlEscape)) {
+		if text, err = escapedYAML(look, text); err != nil {
 			return err
 		}
 	}
@@ -164,35 +203,40 @@ func printYAML(w io.Writer, config *configs.Config) error {
 }
 
 // escapedYAML is the same document with escapes, which YAML knows within " only.
-func escapedYAML(text []byte) ([]byte, error) {
+func escapedYAML(look look, text []byte) ([]byte, error) {
 	var document yaml.Node
 	if err := yaml.Unmarshal(text, &document); err != nil {
 		return nil, err
 	}
-	quote(&document)
+	quote(look, &document)
 	var quoted bytes.Buffer
 	e := yaml.NewEncoder(&quoted)
 	e.SetIndent(2)
 	if err := errors.Join(e.Encode(&document), e.Close()); err != nil {
 		return nil, err
 	}
-	return escape(quoted.Bytes(), yamlEscape), nil
+	return escapeFor(look, quoted.Bytes(), yamlEscape), nil
 }
 
-func quote(n *yaml.Node) {
-	if n.Kind == yaml.ScalarNode && printable(n.Value) != n.Value {
+func quote(look look, n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && strings.Map(look.shown, n.Value) != n.Value {
 		n.Style = yaml.DoubleQuotedStyle
 	}
 	for _, child := range n.Content {
-		quote(child)
+		quote(look, child)
 	}
 }
 
 // escape replaces what is not shown, but for ends of lines, by how the format writes it.
 func escape(text []byte, as func(out []byte, r rune) []byte) []byte {
+	return escapeFor(look{}, text, as)
+}
+
+// escapeFor is escape for what can be shown somewhere.
+func escapeFor(look look, text []byte, as func(out []byte, r rune) []byte) []byte {
 	var out []byte
 	for _, r := range string(text) {
-		if r == '\n' || shown(r) == r {
+		if r == '\n' || look.shown(r) == r {
 			out = utf8.AppendRune(out, r)
 		} else {
 			out = as(out, r)

@@ -77,7 +77,7 @@ type check struct {
 	sound  reading // nothing was missing then, and what is missing now has been since
 	last   reading
 	leaks  time.Time // since when something has been missing, zero while nothing is
-	before *counted // for the next reading, nil if that was not taken
+	before *counted  // for the next reading, nil if that was not taken
 	open   unsettled
 	// excess is how much more we have counted than the kernel, of all time: a qdisc or a program
 	// behind our hook has dropped that. It hides none of what we miss later.

@@ -107,7 +107,7 @@ func New(o Options) *Controller {
 		ends:    make(chan []watcher.HostVeth, 1),
 		adopted: make(chan struct{}),
 	}
-	c.veths = veths{keeper: c.keeper, known: map[int]*veth{}, jobs: newJobs(), unclean: map[int]bool{}}
+	c.veths = veths{keeper: c.keeper, known: map[int]*veth{}, excluded: map[int]bool{}, jobs: newJobs(), unclean: map[int]bool{}}
 	c.uplinks = uplinks{c.keeper, map[usage.Target]*uplink{}}
 	c.groups = groups{c.keeper, map[roster.Key]*group{}}
 	return c

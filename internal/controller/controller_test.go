@@ -39,6 +39,7 @@ type rig struct {
 	watch    *watcher.Watcher
 	reload   func()
 	excluded atomic.Pointer[string] // the host interface that is not to be counted
+	unknown  atomic.Pointer[string] // the container that is not to be known
 	mode     Mode
 	cgroup   atomic.Pointer[CgroupMode] // nil: off
 	unified  string                     // where the cgroup2 hierarchy is
@@ -133,7 +134,10 @@ func (r *rig) run(source func(context.Context, chan<- watcher.Event) error) {
 		Settings: func() roster.Settings {
 			mine := fmt.Sprintf("/nettally-testnet-%d/", os.Getpid())
 			return roster.Settings{
-				Container: func(c watcher.Container) bool { return strings.HasPrefix(c.Cgroup, mine) },
+				Container: func(c watcher.Container) bool {
+					unknown := r.unknown.Load()
+					return strings.HasPrefix(c.Cgroup, mine) && (unknown == nil || c.ID != *unknown)
+				},
 				Reconcile: time.Minute,
 			}
 		},
@@ -334,13 +338,14 @@ func TestExclude(t *testing.T) {
 	r.excluded.Store(&c.Interfaces[0].HostName)
 	r.reload()
 	r.wait(c.ID, "excluded", func(c usage.Container) bool { return !c.Interfaces[0].Attached })
+	r.waitReason(c.ID, usage.InterfaceExcluded)
 	if after := nettest.TakeSnapshot(t, scope); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("excluded, and not as before:\n%v\n%v", after, before)
 	}
 
 	r.excluded.Store(nil)
 	r.reload()
-	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached })
+	r.wait(c.ID, "included", func(c usage.Container) bool { return c.Interfaces[0].Attached && c.Accounted() })
 	upload(t, c, peer, c.Interfaces[0], 10)
 	r.sent(c.ID, 10)
 }

@@ -25,6 +25,11 @@ const (
 func (c *Controller) countInside(known *member, box *space, found watcher.Sandbox) (sum tally) {
 	wanted, open := c.wantedInside(known, box, found)
 	box.uplinks, box.looked, sum.Waiting = len(wanted)+open > 0, time.Now(), open
+	for _, i := range found.Interfaces {
+		if i.Uplink && known.Found.ParentID == "" && !c.Settings().Interface(i.Name) {
+			sum.Excluded++
+		}
+	}
 	all, attached := c.uplinks.in(box.ID)
 	if len(wanted)+all == 0 {
 		return sum
@@ -54,8 +59,9 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		}
 		if err := c.uplinks.keep(in, u, known.ID); err != nil {
 			c.uplinks.notKept(u, known.ID, err)
-		} else {
+		} else if u.attached() {
 			delete(box.left, i.Index)
+			c.rename(&u.attachment, in.site(u.Ifindex), known.Key, i)
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
@@ -102,7 +108,7 @@ func (c *Controller) succeedInside(to roster.Member, found watcher.Sandbox, orph
 	}
 	defer c.exit(known, in)
 	for _, u := range left {
-		err = errors.Join(err, c.succeed(&u.attachment, in.site(u.Ifindex)))
+		err = errors.Join(err, c.succeed(&u.attachment, in.site(u.Ifindex), hasEnded))
 	}
 	return err
 }
@@ -223,6 +229,7 @@ func (c *Controller) lookInside(box *space) []roster.Hint {
 		return nil
 	}
 	box.NSID = found.NetNSID
+	c.assign(owner.Member, box, found.Interfaces) // one that was renamed
 	if sum := c.countInside(owner, box, found); sum.Waiting > 0 {
 		return []roster.Hint{{Key: box.owner}}
 	}

@@ -478,6 +478,7 @@ func TestInsideChanges(t *testing.T) {
 	r.excluded.Store(&name)
 	r.reload()
 	r.wait(c.ID, "excluded", func(u usage.Container) bool { return u.Interfaces[0].Attached && !u.Interfaces[1].Attached })
+	r.waitReason(c.ID, usage.InterfaceExcluded)
 	if s := nettest.TakeSnapshot(t, scope); strings.Contains(fmt.Sprint(s), "eth1 clsact") || strings.Contains(fmt.Sprint(s.Qdiscs), "dev eth1 parent ffff") {
 		t.Errorf("something is left on eth1: %v", s)
 	}

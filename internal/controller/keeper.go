@@ -8,6 +8,7 @@ import (
 
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
 )
 
 // keeper takes attachments through their lives, wherever they are.
@@ -107,8 +108,9 @@ func (k keeper) give(target usage.Target, to roster.Key, name, known string) (su
 	return sum
 }
 
-// succeed counts something on another slot, for the next owner.
-func (k keeper) succeed(a *attachment, at site) error {
+// succeed counts something on another slot, for the next owner or under another name. What was
+// counted so far stays where it was.
+func (k keeper) succeed(a *attachment, at site, why string) error {
 	swap := func(slot uint16) error {
 		_, err := at.attach(slot, nil)
 		return err
@@ -121,8 +123,22 @@ func (k keeper) succeed(a *attachment, at site) error {
 		return err // it is tried again
 	}
 	a.slot, a.check = slot, k.begin(a, at, unsettled{})
-	k.Log.Info("the container that had an interface has ended: counting for another", a.kind(), a.name, "target", a.Target)
+	k.Log.Info(why, a.kind(), a.name, "target", a.Target)
 	return err
+}
+
+// hasEnded is why an interface is counted for another container.
+const hasEnded = "the container that had an interface has ended: counting for another"
+
+// rename has an interface that its container calls otherwise by now counted under that name
+// from now on. One that is down may be about to be renamed again.
+func (k keeper) rename(a *attachment, at site, of roster.Key, i watcher.Interface) {
+	if !i.Up || !k.Accounts.Renamed(a.Target, of.ID, i.Name) || k.Accounts.InHandover(a.Target) {
+		return
+	}
+	if err := k.succeed(a, at, "an interface has another name in its container: counting under that"); err != nil {
+		k.Log.Warn("could not count an interface under another name", a.kind(), a.name, "target", a.Target, "err", err)
+	}
 }
 
 // putBack puts our programs back where somebody removed them. What passed meanwhile is seeded,

@@ -116,6 +116,7 @@ func (t tally) plus(u tally) tally {
 	t.Failed += u.Failed
 	t.Waiting += u.Waiting
 	t.Others += u.Others
+	t.Excluded += u.Excluded
 	return t
 }
 
@@ -148,6 +149,8 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 	for _, i := range interfaces {
 		v := c.veths.known[i.HostIndex]
 		switch {
+		case c.veths.excluded[i.HostIndex]:
+			sum.Excluded++
 		case v == nil || v.isElsewhere():
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached() && v.atWork():
@@ -158,6 +161,9 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 			box.unnamed = interfaces
 			sum.Waiting++
 		default:
+			if !v.atWork() {
+				c.rename(&v.attachment, c.veths.at(v), owner.Key, i)
+			}
 			sum = sum.plus(c.give(v.Target, owner.Key, i.Name, v.name))
 		}
 	}
@@ -181,7 +187,7 @@ func (c *Controller) Succeed(to roster.Member, ended []roster.Key, in roster.Loc
 			failed = errors.Join(failed, errMoving)
 			continue
 		}
-		failed = errors.Join(failed, c.succeed(&v.attachment, c.veths.at(v)))
+		failed = errors.Join(failed, c.succeed(&v.attachment, c.veths.at(v), hasEnded))
 	}
 	return errors.Join(failed, c.succeedInside(to, in.Found, orphaned))
 }
@@ -212,6 +218,7 @@ func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
 // vethGone ends the counting of a host veth that is gone. One that was moved to another namespace
 // is the container's way out still, and is counted at the container's end.
 func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
+	delete(c.veths.excluded, index)
 	v := c.veths.known[index]
 	if v == nil {
 		return nil

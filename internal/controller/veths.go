@@ -16,6 +16,7 @@ import (
 type veths struct {
 	keeper
 	known     map[int]*veth // by ifindex
+	excluded  map[int]bool  // those that are not to be counted
 	jobs      *jobs
 	busy      map[int]bool // those of containers at work, while we start
 	bandwidth bool         // a CNI configuration names that plugin
@@ -57,9 +58,11 @@ func (s *veths) at(v *veth) site { return s.on(v.hook, v) }
 // of it. inside says that its other end is counted already.
 func (s *veths) seen(link watcher.HostVeth, seenAt time.Time, inside bool) []roster.Hint {
 	if !s.Settings().Interface(link.Name) {
+		s.excluded[link.Index] = true
 		s.exclude(link.Index)
 		return nil
 	}
+	delete(s.excluded, link.Index)
 	v := s.known[link.Index]
 	fresh := v == nil
 	if fresh {

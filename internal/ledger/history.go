@@ -136,10 +136,15 @@ type answer struct {
 	ledger *Ledger
 	tx     *sql.Tx
 	keys   map[int64]string // by subject; the others are not asked for
+	labels map[string]bool  // that are asked for, and whether there are any
 }
 
 func (a *answer) rows() ([]Row, error) {
-	if err := a.subjects(); err != nil || len(a.keys) == 0 {
+	err := a.subjects()
+	if err == nil {
+		err = a.checkLabels()
+	}
+	if err != nil || len(a.keys) == 0 {
 		return nil, err
 	}
 	query, args, err := a.statement()
@@ -175,7 +180,13 @@ func (a *answer) subjects() error {
 		return err
 	}
 	defer rows.Close()
-	a.keys = map[int64]string{}
+	a.keys, a.labels = map[int64]string{}, map[string]bool{}
+	if label, ok := strings.CutPrefix(a.By, LabelPrefix); ok {
+		a.labels[label] = false
+	}
+	if a.LabelKey != "" {
+		a.labels[a.LabelKey] = false
+	}
 	containers := map[string][]int64{}
 	for rows.Next() {
 		var id int64
@@ -187,6 +198,10 @@ func (a *answer) subjects() error {
 		if err != nil {
 			return fmt.Errorf("%w: labels of subject %d: %v", errDamaged, id, err)
 		}
+		for label, known := range a.labels {
+			_, has := labels[label]
+			a.labels[label] = known || has
+		}
 		if a.wants(s, labels) {
 			a.keys[id] = a.key(s, labels)
 			containers[s.containerID] = append(containers[s.containerID], id)
@@ -196,6 +211,20 @@ func (a *answer) subjects() error {
 		return errors.Join(rows.Err(), a.only(containers))
 	}
 	return rows.Err()
+}
+
+// checkLabels returns an error about a label that no usage has, nor will: it is not kept.
+func (a *answer) checkLabels() error {
+	var kept []string
+	if a.ledger.Labels != nil {
+		kept = a.ledger.Labels()
+	}
+	for label, known := range a.labels {
+		if !known && !slices.Contains(kept, label) {
+			return fmt.Errorf("%w: no usage has the label %q: names.labels says which are kept", ErrBadQuery, label)
+		}
+	}
+	return nil
 }
 
 // only leaves the container that is asked for by its full id, of all that begin so.

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -214,6 +216,8 @@ func TestBadQueries(t *testing.T) {
 		{Query{Name: "[a"}, `read history: bad query: name "[a": syntax error in pattern`},
 		{Query{From: noon, To: noon}, `read history: bad query: it ends before it begins`},
 		{Query{LabelValue: "x"}, `read history: bad query: a label's value without its name`},
+		{Query{By: "label:nope"}, `read history: bad query: no usage has the label "nope": names.labels says which are kept`},
+		{Query{LabelKey: "nope", LabelValue: "x"}, `read history: bad query: no usage has the label "nope": names.labels says which are kept`},
 		{Query{Container: "a"}, `read history: bad query: 2 containers begin with "a"`},
 	}
 	for _, test := range tests {
@@ -221,6 +225,63 @@ func TestBadQueries(t *testing.T) {
 		if err == nil || err.Error() != test.want || !errors.Is(err, ErrBadQuery) {
 			t.Errorf("%+v: %v, want %s", test.query, err, test.want)
 		}
+	}
+}
+
+// A label that is kept may be asked for before any usage has it, and one that was kept after.
+func TestHistoryOfKeptLabels(t *testing.T) {
+	b := filled(t)
+	b.Labels = func() []string { return []string{"new"} }
+	same(t, len(b.received(Query{LabelKey: "new"})), 0)
+	same(t, b.received(Query{LabelKey: "x"}), []string{"03-13 00:00 db 50"})
+	if _, err := b.History(context.Background(), Query{By: "label:nope", Name: "web"}); !errors.Is(err, ErrBadQuery) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The ledger is there to be read without the process that keeps it, ended in whichever way,
+// and beside it. Nothing is made or changed by that.
+func TestOpenToRead(t *testing.T) {
+	b := filled(t)
+	read := func() (got []string) {
+		t.Helper()
+		l, err := OpenToRead(context.Background(), Options{Path: b.path, Location: b.in, Clock: b.Clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows, err := l.History(context.Background(), Query{Step: Month, Name: "web", To: b.now})
+		if err = errors.Join(err, l.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			got = append(got, fmt.Sprint(r.Key, " ", r.Receive.Bytes))
+		}
+		return got
+	}
+	want := []string{"web 7200"}
+	same(t, read(), want) // beside it
+
+	killed := filepath.Join(t.TempDir(), "ledger.db")
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		content, err := os.ReadFile(b.path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(killed+suffix, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.stop()
+	same(t, read(), want)
+	b.path = killed
+	same(t, read(), want)
+
+	missing := filepath.Join(t.TempDir(), "state", "ledger.db")
+	if _, err := OpenToRead(context.Background(), Options{Path: missing, Clock: b.Clock}); err == nil {
+		t.Error("a ledger that is not there")
+	}
+	if _, err := os.Stat(filepath.Dir(missing)); err == nil {
+		t.Error("its folder was made")
 	}
 }
 

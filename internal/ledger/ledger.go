@@ -39,6 +39,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -46,10 +47,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/nettally/nettally/internal/trusted"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/internal/wallclock"
 )
@@ -70,6 +73,9 @@ type Options struct {
 	Retention func() (hours, days time.Duration)
 	// Interval is the time between two flushes, 0 for 10 s.
 	Interval time.Duration
+	// Labels returns the keys of labels that are kept. History may be asked for those, and for
+	// what other usage has.
+	Labels func() []string
 	// Location says when hours, days and months begin; nil is time.Local.
 	Location *time.Location
 	// Clock is held against the last write, and says what time it is.
@@ -138,6 +144,30 @@ func New(o Options) *Ledger {
 	}
 	l.closed = sync.OnceValue(l.end)
 	return l
+}
+
+// OpenToRead opens a ledger for [Ledger.History], with or without a process that keeps it. It
+// makes and changes nothing, and the ledger is as it was last written. The caller closes it.
+func OpenToRead(ctx context.Context, o Options) (*Ledger, error) {
+	l := New(o)
+	path, err := filepath.Abs(l.Path)
+	for _, kept := range []string{filepath.Dir(path), path} {
+		err = cmp.Or(err, trusted.Check(kept))
+	}
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	f, v, err := openReadable(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+	}
+	if newest := len(migrations()); v != newest {
+		return nil, errors.Join(fmt.Errorf("open ledger %s: it is of another version of nettally (%d, here %d)", path, v, newest), f.shut())
+	}
+	return l, l.replace(f)
 }
 
 // Load returns what is kept of the containers that ran when it was last written, or

@@ -71,6 +71,7 @@ func TestCount(t *testing.T) {
 		w.hosted("a", 9, 2)
 		w.pass(pollEvery)
 		w.want("a", duplex{})
+		w.is("a", usage.InterfaceExcluded)
 		delete(w.excluded, "veth0")
 		w.roster.Reload()
 		w.pass(pollEvery)
@@ -80,9 +81,11 @@ func TestCount(t *testing.T) {
 		if _, seeded := w.counted("a"); seeded != traffic(10, 10) {
 			w.t.Errorf("seeded %v: it was excluded then", seeded)
 		}
+		w.is("a", usage.Accounted)
 		w.excluded["veth0"] = true
 		w.roster.Reload()
 		w.pass(pollEvery)
+		w.is("a", usage.InterfaceExcluded)
 		w.write("a", eth0(2, traffic(100, 100)))
 		w.pass(pollEvery)
 		w.want("a", traffic(15, 16))

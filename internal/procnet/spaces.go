@@ -179,6 +179,8 @@ func (b *Backend) outcome(s *space, key roster.Key) (o roster.Outcome) {
 			o.Failed++
 		case i.waits:
 			o.Waiting++
+		case i.skipped:
+			o.Excluded++
 		}
 	}
 	return o

@@ -97,7 +97,7 @@ func (b *book) end(a *entry, st *state, when, now time.Time) {
 // say logs a change of an alert, which the check that runs returns.
 func (b *book) say(a *entry) {
 	b.said = append(b.said, a.Alert)
-	b.out.log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", a.Used, "limit", a.Limit)
+	b.out.log.Info("quota alert", "quota", a.Quota, "key", a.Key, "level", a.Level, "state", a.State, "used", Whole(a.Used), "limit", Whole(a.Limit), "unit", a.Unit)
 }
 
 // note numbers a change of an alert.

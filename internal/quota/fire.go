@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
+	"github.com/nettally/nettally/internal/usage"
 )
 
 // fire says that a level was reached, unless it fires. What fires again, as in a period that
@@ -64,6 +64,8 @@ func (e *Engine) resolve(a *entry, when time.Time) {
 	if r := e.rules[a.Quota]; r != nil && r.states[a.Key] != nil {
 		st = r.states[a.Key]
 		e.measure(a, st, when)
+		a.State = Resolved
+		a.Summary = summary(a, st)
 	}
 	e.book.end(a, st, when, e.now)
 }
@@ -110,13 +112,16 @@ func summary(a *entry, st *state) string {
 	r, who := st.rule, st.key
 	switch {
 	case r.Per == PerContainer && st.name != "" && st.name != st.key:
-		who = st.name + " (" + st.key[:min(12, len(st.key))] + ")"
+		who = st.name + " (" + usage.ShortID(st.key) + ")"
 	case r.Per == PerAll:
 		who = "Everything together"
 	}
+	show := func(n float64) string { return Amount(n, a.Unit, r.Decimal) }
+	if a.Level == LevelRate && a.State == Resolved {
+		return fmt.Sprintf("Resolved: %s is at %s; the bound is %s (quota %s)", who, show(a.Used), show(a.Limit), a.Quota)
+	}
 	if a.Level == LevelRate {
-		return fmt.Sprintf("%s is at %s, above %s for %s (quota %s)", who, Amount(a.Used, a.Unit),
-			Amount(a.Limit, a.Unit), r.Rate.For, a.Quota)
+		return fmt.Sprintf("%s is at %s, above %s for %s (quota %s)", who, show(a.Used), show(a.Limit), r.Rate.For, a.Quota)
 	}
 	until := ""
 	if !a.PeriodEnd.IsZero() {
@@ -125,26 +130,11 @@ func summary(a *entry, st *state) string {
 	if r.Period.Every == Rolling {
 		until = " in " + r.Period.Window.String()
 	}
-	if a.Level == LevelProjection {
-		return fmt.Sprintf("%s is going to use %s of %s%s (quota %s)", who, Amount(a.Projected, a.Unit),
-			Amount(a.Limit, a.Unit), until, a.Quota)
+	switch {
+	case a.State == Resolved:
+		return fmt.Sprintf("Resolved: %s has used %s of %s%s (quota %s)", who, show(a.Used), show(a.Limit), until, a.Quota)
+	case a.Level == LevelProjection:
+		return fmt.Sprintf("%s is going to use %s of %s%s (quota %s)", who, show(a.Projected), show(a.Limit), until, a.Quota)
 	}
-	return fmt.Sprintf("%s has used %s of %s%s, %s %% or more (quota %s)", who, Amount(a.Used, a.Unit),
-		Amount(a.Limit, a.Unit), until, a.Level, a.Quota)
-}
-
-// Amount writes an amount as people read it: "1.5GiB", "200 packets", "10Mbit/s".
-func Amount(n float64, unit string) string {
-	what, rate := strings.CutSuffix(unit, "/s")
-	per := ""
-	if rate {
-		per = "/s"
-	}
-	switch what {
-	case Bytes:
-		return units.BytesSize(n) + per
-	case "bits":
-		return units.CustomSize("%.4g%s", n, 1000, []string{"bit", "kbit", "Mbit", "Gbit", "Tbit"}) + per
-	}
-	return fmt.Sprintf("%.4g %s%s", n, what, per)
+	return fmt.Sprintf("%s has used %s of %s%s, %s %% or more (quota %s)", who, show(a.Used), show(a.Limit), until, a.Level, a.Quota)
 }

@@ -235,7 +235,9 @@ func (b *bench) pass(d time.Duration) []Alert {
 func (b *bench) used() map[string]uint64 {
 	all := map[string]uint64{}
 	for _, s := range b.engine.Status() {
-		all[s.Quota+"/"+s.Key] = uint64(s.Used)
+		if s.Key != "" {
+			all[s.Quota+"/"+s.Key] = uint64(s.Used)
+		}
 	}
 	return all
 }

@@ -68,6 +68,9 @@ type Rule struct {
 	Initial uint64
 
 	Rate *Rate // nil for a rule with a limit
+	// Decimal says that the limit or the rate was given in kB, MB, …: so its amounts of bytes
+	// are shown. Else they are in KiB, MiB, ….
+	Decimal bool
 
 	Notify []string // names of notifiers
 }

@@ -17,10 +17,10 @@ var ErrUnknown = errors.New("there is none")
 // ErrNotNow is wrapped by errors that are over after a while.
 var ErrNotNow = errors.New("what was used before is not known yet; try again")
 
-// Status is how one key of a rule stands.
+// Status is how one key of a rule stands, or a rule that has none yet.
 type Status struct {
 	Quota  string
-	Key    string
+	Key    string // "" of a rule without any: no container is counted by it
 	Name   string // of the container that was counted last
 	Per    string
 	Count  Count
@@ -29,7 +29,9 @@ type Status struct {
 	Used  float64 // in Unit; of a rate, what it is now
 	Limit float64 // in Unit
 	Unit  string  // as that of an Alert
-	Ratio float64 // Used / Limit
+	// Decimal says that bytes are shown in kB, MB, …, as the limit was given.
+	Decimal bool
+	Ratio   float64 // Used / Limit
 
 	Every       Every     // "" of a rate
 	PeriodStart time.Time // zero where there is no period
@@ -50,12 +52,16 @@ type Level struct {
 }
 
 // Status returns how all keys of all rules stand as of the last check: by the rules'
-// order, then by key.
+// order, then by key. A rule without a key is there as well.
 func (e *Engine) Status() []Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := []Status{}
 	for _, r := range e.ordered {
+		if len(r.states) == 0 {
+			all = append(all, e.status(&state{rule: r}))
+			continue
+		}
 		from := len(all)
 		for _, st := range r.states {
 			all = append(all, e.status(st))
@@ -70,11 +76,11 @@ func (e *Engine) status(st *state) Status {
 	s := Status{
 		Quota: r.Name, Key: st.key, Name: st.name, Per: r.Per, Count: r.Count, Unit: r.unit(),
 		Source: [...]string{"", sourceInterface, sourceIP, "mixed"}[st.sources],
-		Used:   float64(st.used), Limit: float64(r.Limit), Every: r.Period.Every, Notify: r.Notify,
+		Used:   float64(st.used), Limit: float64(r.Limit), Decimal: r.Decimal, Every: r.Period.Every, Notify: r.Notify,
 	}
 	if r.Rate != nil {
 		s.Used, s.Limit = e.rate(st)*r.scale(), r.Rate.Above*r.scale()
-		s.Levels = []Level{{LevelRate, st.rating.firing}}
+		s.Levels = []Level{{LevelRate, st.rating != nil && st.rating.firing}}
 	} else {
 		s.PeriodStart = r.start
 		if r.Period.calendar() {
@@ -83,7 +89,9 @@ func (e *Engine) status(st *state) Status {
 		if r.Period.Every == Rolling {
 			s.PeriodStart = e.last.Add(-r.Period.Window)
 		}
-		s.Projected, s.Predictable = st.project(e.last)
+		if st.key != "" {
+			s.Projected, s.Predictable = st.project(e.last)
+		}
 	}
 	if s.Limit > 0 {
 		s.Ratio = s.Used / s.Limit

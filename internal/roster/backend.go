@@ -65,6 +65,8 @@ type Outcome struct {
 	Failed  int // to be counted, and not
 	Waiting int // for their final name, for a hook, or for their end in the host
 	Others  int // counted for another container
+	// Excluded are not to be counted, by the configuration.
+	Excluded int
 	// Given says that one of them leads to the host: the container did not make it itself.
 	Given bool
 }

@@ -2,7 +2,11 @@
 
 package roster
 
-import "github.com/nettally/nettally/watcher"
+import (
+	"maps"
+
+	"github.com/nettally/nettally/watcher"
+)
 
 // list are the containers of the host at some moment of a listing.
 type list struct {
@@ -49,12 +53,18 @@ func (r *Roster[F]) relist(l list) bool {
 		return false
 	}
 	there := make(map[string]bool, len(l.found)) // by cgroup, since two may have the same id
+	found := make(map[Key]bool, len(l.found))
 	for _, c := range l.found {
 		there[c.Cgroup] = true
+		found[Key{ID: c.ID}] = true
 	}
+	maps.DeleteFunc(r.excluded, func(key Key, _ bool) bool { return !found[key] })
 	for key, m := range r.members {
-		if !there[m.Found.Cgroup] && !meanwhile.came[key] || !r.Settings().Container(m.Found) {
+		switch {
+		case !there[m.Found.Cgroup] && !meanwhile.came[key]:
 			r.stopped(m)
+		case !r.Settings().Container(m.Found):
+			r.exclude(m)
 		}
 	}
 	for _, c := range l.found {

@@ -31,6 +31,8 @@ func (r *Roster[F]) started(found watcher.Container) {
 	}
 	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
 	m.look = plan{delay: firstDelay, of: m, in: r.agendaOf(m)}
+	m.excluded = r.excluded[key]
+	delete(r.excluded, key)
 	r.members[key] = m
 	if r.listing != nil {
 		r.listing.came[key] = true
@@ -61,7 +63,37 @@ func (r *Roster[F]) stopped(m *member) {
 			m.Reason = usage.Accounted
 		}
 	}
-	r.settle(m, m.Reason)
+	r.end(m, m.Reason)
+}
+
+// exclude ends a member that is there and is not to be known any more, by the settings. What
+// its interfaces count from now on is nobody's, or that of another container in its namespace.
+func (r *Roster[F]) exclude(m *member) {
+	r.excluded[m.Key] = true
+	r.Accounts.Stop(m.ID)
+	if err := r.disown(m, m.Key); err != nil {
+		r.Log.Warn("could not end the counting for a container that is excluded", "container_id", m.ID, "err", err)
+	}
+	m.Ended = true
+	r.end(m, usage.Excluded)
+}
+
+// disown has the interfaces that are counted for a container, which may be the empty key,
+// counted on for nobody in a member's namespace.
+func (r *Roster[F]) disown(m *member, counted Key) error {
+	if m.space == nil || m.space.owner != m {
+		return nil
+	}
+	at, err := r.Backend.Locate(m.Member)
+	if err != nil || at.InHost || at.ID != m.space.ID {
+		return err
+	}
+	return r.Backend.Succeed(m.Member, []Key{counted}, at)
+}
+
+// end forgets a member.
+func (r *Roster[F]) end(m *member, reason usage.Reason) {
+	r.settle(m, reason)
 	m.look.end()
 	delete(r.members, m.Key)
 	if r.listing != nil {

@@ -63,11 +63,12 @@ type Options[F any] struct {
 // Roster knows which containers are there. Run it once.
 type Roster[F any] struct {
 	Options[F]
-	members map[Key]*member
-	spaces  map[uint64]*space // by Space.ID
-	inside  map[Key]int       // how many members are right inside of a container
-	users   map[string]int    // how many members a user has
-	hidden  map[Key]bool      // containers of an earlier process, in directories that can't be read
+	members  map[Key]*member
+	spaces   map[uint64]*space // by Space.ID
+	inside   map[Key]int       // how many members are right inside of a container
+	users    map[string]int    // how many members a user has
+	excluded map[Key]bool      // containers that were members, and that the settings leave out since
+	hidden   map[Key]bool      // containers of an earlier process, in directories that can't be read
 	// The looks that are planned at root's members, and at users'.
 	rootLooks, userLooks agenda
 	// first holds where the namespaces are until all containers have been listed once: the
@@ -79,6 +80,7 @@ type Roster[F any] struct {
 	listed  chan list
 
 	reload    chan struct{}
+	reloaded  bool // the settings have changed since everybody was looked at
 	ready     chan struct{}
 	overflows *prometheus.CounterVec
 }
@@ -88,7 +90,9 @@ type member struct {
 	Member
 	made  time.Time // its cgroup; with a monotonic reading
 	space *space    // nil until it is known to be in one of its own
-	look  plan
+	// excluded: it was, a moment ago. What passed meanwhile is none of its.
+	excluded bool
+	look     plan
 
 	astray time.Time      // its processes have been in several namespaces, or in the host's, since then
 	spread watcher.Spread // of its processes, where that is confirmed
@@ -106,16 +110,17 @@ type space struct {
 // New returns a roster that knows nobody. It starts nothing.
 func New[F any](o Options[F]) *Roster[F] {
 	r := &Roster[F]{
-		Options: o,
-		members: map[Key]*member{},
-		spaces:  map[uint64]*space{},
-		inside:  map[Key]int{},
-		users:   map[string]int{},
-		hidden:  map[Key]bool{},
-		first:   map[uint64]Location[F]{},
-		listed:  make(chan list, 1),
-		reload:  make(chan struct{}, 1),
-		ready:   make(chan struct{}),
+		Options:  o,
+		members:  map[Key]*member{},
+		spaces:   map[uint64]*space{},
+		inside:   map[Key]int{},
+		users:    map[string]int{},
+		hidden:   map[Key]bool{},
+		excluded: map[Key]bool{},
+		first:    map[uint64]Location[F]{},
+		listed:   make(chan list, 1),
+		reload:   make(chan struct{}, 1),
+		ready:    make(chan struct{}),
 		overflows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "nettally_watch_overflows_total",
 			Help: "Times that the kernel dropped events, each followed by a look at everything.",
@@ -173,6 +178,7 @@ func (r *Roster[F]) Run(ctx context.Context, events <-chan watcher.Event) error 
 		case <-again:
 			r.lookAgain()
 		case <-r.reload:
+			r.reloaded = true
 			reconcile.Reset(0)
 		case <-reconcile.C:
 			r.startListing()
@@ -217,8 +223,10 @@ func (r *Roster[F]) reconcile(l list) {
 	if r.relist(l) {
 		there = r.there
 	}
+	all := r.reloaded
+	r.reloaded = false
 	for _, m := range r.members {
-		if m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
+		if all || m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
 			r.look(m)
 		}
 	}

@@ -88,6 +88,12 @@ func (r *Roster[F]) count(box *space, at Location[F]) {
 		}
 		waits = err != nil
 	}
+	if m.excluded {
+		m.excluded = false
+		if err := r.Backend.Succeed(m.Member, []Key{{}}, at); err != nil {
+			r.Log.Warn("could not leave out what passed while a container was excluded", "container_id", m.ID, "err", err)
+		}
+	}
 	r.conclude(m, r.Backend.Count(m.Member, at))
 	if waits {
 		m.look.again()
@@ -105,6 +111,8 @@ func (r *Roster[F]) conclude(m *member, o Outcome) {
 	switch {
 	case o.Failed > 0:
 		r.settle(m, m.why(usage.AttachFailed))
+	case o.Excluded > 0:
+		r.settle(m, m.why(usage.InterfaceExcluded))
 	case o.Counted > 0:
 		r.settle(m, m.why(usage.Accounted))
 	case o.Waiting > 0:

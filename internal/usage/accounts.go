@@ -252,6 +252,18 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 	return a.Datapath.Keep(at.slot)
 }
 
+// Renamed reports whether a target is counted for a container under another name than it
+// would be by the name that the container calls it now.
+func (a *Accounts) Renamed(target Target, id, name string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, c := a.attachments[target], a.of(id)
+	if at == nil || c == nil || at.tally == nil || at.tally.account != c || at.slot.Container != id {
+		return false
+	}
+	return at.slot.Interface != "" && at.slot.Interface != a.within(c, name)
+}
+
 // less returns what is left of a volume, never less than nothing.
 func less(v bpf.Volume, by Volume) bpf.Volume {
 	return bpf.Volume{

@@ -613,6 +613,15 @@ func TestOrphan(t *testing.T) {
 	if u := a.Snapshot().Unowned; len(u) != 0 {
 		t.Errorf("still there after the retention: %+v", u)
 	}
+	// What it counted stays in the sum of all that no container has, like what the next one does.
+	kernel.counts[open(t, a, 9, "veth9")] = 5
+	if got := a.Snapshot().Orphaned.Receive.Wire().Packets; got != 10 {
+		t.Errorf("orphaned: %d packets, want 10: veth9 is there", got)
+	}
+	closeInterface(t, a, 9)
+	if got := a.Snapshot().Orphaned.Receive.Wire().Packets; got != 15 {
+		t.Errorf("orphaned: %d packets, want 15", got)
+	}
 }
 
 // A shadowed interface makes its container unaccounted, as long as it is.

@@ -34,5 +34,17 @@ func Bare(user, name string) string {
 	return strings.TrimPrefix(name, user+betweenScopeAndName)
 }
 
+// ShortID returns an id as people are shown it: of one that is 64 hexadecimal digits the first
+// twelve, as Docker does, behind the user whose it is. Any other id is a name that somebody
+// chose, and two of them may differ at the end alone.
+func ShortID(id string) string {
+	const digits, shown = 64, 12
+	scope := strings.Index(id, betweenScopeAndName) + 1
+	if own := id[scope:]; len(own) == digits && strings.Trim(own, "0123456789abcdef") == "" {
+		return id[:scope+shown]
+	}
+	return id
+}
+
 // User is the uid of the user who the container is of, "" for root's runtimes.
 func (c Container) User() string { return UserOf(c.ID) }

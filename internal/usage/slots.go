@@ -31,7 +31,8 @@ type Slots struct {
 	closed      []*attachment // whose slot is held until it is written, oldest first
 	discarded   []*attachment // whose slot is held for a moment, oldest first
 	orphans     []orphan
-	userSlots   int // that containers of users have
+	orphaned    Traffic // what all orphans counted, also those that are forgotten
+	userSlots   int     // that containers of users have
 }
 
 // attachment is an interface or a cgroup that is being counted, or was until it went.
@@ -210,6 +211,7 @@ func (s *Slots) close(at *attachment) error {
 		last := at.unowned(s.Datapath)
 		if last.Receive.Interface.Packets+last.Transmit.Interface.Packets > 0 {
 			s.orphans = append(s.orphans, orphan{Interface: last, at: at.closedAt})
+			s.orphaned = s.orphaned.Plus(last.Traffic)
 		}
 		return s.Datapath.Release(at.slot)
 	}

@@ -23,6 +23,7 @@ func (a *Accounts) Snapshot() Snapshot {
 		Uncounted:    a.Datapath.Uncounted(),
 		Unclassified: a.Datapath.Unclassified(),
 		Beyond:       a.beyond(),
+		Orphaned:     a.orphaned,
 	}
 	for _, c := range a.containers {
 		if !c.unrecalled || s.TakenAt.Sub(c.since) > recallPatience {

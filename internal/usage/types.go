@@ -180,7 +180,10 @@ const (
 	SeveralNetworks Reason = "several_networks"
 	NoHostVeth      Reason = "no_host_veth"  // no interface, or one without an end in the host
 	AttachFailed    Reason = "attach_failed" // see the log
-	Shadowed        Reason = "shadowed"      // another's program lets packets past that we don't see
+	Excluded        Reason = "excluded"      // it is not to be counted any more, by the configuration
+	// InterfaceExcluded: one of its interfaces is not to be counted, by the configuration.
+	InterfaceExcluded Reason = "interface_excluded"
+	Shadowed          Reason = "shadowed" // another's program lets packets past that we don't see
 )
 
 // Place says where an interface is counted.
@@ -251,8 +254,11 @@ type Snapshot struct {
 	ReadAt     time.Time   // the counters were brought up to date; zero if that was at TakenAt
 	Containers []Container // by start time, then id
 	Unowned    []Interface // attachments without a container, by host interface
-	Cgroups    int         // that are counted now
-	Beyond     Beyond      // the bounds of [Limits]
+	// Orphaned is what interfaces have counted that went before a container was known that
+	// owns them, since this process began. It only grows.
+	Orphaned Traffic
+	Cgroups  int    // that are counted now
+	Beyond   Beyond // the bounds of [Limits]
 
 	// Uncounted counts packets that no slot took, by cause.
 	Uncounted map[string]uint64

@@ -71,7 +71,7 @@ func (j journal) deliver(ctx context.Context, alerts []quota.Alert) error {
 			level = slog.LevelInfo
 		}
 		j.log.Log(ctx, level, "quota alert", "state", a.State, "quota", a.Quota, "key", a.Key, "level", a.Level,
-			"used", a.Used, "limit", a.Limit, "unit", a.Unit, "since", a.StartsAt, "summary", a.Summary)
+			"used", quota.Whole(a.Used), "limit", quota.Whole(a.Limit), "unit", a.Unit, "since", a.StartsAt, "summary", a.Summary)
 	}
 	return nil
 }
