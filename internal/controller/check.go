@@ -82,6 +82,7 @@ type check struct {
 	// excess is how much more we have counted than the kernel, of all time: a qdisc or a program
 	// behind our hook has dropped that. It hides none of what we miss later.
 	excess   lack
+	still    time.Time            // since when no reading has shown a packet
 	reckoned watcher.LinkCounters // of the reading that says so
 
 	// Packets pass unseen, by direction: what flows the other way says nothing about it.
@@ -92,6 +93,9 @@ func (k *check) blind() bool { return k.blindReceive || k.blindTransmit }
 
 // take takes a reading in.
 func (k *check) take(now reading) {
+	if now.kernel != k.last.kernel || now.after != k.last.after {
+		k.still = time.Now()
+	}
 	receive, transmit := now.grown(k.last)
 	k.blindReceive = stillBlind(k.blindReceive, receive)
 	k.blindTransmit = stillBlind(k.blindTransmit, transmit)
@@ -127,7 +131,7 @@ func (k keeper) begin(a *attachment, at site, open unsettled) *check {
 	if err != nil {
 		return nil
 	}
-	return &check{first: now, sound: now, last: now, open: open}
+	return &check{first: now, sound: now, last: now, open: open, still: time.Now()}
 }
 
 // readQuiet takes a reading while no packet is counted, if it can be had soon.

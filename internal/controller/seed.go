@@ -4,6 +4,7 @@ package controller
 
 import (
 	"errors"
+	"time"
 
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
@@ -34,7 +35,7 @@ func (k keeper) mendSince(a *attachment, at site, as gapKind) {
 	now, err := k.readQuiet(a, at)
 	open := k.fill(a, at, gap{a.check.sound, as})
 	if err == nil {
-		*a.check = check{first: a.check.first, sound: now, last: now, open: open, excess: a.check.excess}
+		*a.check = check{first: a.check.first, sound: now, last: now, open: open, excess: a.check.excess, still: time.Now()}
 	}
 }
 
@@ -93,11 +94,11 @@ func (k keeper) settle(a *attachment, now reading) {
 	}
 }
 
-// reckon notes what was dropped behind our hook, by a reading since which nothing has flowed: a
-// qdisc may hold packets for a while.
+// reckon notes what was dropped behind our hook, when nothing has flowed for a while: what we have
+// counted may be on its way to the kernel's counter, or in a qdisc.
 func (k keeper) reckon(a *attachment, now reading) {
 	idle := now.before == now.after && now.kernel == a.check.last.kernel && now.after == a.check.last.before
-	if !idle || now.kernel == a.check.reckoned {
+	if !idle || now.kernel == a.check.reckoned || time.Since(a.check.still) < checkEvery {
 		return
 	}
 	a.check.reckoned = now.kernel
@@ -156,7 +157,9 @@ func (k keeper) missed(a *attachment, at site, missing gap) (missed lack, open u
 // is off, the kernel's bytes are more than ours from the beginning.
 func (k keeper) lacking(a *attachment, now reading, ours counted, of gap) lack {
 	now.after = ours
-	in, out := now.grown(of.since)
+	since := of.since
+	since.before = since.after // not the most that we may have counted since: it would be lost
+	in, out := now.grown(since)
 	allIn, allOut := now.grown(reading{})
 	besideIn, besideOut := k.Accounts.Beside(a.Target)
 	var dropped lack
