@@ -25,7 +25,7 @@ var ErrBadHistory = errors.New("bad query")
 type HistoryQuery struct {
 	From, To time.Time // widened to whole steps
 	Step     string    // "hour", "day" or "month"
-	By       string    // "name", "container", "namespace" or "label:" and a key
+	By       string    // "name", "container", "pod", "namespace" or "label:" and a key
 
 	// What the usage has to be of, each "" for any.
 	Name       string // a glob of path.Match
@@ -159,9 +159,9 @@ func (q HistoryQuery) check() error {
 	}
 	key, isLabel := strings.CutPrefix(q.By, "label:")
 	switch {
-	case isLabel && key != "", q.By == "name", q.By == "container", q.By == "namespace":
+	case isLabel && key != "", q.By == "name", q.By == "container", q.By == "pod", q.By == "namespace":
 	default:
-		return fmt.Errorf("by: %q is neither name nor container nor namespace nor label:KEY", q.By)
+		return fmt.Errorf("by: %q is neither name nor container nor pod nor namespace nor label:KEY", q.By)
 	}
 	if strings.Trim(q.User, "0123456789") != "" && q.User != "*" {
 		return fmt.Errorf("user: %q is neither a uid nor *", q.User)

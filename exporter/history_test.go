@@ -87,8 +87,8 @@ func TestHistoryRefusals(t *testing.T) {
 	}{
 		{"since=x", `query parameter "since": unknown; there are by, step, from, to, name, container, namespace, user, label, format`},
 		{"by=name&by=name", `query parameter by: given 2 times`},
-		{"by=pod", `query parameter by: "pod" is neither name nor container nor namespace nor label:KEY`},
-		{"by=label:", `query parameter by: "label:" is neither name nor container nor namespace nor label:KEY`},
+		{"by=image", `query parameter by: "image" is neither name nor container nor pod nor namespace nor label:KEY`},
+		{"by=label:", `query parameter by: "label:" is neither name nor container nor pod nor namespace nor label:KEY`},
 		{"step=week", `query parameter step: "week" is neither hour nor day nor month`},
 		{"format=xml", `query parameter format: "xml" is neither json nor csv`},
 		{"name=%5B", `query parameter name: "[" is not a glob: syntax error in pattern`},

@@ -24,7 +24,7 @@ import (
 
 // historyFlags are the parameters of exporter.ParseHistoryQuery.
 var historyFlags = [...]struct{ name, value, usage string }{
-	{"by", "name", "sum up by name, container, namespace or label:`KEY`"},
+	{"by", "name", "sum up by name, container, pod, namespace or label:`KEY`"},
 	{"step", "day", "hour, day or month"},
 	{"from", "", "since this `time`: 2026-11-01, 2026-11-01T13:00:00Z or seconds since 1970 (default 24 hours, 30 days or 12 months back)"},
 	{"to", "", "until this `time`, in the same forms (default now)"},
@@ -111,7 +111,7 @@ func keyTitle(by string) string {
 	if label, ok := strings.CutPrefix(by, "label:"); ok {
 		return label
 	}
-	return map[string]string{"name": "NAME", "container": "CONTAINER ID", "namespace": "NAMESPACE"}[by]
+	return map[string]string{"name": "NAME", "container": "CONTAINER ID", "pod": "POD", "namespace": "NAMESPACE"}[by]
 }
 
 func total(row exporter.HistoryRow) float64 {

@@ -179,7 +179,7 @@ func TestHistoryRefuses(t *testing.T) {
 	}{
 		{[]string{"-o", "wide"}, true, `wrong use: --output: expected table, json or csv, got "wide"`},
 		{[]string{"--step", "week"}, true, `wrong use: --step: "week" is neither hour nor day nor month`},
-		{[]string{"--by", "pod"}, true, `wrong use: --by: "pod" is neither name nor container nor namespace nor label:KEY`},
+		{[]string{"--by", "image"}, true, `wrong use: --by: "image" is neither name nor container nor pod nor namespace nor label:KEY`},
 		{[]string{"--from", "2026-12-01T00:00:00Z", "--to", "2026-11-01T00:00:00Z"}, true,
 			"wrong use: --from: 2026-12-01T00:00:00Z is not before 2026-11-01T00:00:00Z"},
 		{[]string{"web"}, true, "wrong use: unknown command \"web\" for \"nettally history\": see `nettally history --help`"},

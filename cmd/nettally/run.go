@@ -77,10 +77,10 @@ type daemon struct {
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
-	newControl func() (*counter, error) // once the accounts are open
-	refresh    func(context.Context)    // brings the counters up to date, nil where they are
-	readings   func() usage.Snapshot    // says when they were brought, nil where they are
-	closers    []io.Closer              // in the order they were opened
+	newControl func() (*counter, error)      // once the accounts are open
+	refresh    func(context.Context)         // brings the counters up to date, nil where they are
+	readings   func(all bool) usage.Snapshot // says when they were brought, nil where they are
+	closers    []io.Closer                   // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.
@@ -411,7 +411,7 @@ func (d *daemon) keep(ctx context.Context) error {
 func (d *daemon) checkQuotas(ctx context.Context) error {
 	select {
 	case <-d.control.adopted:
-		snapshot := d.accounts.Snapshot
+		snapshot := d.accounts.Changing
 		if d.readings != nil {
 			snapshot = d.readings // reading all files at each check would cost too much
 		}

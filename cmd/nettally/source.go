@@ -181,7 +181,7 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 		if err != nil {
 			return nil, err
 		}
-		d.refresh, d.readings = backend.Refresh, backend.Snapshot
+		d.refresh, d.readings = backend.Refresh, backend.Changing
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 }

@@ -258,7 +258,7 @@ func (h *historyRun) wrong(t *testing.T) {
 	}{
 		{[]string{"-o", "xml"}, 2, `wrong use: --output: expected table, json or csv, got "xml"`},
 		{[]string{"--step", "week"}, 2, `wrong use: --step: "week" is neither hour nor day nor month`},
-		{[]string{"--by", "pod"}, 2, `wrong use: --by: "pod" is neither name nor container nor namespace nor label:KEY`},
+		{[]string{"--by", "image"}, 2, `wrong use: --by: "image" is neither name nor container nor pod nor namespace nor label:KEY`},
 		{[]string{"--by", "label:"}, 2, `wrong use: --by: "label:" is neither`},
 		{[]string{"--from", "yesterday"}, 2, `wrong use: --from: "yesterday" is neither a date such as`},
 		{[]string{"--from", "2026-02-01", "--to", "2026-01-01"}, 2, "wrong use: --from: "},

@@ -39,6 +39,7 @@ const (
 const (
 	ByName      = "name"
 	ByContainer = "container"
+	ByPod       = "pod"
 	ByNamespace = "namespace"
 	LabelPrefix = "label:"
 )
@@ -65,8 +66,9 @@ type Query struct {
 // Row is what one key used in one period.
 type Row struct {
 	Start, End time.Time
-	// Key is the name, container id, namespace or value of the label; the name is the id
-	// of a container whose name was never known.
+	// Key is the name, container id, pod, namespace or value of the label. The name is that of
+	// [usage.Container.NameKey], and the id of a container whose name was never known; where
+	// several runtimes have containers of one name, all but the first have theirs before it.
 	Key               string
 	Receive, Transmit Amount
 }
@@ -114,8 +116,8 @@ func (l *Ledger) checkQuery(q Query) (Query, error) {
 	switch {
 	case q.Step != Hour && q.Step != Day && q.Step != Month:
 		wrong = fmt.Sprintf("step %q, expected hour, day or month", q.Step)
-	case q.By != ByName && q.By != ByContainer && q.By != ByNamespace && (!isLabel || label == ""):
-		wrong = fmt.Sprintf("by %q, expected name, container, namespace or label:<name>", q.By)
+	case q.By != ByName && q.By != ByContainer && q.By != ByPod && q.By != ByNamespace && (!isLabel || label == ""):
+		wrong = fmt.Sprintf("by %q, expected name, container, pod, namespace or label:<name>", q.By)
 	case globErr != nil:
 		wrong = fmt.Sprintf("name %q: %v", q.Name, globErr)
 	case !q.From.Before(q.To):
@@ -137,6 +139,7 @@ type answer struct {
 	tx     *sql.Tx
 	keys   map[int64]string // by subject; the others are not asked for
 	labels map[string]bool  // that are asked for, and whether there are any
+	kinds  runtimes
 }
 
 func (a *answer) rows() ([]Row, error) {
@@ -187,6 +190,7 @@ func (a *answer) subjects() error {
 	if a.LabelKey != "" {
 		a.labels[a.LabelKey] = false
 	}
+	a.kinds = runtimes{first: map[string]string{}, of: map[int64]string{}}
 	containers := map[string][]int64{}
 	for rows.Next() {
 		var id int64
@@ -202,10 +206,16 @@ func (a *answer) subjects() error {
 			_, has := labels[label]
 			a.labels[label] = known || has
 		}
+		key := a.key(s, labels)
+		a.kinds.note(key, s)
 		if a.wants(s, labels) {
-			a.keys[id] = a.key(s, labels)
+			a.keys[id] = key
+			a.kinds.of[id] = s.runtime
 			containers[s.containerID] = append(containers[s.containerID], id)
 		}
+	}
+	if a.By == ByName {
+		a.kinds.apart(a.keys)
 	}
 	if a.Container != "" && len(containers) > 1 {
 		return errors.Join(rows.Err(), a.only(containers))
@@ -264,13 +274,42 @@ func (a *answer) ofUser(s subject) bool {
 func (a *answer) key(s subject, labels map[string]string) string {
 	switch a.By {
 	case ByName:
-		return s.name
+		return s.container(labels).NameKey()
 	case ByContainer:
 		return s.containerID
+	case ByPod:
+		return s.container(labels).PodKey()
 	case ByNamespace:
 		return s.namespace
 	}
 	return usage.InScope(s.user, labels[strings.TrimPrefix(a.By, LabelPrefix)])
+}
+
+// container returns what is known of a subject.
+func (s subject) container(labels map[string]string) *usage.Container {
+	return &usage.Container{ID: s.containerID, Name: s.name, Namespace: s.namespace, Pod: s.pod, Runtime: s.runtime, Labels: labels}
+}
+
+// runtimes tell apart the containers of several runtimes that have one name.
+type runtimes struct {
+	first map[string]string // that a key is kept by
+	of    map[int64]string  // by subject
+}
+
+// note takes note of a subject, also of one that is not asked for: keys are the same in all answers.
+func (r runtimes) note(key string, s subject) {
+	if s.namespace == "" && !s.unnamed() {
+		r.first[key] = usage.FirstRuntime(r.first[key], s.runtime)
+	}
+}
+
+// apart gives the subjects of all runtimes but the first keys of their own.
+func (r runtimes) apart(keys map[int64]string) {
+	for id, key := range keys {
+		if first, ok := r.first[key]; ok && first != r.of[id] {
+			keys[id] = usage.OfRuntime(key, r.of[id])
+		}
+	}
 }
 
 func (a *answer) byContainer() bool { return a.By == ByContainer || a.Container != "" }

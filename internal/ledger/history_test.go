@@ -211,8 +211,8 @@ func TestBadQueries(t *testing.T) {
 		want  string
 	}{
 		{Query{Step: "week"}, `read history: bad query: step "week", expected hour, day or month`},
-		{Query{By: "pod"}, `read history: bad query: by "pod", expected name, container, namespace or label:<name>`},
-		{Query{By: "label:"}, `read history: bad query: by "label:", expected name, container, namespace or label:<name>`},
+		{Query{By: "image"}, `read history: bad query: by "image", expected name, container, pod, namespace or label:<name>`},
+		{Query{By: "label:"}, `read history: bad query: by "label:", expected name, container, pod, namespace or label:<name>`},
 		{Query{Name: "[a"}, `read history: bad query: name "[a": syntax error in pattern`},
 		{Query{From: noon, To: noon}, `read history: bad query: it ends before it begins`},
 		{Query{LabelValue: "x"}, `read history: bad query: a label's value without its name`},

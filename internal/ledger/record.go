@@ -79,7 +79,7 @@ func subjectOf(r usage.Record) subject {
 	return subject{
 		containerID: r.ID,
 		user:        usage.UserOf(r.ID),
-		name:        cmp.Or(r.Name, r.ID),
+		name:        cmp.Or(r.LastingName(), r.ID),
 		namespace:   r.Namespace,
 		pod:         r.Pod,
 		runtime:     r.Runtime,

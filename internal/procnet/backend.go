@@ -143,6 +143,15 @@ func (b *Backend) Snapshot() usage.Snapshot {
 	return snap
 }
 
+// Changing is [usage.Accounts.Changing] as Snapshot is [usage.Accounts.Snapshot].
+func (b *Backend) Changing(all bool) usage.Snapshot {
+	b.reading.RLock()
+	defer b.reading.RUnlock()
+	snap := b.Accounts.Changing(all)
+	snap.ReadAt = b.polled
+	return snap
+}
+
 // Adopt implements [roster.Backend]. What was counted before is in the ledger, and found
 // when a namespace is counted for the first time.
 func (b *Backend) Adopt(context.Context) {}

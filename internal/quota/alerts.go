@@ -27,10 +27,15 @@ type entry struct {
 	fired     uint64    // number of its beginning, 0 if an earlier process has saved it
 	sequence  uint64    // number of its last change
 	changedAt time.Time // that
+	// moved is the key that the alert is about now, "" where that is Key: it ends as what it began.
+	moved string
 	// deliveredTo are the notifiers that have a delivery, taken or not, which says that it fires.
 	deliveredTo []string
 	dirty       bool
 }
+
+// keyNow returns the key that an alert is about.
+func (a *entry) keyNow() string { return cmp.Or(a.moved, a.Key) }
 
 // book is all alerts that are known.
 type book struct {
@@ -206,7 +211,7 @@ func (b *book) take(to *batch) {
 	for _, a := range to.alerts {
 		a.dirty = false
 		if b.byID[a.ID] == a {
-			to.add(alertKey(a.ID), savedAlert{a.Alert, a.sequence, a.changedAt, a.deliveredTo})
+			to.add(alertKey(a.ID), savedAlert{a.Alert, a.sequence, a.changedAt, a.deliveredTo, a.moved})
 		}
 	}
 }

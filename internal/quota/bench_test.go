@@ -104,3 +104,32 @@ func BenchmarkSave(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkKeys is what a key of a container that has ended takes for the rest of its period.
+func BenchmarkKeys(b *testing.B) {
+	for b.Loop() {
+		c := newBench(b, monthly(func(r *Rule) { r.Limit = 1 << 60 }))
+		c.pass(0)
+		before, keys := heap(), 100_000
+		for i := range keys {
+			id := fmt.Sprintf("%064x", i)
+			c.start(id, fmt.Sprint("job-", i))
+			c.transmit(id, 100)
+			if i%1000 == 999 {
+				c.check(time.Second)
+				c.containers = nil
+			}
+		}
+		c.check(time.Second)
+		c.now = c.now.Add(forgetAfter)
+		c.pass(time.Second)
+		size := 0
+		for key, value := range c.store.documents {
+			size += len(key) + len(value)
+		}
+		c.store.documents = nil
+		b.ReportMetric(float64(heap()-before)/float64(keys), "B/key")
+		b.ReportMetric(float64(size)/float64(keys), "document-B/key")
+		b.ReportMetric(float64(len(c.engine.Status())), "keys")
+	}
+}

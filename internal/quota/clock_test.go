@@ -277,6 +277,7 @@ func TestGoneInTheFuture(t *testing.T) {
 	b := newBench(t, monthly(), monthly(named("life"), every(Lifetime)))
 	b.start("a1", "web")
 	b.pass(0)
+	b.transmit("a1", 1)
 	b.host.off, b.host.synced = 2*year, true
 	b.pass(time.Second)
 	b.pass(wallclock.SyncedFor)

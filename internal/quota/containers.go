@@ -3,7 +3,7 @@
 package quota
 
 import (
-	"slices"
+	"cmp"
 	"time"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -17,10 +17,12 @@ type sighting struct {
 	k      *container
 	source string
 	total  numbers
+	// changed: its keys are to be found.
+	changed bool
 }
 
-// take counts what a container has used since it was last seen.
-func (e *Engine) take(c *usage.Container, now time.Time) {
+// see takes note of a container that is to be counted.
+func (e *Engine) see(c *usage.Container, now time.Time) {
 	k := e.containers[c.ID]
 	if c.Unrecalled { // its total is not whole
 		if k != nil && k.goneAt.IsZero() {
@@ -44,11 +46,26 @@ func (e *Engine) take(c *usage.Container, now time.Time) {
 		return // it gets its name in a moment
 	}
 	traffic, source := counted(*c)
-	s := sighting{Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic)}
-	if k.version != e.version || !k.identity.is(c, source) {
-		s.connect()
+	e.sightings = append(e.sightings, sighting{
+		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic),
+		changed: k.version != e.version || !k.identity.is(c, source),
+	})
+}
+
+// take counts what containers have used since they were last seen. What those that changed have
+// used under other keys goes along first, before anybody else uses something under these.
+func (e *Engine) take() {
+	e.claimEarlier()
+	e.moveChanged()
+	for i := range e.sightings {
+		s := &e.sightings[i]
+		if s.changed {
+			s.connect()
+		}
+		s.count()
 	}
-	s.count()
+	clear(e.sightings)
+	e.sightings = e.sightings[:0]
 }
 
 // count adds the growth of a total to the keys it feeds.
@@ -76,6 +93,7 @@ func (s *sighting) count() {
 	for _, st := range k.feeds {
 		if n := st.rule.span.of(growth); n > 0 {
 			st.add(n)
+			st.usedBy(k.id)
 			st.tick = usage.Add(st.tick, n)
 			s.touch(st)
 			s.dirty.mark(st)
@@ -94,8 +112,8 @@ func (s *sighting) connect() {
 	before := k.feeds
 	k.feeds = nil
 	for _, r := range s.ordered {
-		key := r.key(c, s.source)
-		if key == "" || s.ownerHas(r, key) {
+		key := s.key(r)
+		if key == "" {
 			continue
 		}
 		late := r.states[key] == nil && r.initialFor(c)
@@ -104,15 +122,18 @@ func (s *sighting) connect() {
 			st.add(r.Initial)
 			st.base = usage.Add(st.base, r.Initial)
 		}
-		s.rename(before, st)
 		st.members++
-		st.name = c.Name
+		st.name, st.fromEarlier = c.Name, false
+		if r.Per == PerName {
+			st.runtime = cmp.Or(c.Runtime, st.runtime)
+		}
 		st.source(s.source)
 		k.feeds = append(k.feeds, st)
 		s.join(st, met)
 	}
+	k.away = k.alone(append(before, k.away...))
 	s.leave(before)
-	k.version, k.name = s.version, c.Name
+	k.version = s.version
 	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, s.source, c.Shares, c.SharesWith, c.Labels}
 }
 
@@ -123,12 +144,15 @@ func (s *sighting) join(st *state, met bool) {
 	switch {
 	case met && !k.fresh && k.age(s.c, k.source) < forgetAfter:
 		// All of it is news: one that we have forgotten was counted before that.
-	case (r.isNew || met && k.fresh) && belongs(r, s.c, k.source, s.now):
+	case (r.isNew || met && k.fresh) && r.takesAll(s.c):
 		st.base = usage.Add(st.base, n) // the time it took is not known to the projection
 	default:
 		return
 	}
 	st.add(n)
+	if n > 0 {
+		st.usedBy(k.id)
+	}
 	s.touch(st)
 	s.dirty.mark(st)
 }
@@ -143,23 +167,6 @@ func (s *sighting) ownerHas(r *rule, key string) bool {
 	i := owner.identity
 	as := usage.Container{ID: owner.id, Name: i.name, Image: i.image, Runtime: i.runtime, Namespace: i.namespace, Pod: i.pod, Labels: i.labels}
 	return r.key(&as, sourceInterface) == key
-}
-
-// rename moves what a container used while it had no name to its name.
-func (s *sighting) rename(before []*state, to *state) {
-	i := slices.IndexFunc(before, func(st *state) bool { return st.rule == to.rule })
-	if i < 0 || before[i] == to || to.rule.Per != PerName || before[i].key != s.k.id {
-		return
-	}
-	from := before[i]
-	for _, a := range s.book.of(from) {
-		s.resolve(a, s.last)
-	}
-	to.merge(from)
-	from.used = 0
-	s.drop(from)
-	s.touch(to)
-	s.dirty.mark(to)
 }
 
 // initialFor says whether a key that a container has made comes late: it was there when the
@@ -177,17 +184,11 @@ func (e *Engine) leave(states []*state) {
 	}
 }
 
-// belongs says whether all that a container has counted lies in a rule's running period.
-func belongs(r *rule, c *usage.Container, source string, now time.Time) bool {
-	switch {
-	case r.Rate != nil:
-		return false
-	case r.Period.Every == Lifetime:
-		return true
-	case r.Period.Every == Rolling:
-		return now.Sub(born(c, source)) < r.Period.Window
-	}
-	return !born(c, source).Before(r.start)
+// takesAll reports whether a rule that is new takes in what a container has counted before.
+// Of a period that runs nobody knows what belongs to it: it would be all of what one container
+// has used, and nothing of another one that is older.
+func (r *rule) takesAll(c *usage.Container) bool {
+	return r.Rate == nil && r.Period.Every == Lifetime && c.State != usage.Stopped
 }
 
 // born is when a container began to be counted. Its cgroup is made anew whenever it starts,
@@ -215,16 +216,17 @@ func (k *container) age(c *usage.Container, source string) time.Duration {
 
 // depart notes which containers are gone, and forgets those that have been for long.
 func (e *Engine) depart(now time.Time) {
-	for id, k := range e.containers {
+	for _, k := range e.containers {
 		switch {
 		case k.check == e.checks:
 		case k.goneAt.IsZero():
 			k.goneAt = now
 			e.leave(k.feeds)
-			k.feeds, k.version = nil, 0
+			k.away = k.alone(append(k.feeds, k.away...))
+			k.feeds, k.version, k.identity = nil, 0, identity{}
 			e.dirty.markContainer(k)
-			if !k.known {
-				delete(e.containers, id)
+			if k.last == (numbers{}) {
+				e.forgetContainer(k) // nothing can be counted again
 			}
 		case k.goneAt.After(now): // by a clock that was ahead
 			k.goneAt = now

@@ -22,7 +22,7 @@ func TestSharedNamespaceIsSummedOnce(t *testing.T) {
 		{monthly(per(PerAll)), ""},
 		{monthly(per(PerNamespace)), ""},
 		{monthly(per(PerPod), func(r *Rule) { r.Match.Name = "app" }), "prod/web-0"},
-		{monthly(per(PerName)), "app"},
+		{monthly(per(PerName)), "prod/web-0/app"},
 		{monthly(per(PerContainer)), "a1"},
 	} {
 		if got := test.rule.key(&c, sourceIP); got != test.want {
@@ -112,7 +112,7 @@ func TestOnHost(t *testing.T) {
 	byCgroup(old, noon.AddDate(-1, 0, 0), 1_000_000)
 	b.rules = append(b.rules, monthly(named("n")))
 	b.pass(time.Second)
-	same(t, []uint64{b.used()["m/old"], b.used()["n/old"], b.used()["n/web"]}, []uint64{0, 0, 960})
+	same(t, []uint64{b.used()["m/old"], b.used()["n/old"], b.used()["n/web"]}, []uint64{0, 0, 0})
 }
 
 // A container on the host's network that makes interfaces beside that is counted by its

@@ -7,7 +7,8 @@
 //
 // A rule counts one number of each container that it matches, under a key: the
 // container's id, its name, its pod, its namespace, a label, or one for all. Usage
-// under a name goes on when the container is made anew under that name. What is added is
+// under a name goes on when the container is made anew under that name, and follows a container
+// that alone has used it to another name. What is added is
 // the growth of a container's total since the last check, and that total never goes
 // back, over restarts of the container, of nettally and of the host. So what passes while
 // nettally is down is counted when it is back, in the period of that moment. The same
@@ -17,10 +18,9 @@
 // Each byte is counted in one period. A check a moment after the end of a period puts
 // that moment, at most a second, into the next one.
 //
-// A container that is new counts from its first byte. A rule that is new takes in what a
-// container has counted so far if all of that lies in the running period; of a container
-// that was there before the period began it counts what comes from now on, and `initial`
-// or `quota set` supply the rest. A container that comes to match a rule later counts from
+// A container that is new counts from its first byte. A rule that is new counts what comes from
+// now on, of all containers alike, and `initial` or `quota set` supply the rest; only one that
+// counts lifetimes takes in what the containers that run have used before. A container that comes to match a rule later counts from
 // then on. A container without a name is left for three seconds, since runtimes tell names
 // a moment late; if it gets one later still, what it used goes along.
 //

@@ -64,6 +64,7 @@ type Engine struct {
 	book       book
 	hot        map[*state]struct{} // rates that are above their bound, or fire
 	touched    []*state            // used something since the last check
+	sightings  []sighting          // by the check that runs
 	checks     uint64              // so far
 	now        time.Time           // of the check that runs, as Clock has it
 	last       time.Time           // check
@@ -91,18 +92,19 @@ type rule struct {
 
 // container is what is known of a container. Its total is shared by all rules.
 type container struct {
-	id, name string
-	last     numbers // total at the last check
-	source   string
-	known    bool      // last is
-	fresh    bool      // it was there when nothing was ever saved
-	firstAt  time.Time // as the clock was when it began, should it have been put right since
-	goneAt   time.Time // zero while it is in the snapshot
-	check    uint64    // the last one that saw it
+	id      string
+	last    numbers // total at the last check
+	source  string
+	known   bool      // last is
+	fresh   bool      // it was there when nothing was ever saved
+	firstAt time.Time // as the clock was when it began, should it have been put right since
+	goneAt  time.Time // zero while it is in the snapshot
+	check   uint64    // the last one that saw it
 
 	identity identity
 	version  int // of the rules that feeds are of, 0 for none
 	feeds    []*state
+	away     []*state // what it alone has used, and feeds no more
 	dirty    bool
 }
 
@@ -140,16 +142,16 @@ func (e *Engine) clear() {
 // more and returns nil. It never returns an error: a store that fails is tried again. At the
 // end it waits for two calls of the store at most, as long as these take.
 //
-// snapshot is called from one goroutine while there are rules, and must be complete: what is
-// missing in it is taken for gone.
-func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error {
+// snapshot is called from one goroutine while there are rules: (*usage.Accounts).Changing. What
+// is missing in it is taken for gone, and with all set it must be complete.
+func (e *Engine) Run(ctx context.Context, snapshot func(all bool) usage.Snapshot) error {
 	k := &keeper{Engine: e, results: make(chan result, 1)}
 	k.load()
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
 		if !e.idle() {
-			e.Check(snapshot())
+			e.Check(snapshot(e.beginsAnew()))
 		}
 		k.step(time.Now())
 		for waiting := true; waiting; {
@@ -169,6 +171,14 @@ func (e *Engine) Run(ctx context.Context, snapshot func() usage.Snapshot) error 
 			}
 		}
 	}
+}
+
+// beginsAnew reports whether the next check is the first one that knows what was saved: what has
+// ended since that is to be found once more.
+func (e *Engine) beginsAnew() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.loaded || e.last.IsZero()
 }
 
 // idle returns whether there is no rule, not even one that was dropped: then nobody needs to
@@ -220,8 +230,9 @@ func (e *Engine) Check(snap usage.Snapshot) []Alert {
 		}
 	}
 	for i := range snap.Containers {
-		e.take(&snap.Containers[i], now)
+		e.see(&snap.Containers[i], now)
 	}
+	e.take()
 	e.depart(now)
 	e.begin()
 	read := snap.ReadAt

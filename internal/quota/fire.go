@@ -61,8 +61,8 @@ func (e *Engine) measure(a *entry, st *state, now time.Time) {
 // resolve says that an alert is over.
 func (e *Engine) resolve(a *entry, when time.Time) {
 	var st *state
-	if r := e.rules[a.Quota]; r != nil && r.states[a.Key] != nil {
-		st = r.states[a.Key]
+	if r := e.rules[a.Quota]; r != nil && r.states[a.keyNow()] != nil {
+		st = r.states[a.keyNow()]
 		e.measure(a, st, when)
 		a.State = Resolved
 		a.Summary = summary(a, st)
@@ -71,8 +71,10 @@ func (e *Engine) resolve(a *entry, when time.Time) {
 }
 
 func (e *Engine) resolveLevel(st *state, level string, when time.Time) {
-	if a := e.book.active(st, level); a != nil {
-		e.resolve(a, when)
+	for _, a := range e.book.of(st) {
+		if a.Level == level {
+			e.resolve(a, when)
+		}
 	}
 }
 

@@ -95,7 +95,7 @@ func (e *restorer) restoreAlert(_ string, value []byte) error {
 	if err := json.Unmarshal(value, &s); err != nil {
 		return err
 	}
-	a := &entry{Alert: s.Alert, sequence: s.Sequence, changedAt: s.Changed, deliveredTo: s.DeliveredTo}
+	a := &entry{Alert: s.Alert, sequence: s.Sequence, changedAt: s.Changed, deliveredTo: s.DeliveredTo, moved: s.Moved}
 	e.book.byID[s.ID] = a
 	e.last = max(e.last, s.Sequence)
 	if s.Changed.IsZero() {
@@ -133,6 +133,7 @@ func (e *restorer) restoreState(path string, value []byte) error {
 	st := e.state(r, key)
 	st.used, st.base, st.since, st.epoch = s.Used, s.Base, s.Since, s.Epoch
 	st.projection, st.name = s.Projection, s.Name
+	e.restoreOwner(st, s)
 	if st.window != nil {
 		st.window.at = s.At
 		for i, n := range s.Parts[:min(len(s.Parts), len(st.window.parts))] {
@@ -140,6 +141,22 @@ func (e *restorer) restoreState(path string, value []byte) error {
 		}
 	}
 	return nil
+}
+
+// restoreOwner finds whose usage a key has.
+func (e *restorer) restoreOwner(st *state, s savedState) {
+	if !st.rule.moves() {
+		return
+	}
+	st.owner, st.runtime, st.fromEarlier = s.Owner, s.Runtime, s.Owner == ""
+	switch k := e.containers[s.Owner]; {
+	case s.Owner == ownerNone:
+		st.owner = ""
+	case s.Owner == "":
+		st.owner = ownerSeveral
+	case k != nil:
+		k.away = append(k.away, st)
+	}
 }
 
 // restoreFiring joins alerts that fire with their keys.
@@ -152,7 +169,7 @@ func (e *restorer) restoreFiring() {
 		if a.State != Firing {
 			continue
 		}
-		st := e.state(r, a.Key)
+		st := e.state(r, a.keyNow())
 		e.book.firing[st] = append(e.book.firing[st], a)
 		if a.Level == LevelRate && st.rating != nil {
 			st.rating.firing = true

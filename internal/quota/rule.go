@@ -3,7 +3,6 @@
 package quota
 
 import (
-	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -44,8 +43,8 @@ func (c Count) Unit() string {
 // What a rule sums up by. PerLabel is followed by the label's key.
 const (
 	PerContainer = "container"
-	PerName      = "name"
-	PerPod       = "pod" // its key is the namespace, a slash and the pod
+	PerName      = "name" // its key is that of usage.Container.NameKey
+	PerPod       = "pod"  // its key is the namespace, a slash and the pod
 	PerNamespace = "namespace"
 	PerAll       = "all" // so is its key
 	PerLabel     = "label:"
@@ -102,12 +101,15 @@ func (m Match) matches(c *usage.Container) bool {
 		return false
 	}
 	for _, pair := range [...]struct{ glob, text string }{
-		{m.ID, usage.Bare(user, c.ID)}, {m.Name, usage.Bare(user, c.Name)}, {m.Image, c.Image}, {m.Runtime, c.Runtime},
+		{m.ID, usage.Bare(user, c.ID)}, {m.Image, c.Image}, {m.Runtime, c.Runtime},
 		{m.Namespace, usage.Bare(user, c.Namespace)}, {m.Pod, usage.Bare(user, c.Pod)},
 	} {
 		if pair.glob != "" && !globbed(pair.glob, pair.text) {
 			return false
 		}
+	}
+	if m.Name != "" && !globbed(m.Name, usage.Bare(user, c.Name)) && !globbed(m.Name, usage.Bare(user, c.LastingName())) {
+		return false
 	}
 	for _, l := range m.Labels {
 		if value, ok := c.Labels[l.Name]; !ok || !globbed(l.Value, value) {
@@ -138,12 +140,9 @@ func (r *Rule) key(c *usage.Container, source string) string {
 	case PerContainer:
 		return c.ID
 	case PerName:
-		return cmp.Or(c.Name, c.ID)
+		return c.NameKey()
 	case PerPod:
-		if c.Pod == "" {
-			return ""
-		}
-		return c.Namespace + "/" + c.Pod
+		return c.PodKey()
 	case PerNamespace:
 		return c.Namespace
 	case PerAll:

@@ -3,6 +3,7 @@
 package quota
 
 import (
+	"cmp"
 	"encoding/json"
 	"time"
 )
@@ -49,6 +50,8 @@ type savedState struct {
 	Epoch      int64    `json:"e"`
 	Projection uint8    `json:"j,omitempty"`
 	Name       string   `json:"n,omitempty"`
+	Owner      string   `json:"o,omitempty"` // an earlier version had none
+	Runtime    string   `json:"r,omitempty"`
 	At         int64    `json:"a,omitempty"`
 	Parts      []uint64 `json:"w,omitempty"` // of the window, the last one first
 }
@@ -66,6 +69,7 @@ type savedAlert struct {
 	Sequence    uint64    `json:"sequence"`
 	Changed     time.Time `json:"changed,omitzero"`
 	DeliveredTo []string  `json:"delivered_to,omitempty"`
+	Moved       string    `json:"moved,omitempty"`
 }
 
 func (r *rule) saved() savedRule {
@@ -79,7 +83,10 @@ func (r *rule) saved() savedRule {
 func (st *state) saved() savedState {
 	s := savedState{
 		Period: st.rule.start.UnixNano(), Used: st.used, Base: st.base, Since: st.since, Epoch: st.epoch,
-		Projection: st.projection, Name: st.name,
+		Projection: st.projection, Name: st.name, Runtime: st.runtime,
+	}
+	if st.rule.moves() {
+		s.Owner = cmp.Or(st.owner, ownerNone)
 	}
 	if w := st.window; w != nil {
 		s.At = w.at

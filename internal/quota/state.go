@@ -32,6 +32,9 @@ type state struct {
 	rule *rule
 	key  string
 	name string // of the container that fed it last
+	// owner is the container whose usage this is alone: an id, "" while there is none, or several.
+	owner   string
+	runtime string // of the containers, where rules go by names
 
 	used  uint64 // in the period, or in the window
 	base  uint64 // the part of used that was not seen to be used since `since`
@@ -45,6 +48,8 @@ type state struct {
 	dirty      bool // not saved as it is
 	gone       bool
 	isTouched  bool
+	// fromEarlier: saved by a version that had other keys, and no container has fed it since.
+	fromEarlier bool
 
 	tick   uint64 // used since rates were measured last
 	window *window
@@ -98,10 +103,9 @@ func (e *Engine) drop(st *state) {
 		e.resolve(a, e.now)
 	}
 	st.gone = true
-	delete(st.rule.states, st.key)
+	e.lift(st)
 	delete(e.book.firing, st)
 	delete(e.hot, st)
-	e.dirty.drop(stateKey(st.rule.Name, st.key))
 }
 
 // add counts usage.
@@ -254,9 +258,15 @@ func (e *Engine) judgeRate(st *state, tick uint64, passed time.Duration, now tim
 	e.dropIdle(st)
 }
 
-// dropIdle forgets a rate that nobody feeds any more.
+// dropIdle forgets a key that nobody feeds any more and that says nothing: a rate, or one of
+// which nothing was used in its period. Short lives without traffic leave none behind.
 func (e *Engine) dropIdle(st *state) {
-	if st.members == 0 && st.rating != nil && !st.rating.firing && st.rule.Per != PerAll {
+	r := st.rule
+	switch {
+	case st.members > 0 || r.Per == PerAll:
+	case st.rating != nil && st.rating.firing:
+	case st.rating == nil && (st.used > 0 || st.level > 0 || r.Initial > 0):
+	default:
 		e.drop(st)
 	}
 }

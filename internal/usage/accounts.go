@@ -108,6 +108,7 @@ type account struct {
 	since      time.Time // it is so
 	stopped    time.Time // by Now
 	written    *Record   // what the ledger has
+	final      bool      // [Accounts.Changing] has returned its last numbers
 
 	guests, failing int // of an account for others: its containers, and those not counted
 }

@@ -26,17 +26,9 @@ func (a *Accounts) Snapshot() Snapshot {
 		Orphaned:     a.orphaned,
 	}
 	for _, c := range a.containers {
-		if !c.unrecalled || s.TakenAt.Sub(c.since) > recallPatience {
-			shown := a.container(c)
-			if c.State == Stopped {
-				shown.StoppedFor = s.TakenAt.Sub(c.stopped)
-			}
-			s.Containers = append(s.Containers, shown)
-		}
+		s.add(a, c)
 	}
-	slices.SortFunc(s.Containers, func(x, y Container) int {
-		return cmp.Or(x.StartedAt.Compare(y.StartedAt), cmp.Compare(x.ID, y.ID))
-	})
+	s.sort()
 	for target, at := range a.attachments {
 		if target.Cgroup != 0 {
 			s.Cgroups++
@@ -51,6 +43,42 @@ func (a *Accounts) Snapshot() Snapshot {
 		return cmp.Or(cmp.Compare(x.HostInterface, y.HostInterface), x.AttachedAt.Compare(y.AttachedAt))
 	})
 	return s
+}
+
+// Changing is [Accounts.Snapshot] without what concerns no container and, unless all is set,
+// without the containers that have ended and were in an earlier one of these with their last
+// numbers. It is for one caller, who asks often and remembers: its cost goes by what runs.
+func (a *Accounts) Changing(all bool) Snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Snapshot{TakenAt: a.Now()}
+	for _, c := range a.containers {
+		final := c.State == Stopped && !c.counting() && !c.unrecalled
+		if all || !final || !c.final {
+			s.add(a, c)
+		}
+		c.final = final
+	}
+	s.sort()
+	return s
+}
+
+// add adds a container, unless what it counted before is not known yet.
+func (s *Snapshot) add(a *Accounts, c *account) {
+	if c.unrecalled && s.TakenAt.Sub(c.since) <= recallPatience {
+		return
+	}
+	shown := a.container(c)
+	if c.State == Stopped {
+		shown.StoppedFor = s.TakenAt.Sub(c.stopped)
+	}
+	s.Containers = append(s.Containers, shown)
+}
+
+func (s *Snapshot) sort() {
+	slices.SortFunc(s.Containers, func(x, y Container) int {
+		return cmp.Or(x.StartedAt.Compare(y.StartedAt), cmp.Compare(x.ID, y.ID))
+	})
 }
 
 func (a *Accounts) container(c *account) Container {

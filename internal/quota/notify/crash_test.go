@@ -75,7 +75,7 @@ func countUntil(ctx context.Context, folder, url string, levels int) error {
 	d := New(Options{Notifiers: func() []Config { return []Config{webhookTo(url)} }, Source: e, Log: log, Instance: "host-1"})
 	told := make(chan error, 1)
 	go func() { told <- d.Run(ctx) }()
-	err = e.Run(ctx, func() usage.Snapshot { snap.TakenAt = time.Now(); return snap })
+	err = e.Run(ctx, func(bool) usage.Snapshot { snap.TakenAt = time.Now(); return snap })
 	err = errors.Join(err, <-told)
 	e.Flush()
 	return err

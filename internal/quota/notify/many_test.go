@@ -183,7 +183,7 @@ func TestManyEndAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 2)
 		go func() {
-			ended <- engine.Run(ctx, func() usage.Snapshot {
+			ended <- engine.Run(ctx, func(bool) usage.Snapshot {
 				mu.Lock()
 				defer mu.Unlock()
 				checks = append(checks, time.Since(began))
