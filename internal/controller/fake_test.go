@@ -92,7 +92,7 @@ func (k *kernel) restart() {
 	accounts := usage.New(usage.Options{Datapath: (*fakeSlots)(k), Retention: func() time.Duration { return time.Hour }, Boot: "boot"})
 	k.Controller = New(Options{
 		Host: (*fakeHost)(k), Hooks: (*fakeHooks)(k), Cgroups: (*fakeCgroups)(k), Accounts: accounts, TCX: true,
-		CNIConfig: k.t.TempDir(), Log: slog.New(noBugs{slog.DiscardHandler, k.t}),
+		Log: slog.New(noBugs{slog.DiscardHandler, k.t}),
 		Settings: func() Settings {
 			return Settings{Interface: func(name string) bool { return name != k.excluded }, Mode: k.mode, Cgroup: CgroupAuto}
 		},

@@ -206,6 +206,7 @@ func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
 
 // vethGone ends the counting of a host veth that is gone.
 func (c *Controller) vethGone(index int) {
+	delete(c.veths.aside, index)
 	v := c.veths.known[index]
 	if v == nil {
 		return
