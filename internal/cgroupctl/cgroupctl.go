@@ -82,8 +82,8 @@ func (c *Controller) ID(dir string) (uint64, error) {
 // still have the id; sockets of cgroups below it count, too.
 //
 // Requires Linux 5.10, CAP_NET_ADMIN and CAP_SYS_ADMIN, or CAP_BPF instead of the latter
-// where no link of ours is there. Returns an error wrapping [ErrGone] or [ErrForeign], or
-// the kernel's errno; nothing of ours is on the cgroup then, but what was before.
+// where no link of ours is there. Returns an error wrapping [ErrGone], [ErrForeign] or
+// [ErrExclusive], or the kernel's errno; nothing of ours is on the cgroup then, but what was before.
 func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,7 +96,7 @@ func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program
 			if i > 0 && made {
 				err = errors.Join(err, c.clear(id, hooks[0]))
 			}
-			return fmt.Errorf("attach to cgroup %s: %w", dir, err)
+			return fmt.Errorf("attach to cgroup %s: %w", dir, c.refused(dir, err))
 		}
 	}
 	return nil

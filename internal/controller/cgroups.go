@@ -39,7 +39,8 @@ func ofCgroup(id uint64) usage.Target { return usage.Target{Cgroup: id} }
 // groups are the cgroups that are counted.
 type groups struct {
 	keeper
-	known map[roster.Key]*group // by container
+	known map[roster.Key]*group             // by container
+	told  map[cgroupctl.ExclusiveError]bool // others' programs that the log has
 }
 
 // group is the cgroup of a container.
@@ -47,6 +48,7 @@ type group struct {
 	attachment
 	container string
 	dir       string
+	by        *cgroupctl.ExclusiveError // that keeps our programs off, nil for nobody
 }
 
 func (s *groups) at(g *group) site { return cgroupSite{s.Cgroups, g.dir, g.Cgroup} }
@@ -119,13 +121,31 @@ func (s *groups) count(m *member) *group {
 	if err == nil {
 		err = s.attach(g)
 	}
-	if err != nil {
+	if s.obstructed(g, err); err != nil {
 		s.failed(&g.attachment, err, "container_id", m.ID)
 		return g
 	}
 	s.began(&g.attachment, s.at(g), HookCgroup, nil)
 	s.Log.Debug("counting cgroup", "container_id", m.ID, "cgroup", dir)
 	return g
+}
+
+// obstructed notes whether another's program keeps ours off a container's cgroup. It is logged
+// once for all containers below the cgroup that has it.
+func (s *groups) obstructed(g *group, err error) {
+	var by *cgroupctl.ExclusiveError
+	if errors.As(err, &by) {
+		g.failure = err.Error() // which failed does not log again
+		if !s.told[*by] {
+			s.told[*by] = true
+			s.Log.Error("another's program keeps ours off cgroups, and their containers are not counted there; trying again",
+				"cgroup", by.Cgroup, "program", by.Program, "program_id", by.ID, "hook", by.Hook)
+		}
+	} else if g.by != nil {
+		delete(s.told, *g.by)
+	}
+	g.by = by
+	s.Accounts.Obstruct(g.container, by != nil)
 }
 
 // attach puts the programs on, bound to a slot, or leaves neither.
@@ -156,7 +176,11 @@ func (s *groups) takeOff(t usage.Target) error {
 func (s *groups) end(of roster.Key) {
 	g := s.known[of]
 	delete(s.known, of)
-	if g == nil || !g.attached() {
+	if g == nil {
+		return
+	}
+	s.Accounts.Obstruct(g.container, false)
+	if !g.attached() {
 		return
 	}
 	if err := s.takeOff(g.Target); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
@@ -111,7 +112,7 @@ func New(o Options) *Controller {
 		cni: cni{log: o.Log}, room: usualRoom, here: hereFor,
 	}
 	c.uplinks = uplinks{c.keeper, map[usage.Target]*uplink{}}
-	c.groups = groups{c.keeper, map[roster.Key]*group{}}
+	c.groups = groups{c.keeper, map[roster.Key]*group{}, map[cgroupctl.ExclusiveError]bool{}}
 	return c
 }
 
