@@ -90,13 +90,17 @@ func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program
 	if err := c.confirm(dir, id); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", dir, err)
 	}
+	// Where that can't be found out the kernel decides.
+	if by, err := c.Exclusive(dir); err == nil && by != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", dir, by)
+	}
 	for i, program := range []*ebpf.Program{ingress, egress} {
 		made, err := c.put(dir, id, hooks[i], program)
 		if err != nil {
 			if i > 0 && made {
 				err = errors.Join(err, c.clear(id, hooks[0]))
 			}
-			return fmt.Errorf("attach to cgroup %s: %w", dir, c.refused(dir, err))
+			return fmt.Errorf("attach to cgroup %s: %w", dir, err)
 		}
 	}
 	return nil

@@ -35,10 +35,14 @@ func (e *ExclusiveError) Error() string {
 // Is says that the error is [ErrExclusive].
 func (e *ExclusiveError) Is(target error) bool { return target == ErrExclusive }
 
-// Exclusive looks for a program of another that keeps ours off the cgroup at dir: one that was
-// attached there, or to the nearest cgroup above that has any, without BPF_F_ALLOW_MULTI.
-// It returns nil if there is none. The kernel then refuses ours with EPERM
-// (hierarchy_allows_attach, kernel/bpf/cgroup.c).
+// Exclusive looks for a program of another that can't run beside ours on the cgroup at dir: one
+// that was attached there, or to the nearest cgroup above that has any, without
+// BPF_F_ALLOW_MULTI. It returns nil if there is none.
+//
+// The kernel refuses ours then, with EPERM (hierarchy_allows_attach, kernel/bpf/cgroup.c),
+// unless the other's is above and has BPF_F_ALLOW_OVERRIDE, or came later than ours. In these
+// cases ours would run instead of the other's (compute_effective_progs): it would switch off
+// what may be a firewall.
 //
 // Requires CAP_NET_ADMIN, and CAP_SYS_ADMIN to learn the program's name.
 func (c *Controller) Exclusive(dir string) (*ExclusiveError, error) {
@@ -58,15 +62,12 @@ func (c *Controller) exclusiveOn(dir string, h hook) (*ExclusiveError, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list programs on cgroup %s: %w", dir, explain(err))
 		}
-		shares := on.flags&unix.BPF_F_ALLOW_MULTI != 0
-		if !own {
-			shares = shares || on.flags&unix.BPF_F_ALLOW_OVERRIDE != 0
-		}
-		if on.count > 0 && !shares {
+		shared := on.flags&unix.BPF_F_ALLOW_MULTI != 0
+		if on.count > 0 && !shared {
 			return &ExclusiveError{Cgroup: dir, Program: nameOf(on.first), ID: on.first, Hook: h.name}, nil
 		}
-		// The first cgroup above that has a say has the last one.
-		if decides := on.count > 0 || on.flags&unix.BPF_F_ALLOW_MULTI != 0; decides && !own || dir == "/" {
+		// Above one that shares, the kernel lets others come beside, whatever is further up.
+		if shared && !own || dir == "/" {
 			return nil, nil
 		}
 		dir = filepath.Dir(dir)
@@ -125,16 +126,4 @@ func nameOf(id ebpf.ProgramID) string {
 		return ""
 	}
 	return about.Name
-}
-
-// refused says who keeps our programs off a cgroup, where somebody does.
-func (c *Controller) refused(dir string, err error) error {
-	if !errors.Is(err, unix.EPERM) {
-		return err
-	}
-	by, lookErr := c.Exclusive(dir)
-	if lookErr != nil || by == nil {
-		return err
-	}
-	return fmt.Errorf("%w: %w", by, err)
 }

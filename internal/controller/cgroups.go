@@ -19,6 +19,7 @@ type cgroups interface {
 	Attached(id uint64) (bool, error)
 	Detach(id uint64) error
 	IDs() ([]uint64, error)
+	Exclusive(dir string) (*cgroupctl.ExclusiveError, error)
 }
 
 // CgroupMode says which containers are counted by their cgroups.
@@ -199,7 +200,11 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 		if s.known[key] == nil && m.Reason == usage.Starting && usage.UserOf(m.ID) != "" {
 			continue // there may be thousands, and each has its turns
 		}
-		s.check(s.known[key])
+		if g := s.known[key]; s.inTheWay(g) {
+			s.end(key)
+		} else {
+			s.check(g)
+		}
 		s.place(m)
 		if g := s.known[key]; g != nil && g.attached() {
 			counted[g.Cgroup] = true
@@ -221,6 +226,16 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 			s.Log.Warn("remove stray programs", "cgroup_id", id, "err", err)
 		}
 	}
+}
+
+// inTheWay reports whether our programs run on a cgroup instead of another's that came later and
+// allows none beside it. That one may be a firewall, so ours are taken off.
+func (s *groups) inTheWay(g *group) bool {
+	if g == nil || !g.attached() {
+		return false
+	}
+	by, err := s.Cgroups.Exclusive(g.dir)
+	return err == nil && by != nil
 }
 
 func (s *groups) check(g *group) {

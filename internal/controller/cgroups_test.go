@@ -239,8 +239,29 @@ func TestCgroupTaken(t *testing.T) {
 		must(t, c.SendUDP(sink.Addr, 10, 100))
 		r.sentByIP(c.ID, 10)
 	}
+
+	// A firewall that comes later has its effect, which beside ours it would not have.
+	firewall := nettest.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "firewall", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	}))(t)
+	defer firewall.Close()
+	must(t, link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: firewall, Attach: ebpf.AttachCGroupInetEgress}))
+	r.reload()
+	for _, c := range onHost {
+		r.waitReason(c.ID, usage.CgroupTaken)
+		if err := c.SendUDP(sink.Addr, 1, 100); err == nil {
+			t.Error("a packet passed the firewall")
+		}
+		if u := r.wait(c.ID, "with what it sent before", func(u usage.Container) bool { return u.IP != nil }); u.IP.Transmit.Wire().Packets != 10 {
+			t.Errorf("it has sent %+v", u.IP.Transmit)
+		}
+	}
 	r.stop()
-	if said := strings.Count(log.String(), "level=ERROR"); said != 1 || !strings.Contains(log.String(), "cgroup="+slice+" program=fence") {
-		t.Errorf("%d errors in the log, want one that names %s:\n%s", said, slice, log.String())
+	if !strings.Contains(log.String(), "cgroup="+slice+" program=firewall") {
+		t.Errorf("the log does not name the firewall:\n%s", log.String())
+	}
+	if said := strings.Count(log.String(), "level=ERROR"); said != 2 || !strings.Contains(log.String(), "cgroup="+slice+" program=fence") {
+		t.Errorf("%d errors in the log, want one for each program, that name %s:\n%s", said, slice, log.String())
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
@@ -376,6 +377,8 @@ func (g *fakeCgroups) Attach(_ string, id uint64) error {
 func (g *fakeCgroups) Replace(id uint64) error          { return g.did("replace cgroup %d", id) }
 func (g *fakeCgroups) Attached(id uint64) (bool, error) { return g.cgroups[id], nil }
 func (g *fakeCgroups) IDs() ([]uint64, error)           { return slices.Sorted(maps.Keys(g.cgroups)), nil }
+
+func (g *fakeCgroups) Exclusive(string) (*cgroupctl.ExclusiveError, error) { return nil, nil }
 
 func (g *fakeCgroups) Detach(id uint64) error {
 	err := g.did("detach cgroup %d", id)
