@@ -83,12 +83,15 @@ func (s hostSigns) shaped() bool {
 
 // neighbours says who else works on containers' interfaces and cgroups, and what to set.
 func neighbours(config *configs.Config) (string, error) {
+	if config.Accounting.Source == configs.SourceProc {
+		return "nobody is in the way of the kernel's files", nil
+	}
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return "", fmt.Errorf("open rtnetlink: %w", err)
 	}
 	defer host.Close()
-	found, wrong, err := onInterfaces(host, "/", config.Attach.Mode, tcctl.HaveTCX() == nil)
+	found, wrong, err := onInterfaces(host, "/", config.Attach.Mode, !errors.Is(tcctl.HaveTCX(), tcctl.ErrUnsupported))
 	if err != nil {
 		return "", err
 	}
