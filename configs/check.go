@@ -37,6 +37,7 @@ func (s *source) check(r raw) *Config {
 		Attach: Attach{
 			Mode:     checked(s, "attach.mode", r.Attach.Mode, oneOf(Auto, ModeClsact, ModeTCX)),
 			Priority: checked(s, "attach.priority", strconv.Itoa(r.Attach.Priority), positive16),
+			CNIDirs:  checkedList(s, "attach.cni_dirs", r.Attach.CNIDirs, once(absolute)),
 			Interfaces: Selection{
 				Include: checkedList(s, "attach.interfaces.include", r.Attach.Interfaces.Include, glob),
 				Exclude: checkedList(s, "attach.interfaces.exclude", r.Attach.Interfaces.Exclude, glob),

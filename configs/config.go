@@ -103,6 +103,7 @@ type BPF struct {
 type Attach struct {
 	Mode       string    // Auto, ModeClsact or ModeTCX
 	Priority   uint16    // never 0: there the kernel would choose
+	CNIDirs    []string  // absolute clean paths
 	Interfaces Selection // by the host interface's name
 }
 

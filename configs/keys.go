@@ -29,6 +29,7 @@ var keys = []key{
 	{"bpf.max_interfaces", 65535, "a number from 1 to 65535"},
 	{"attach.mode", "auto", "auto, clsact or tcx"},
 	{"attach.priority", 2, "a number from 1 to 65535"},
+	{"attach.cni_dirs", cniDirs, wantPath + ", each only once"},
 	{"attach.interfaces.include", []string{"*"}, wantGlob},
 	{"attach.interfaces.exclude", []string{}, wantGlob},
 	{"watch.cgroup_root", "auto", "auto or " + wantPath},
@@ -60,6 +61,19 @@ var keys = []key{
 	{"retention.days", "5y", wantDuration + ", at least retention.hours"},
 	{"quotas", items{}, "quotas"},
 	{"notifiers", items{}, "notifiers"},
+}
+
+// cniDirs are where the usual distributions of Kubernetes keep the configuration of container
+// networks: the CNI project's folder, that of networks that only multus knows, and those of
+// OpenShift, k3s, RKE2 and MicroK8s.
+var cniDirs = []string{
+	"/etc/cni/net.d",
+	"/etc/cni/multus/net.d",
+	"/etc/kubernetes/cni/net.d",
+	"/run/multus/cni/net.d",
+	"/var/lib/rancher/k3s/agent/etc/cni/net.d",
+	"/var/lib/rancher/rke2/agent/etc/cni/net.d",
+	"/var/snap/microk8s/current/args/cni-network",
 }
 
 // keyAt returns the key at a path; in a list of sections it is the same for all.

@@ -42,7 +42,7 @@ func TestLoadDefaults(t *testing.T) {
 		StateDir:   "/var/lib/nettally",
 		Log:        Log{Level: slog.LevelInfo, Format: FormatText},
 		BPF:        BPF{PinPath: "/sys/fs/bpf/nettally", MaxInterfaces: 65535},
-		Attach:     Attach{Mode: Auto, Priority: 2, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
+		Attach:     Attach{Mode: Auto, Priority: 2, CNIDirs: cniDirs, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{"com.docker.compose.project", "com.docker.compose.service"}},
 		Accounting: Accounting{Source: Auto, Cgroup: Auto},
@@ -83,7 +83,7 @@ const everything = `
 state_dir: /srv/nettally/
 log: {level: debug, format: json}
 bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
-attach: {mode: tcx, priority: 65535, interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
+attach: {mode: tcx, priority: 65535, cni_dirs: [/opt/cni/conf/], interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {source: proc, cgroup: all}
@@ -101,6 +101,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Accounting.Source = "proc"
 	want.BPF.PinPath, want.BPF.MaxInterfaces = "/sys/fs/bpf/other", 100
 	want.Attach.Mode, want.Attach.Priority = "tcx", 65535
+	want.Attach.CNIDirs = []string{"/opt/cni/conf"}
 	want.Attach.Interfaces.Include = []string{"veth*", "lxc[0-9]?"}
 	want.Attach.Interfaces.Exclude = []string{"vethX"}
 	want.Watch.CgroupRoot, want.Watch.Reconcile = "/host/cgroup", "1m30s"
@@ -142,6 +143,7 @@ func TestLoadAccepts(t *testing.T) {
 		`state_dir: /`,
 		`attach: {mode: auto}`,
 		`attach: {mode: clsact}`,
+		`attach: {cni_dirs: [/a, /b/../a]}`,
 		`retention: {hours: 1d, days: 24h}`,
 		`retention: {hours: 5y, days: 1825d}`,
 	} {
@@ -306,6 +308,7 @@ var changed = map[string]string{
 	"bpf.max_interfaces":        `bpf: {max_interfaces: 1}`,
 	"attach.mode":               `attach: {mode: tcx}`,
 	"attach.priority":           `attach: {priority: 1}`,
+	"attach.cni_dirs":           `attach: {cni_dirs: []}`,
 	"attach.interfaces.include": `attach: {interfaces: {include: [veth*]}}`,
 	"attach.interfaces.exclude": `attach: {interfaces: {exclude: [veth*]}}`,
 	"watch.cgroup_root":         `watch: {cgroup_root: /x}`,

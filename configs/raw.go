@@ -27,8 +27,9 @@ type raw struct {
 		MaxInterfaces int    `yaml:"max_interfaces"`
 	} `yaml:"bpf"`
 	Attach struct {
-		Mode       string `yaml:"mode"`
-		Priority   int    `yaml:"priority"`
+		Mode       string   `yaml:"mode"`
+		Priority   int      `yaml:"priority"`
+		CNIDirs    []string `yaml:"cni_dirs"`
 		Interfaces struct {
 			Include []string `yaml:"include,flow"`
 			Exclude []string `yaml:"exclude,flow"`
@@ -165,6 +166,7 @@ func (c *Config) raw() raw {
 	r.BPF.MaxInterfaces = c.BPF.MaxInterfaces
 	r.Attach.Mode = c.Attach.Mode
 	r.Attach.Priority = int(c.Attach.Priority)
+	r.Attach.CNIDirs = list(c.Attach.CNIDirs)
 	r.Attach.Interfaces.Include = list(c.Attach.Interfaces.Include)
 	r.Attach.Interfaces.Exclude = list(c.Attach.Interfaces.Exclude)
 	r.Watch.CgroupRoot = c.Watch.CgroupRoot

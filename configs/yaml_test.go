@@ -53,6 +53,14 @@ bpf:
 attach:
   mode: auto
   priority: 2
+  cni_dirs:
+    - /etc/cni/net.d
+    - /etc/cni/multus/net.d
+    - /etc/kubernetes/cni/net.d
+    - /run/multus/cni/net.d
+    - /var/lib/rancher/k3s/agent/etc/cni/net.d
+    - /var/lib/rancher/rke2/agent/etc/cni/net.d
+    - /var/snap/microk8s/current/args/cni-network
   interfaces:
     include: ['*']
     exclude: []

@@ -48,6 +48,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"folders", true, func() (string, error) {
 			return "nobody else can change what is pinned, kept or served", folders(config)
 		}},
+		{"neighbours", false, func() (string, error) { return neighbours(config) }},
 		{"secrets", false, func() (string, error) { return secrets(config) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},

@@ -174,10 +174,6 @@ func (d *daemon) wire() (err error) {
 	return err
 }
 
-// cniConfig is where the configuration of container networks lies, by convention of the
-// CNI project and every runtime's default.
-const cniConfig = "/etc/cni/net.d"
-
 // linkPins is the folder for the links of programs on tcx. It is none of a layout: the
 // links outlive that.
 func linkPins(config *configs.Config) string { return filepath.Join(config.BPF.PinPath, "links") }
@@ -353,6 +349,7 @@ func (d *daemon) attaching() controller.Settings {
 		Interface: func(name string) bool { return c.Attach.Interfaces.Match(name) },
 		Mode:      controller.Mode(c.Attach.Mode),
 		Cgroup:    controller.CgroupMode(c.Accounting.Cgroup),
+		CNIDirs:   c.Attach.CNIDirs,
 	}
 }
 

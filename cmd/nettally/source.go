@@ -140,11 +140,10 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 				Ingress:    datapath.Ingress, Egress: datapath.Egress,
 				TCXIngress: datapath.TCXIngress, TCXEgress: datapath.TCXEgress,
 			},
-			Accounts:  d.accounts,
-			TCX:       tcctl.HaveTCX() == nil,
-			CNIConfig: cniConfig,
-			Settings:  d.attaching,
-			Log:       d.log,
+			Accounts: d.accounts,
+			TCX:      tcctl.HaveTCX() == nil,
+			Settings: d.attaching,
+			Log:      d.log,
 		}
 		root := d.watch.Layout().Unified
 		if err := socketsByCgroup(); root != "" && err != nil {

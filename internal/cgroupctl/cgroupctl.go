@@ -82,13 +82,17 @@ func (c *Controller) ID(dir string) (uint64, error) {
 // still have the id; sockets of cgroups below it count, too.
 //
 // Requires Linux 5.10, CAP_NET_ADMIN and CAP_SYS_ADMIN, or CAP_BPF instead of the latter
-// where no link of ours is there. Returns an error wrapping [ErrGone] or [ErrForeign], or
-// the kernel's errno; nothing of ours is on the cgroup then, but what was before.
+// where no link of ours is there. Returns an error wrapping [ErrGone], [ErrForeign] or
+// [ErrExclusive], or the kernel's errno; nothing of ours is on the cgroup then, but what was before.
 func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.confirm(dir, id); err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", dir, err)
+	}
+	// Where that can't be found out the kernel decides.
+	if by, err := c.Exclusive(dir); err == nil && by != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", dir, by)
 	}
 	for i, program := range []*ebpf.Program{ingress, egress} {
 		made, err := c.put(dir, id, hooks[i], program)

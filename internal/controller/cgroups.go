@@ -19,6 +19,7 @@ type cgroups interface {
 	Attached(id uint64) (bool, error)
 	Detach(id uint64) error
 	IDs() ([]uint64, error)
+	Exclusive(dir string) (*cgroupctl.ExclusiveError, error)
 }
 
 // CgroupMode says which containers are counted by their cgroups.
@@ -39,7 +40,8 @@ func ofCgroup(id uint64) usage.Target { return usage.Target{Cgroup: id} }
 // groups are the cgroups that are counted.
 type groups struct {
 	keeper
-	known map[roster.Key]*group // by container
+	known map[roster.Key]*group             // by container
+	told  map[cgroupctl.ExclusiveError]bool // others' programs that the log has
 }
 
 // group is the cgroup of a container.
@@ -47,6 +49,7 @@ type group struct {
 	attachment
 	container string
 	dir       string
+	by        *cgroupctl.ExclusiveError // that keeps our programs off, nil for nobody
 }
 
 func (s *groups) at(g *group) site { return cgroupSite{s.Cgroups, g.dir, g.Cgroup} }
@@ -119,13 +122,31 @@ func (s *groups) count(m *member) *group {
 	if err == nil {
 		err = s.attach(g)
 	}
-	if err != nil {
+	if s.obstructed(g, err); err != nil {
 		s.failed(&g.attachment, err, "container_id", m.ID)
 		return g
 	}
 	s.began(&g.attachment, s.at(g), HookCgroup, nil)
 	s.Log.Debug("counting cgroup", "container_id", m.ID, "cgroup", dir)
 	return g
+}
+
+// obstructed notes whether another's program keeps ours off a container's cgroup. It is logged
+// once for all containers below the cgroup that has it.
+func (s *groups) obstructed(g *group, err error) {
+	var by *cgroupctl.ExclusiveError
+	if errors.As(err, &by) {
+		g.failure = err.Error() // which failed does not log again
+		if !s.told[*by] {
+			s.told[*by] = true
+			s.Log.Error("another's program keeps ours off cgroups, and their containers are not counted there; trying again",
+				"cgroup", by.Cgroup, "program", by.Program, "program_id", by.ID, "hook", by.Hook)
+		}
+	} else if g.by != nil {
+		delete(s.told, *g.by)
+	}
+	g.by = by
+	s.Accounts.Obstruct(g.container, by != nil)
 }
 
 // attach puts the programs on, bound to a slot, or leaves neither.
@@ -156,7 +177,11 @@ func (s *groups) takeOff(t usage.Target) error {
 func (s *groups) end(of roster.Key) {
 	g := s.known[of]
 	delete(s.known, of)
-	if g == nil || !g.attached() {
+	if g == nil {
+		return
+	}
+	s.Accounts.Obstruct(g.container, false)
+	if !g.attached() {
 		return
 	}
 	if err := s.takeOff(g.Target); err != nil {
@@ -175,7 +200,11 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 		if s.known[key] == nil && m.Reason == usage.Starting && usage.UserOf(m.ID) != "" {
 			continue // there may be thousands, and each has its turns
 		}
-		s.check(s.known[key])
+		if g := s.known[key]; s.inTheWay(g) {
+			s.end(key)
+		} else {
+			s.check(g)
+		}
 		s.place(m)
 		if g := s.known[key]; g != nil && g.attached() {
 			counted[g.Cgroup] = true
@@ -197,6 +226,16 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 			s.Log.Warn("remove stray programs", "cgroup_id", id, "err", err)
 		}
 	}
+}
+
+// inTheWay reports whether our programs run on a cgroup instead of another's that came later and
+// allows none beside it. That one may be a firewall, so ours are taken off.
+func (s *groups) inTheWay(g *group) bool {
+	if g == nil || !g.attached() {
+		return false
+	}
+	by, err := s.Cgroups.Exclusive(g.dir)
+	return err == nil && by != nil
 }
 
 func (s *groups) check(g *group) {

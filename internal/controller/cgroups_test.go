@@ -4,10 +4,14 @@ package controller
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/nettally/nettally/bpf"
@@ -16,6 +20,7 @@ import (
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
 )
 
 // sentByIP waits until a container's sockets are seen to have sent so many datagrams of 100
@@ -178,4 +183,85 @@ func TestCgroupMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.sentByIP(onHost.ID, 10)
+}
+
+// Another's program on a cgroup above allows none beside it. Its containers that only their
+// cgroups tell say so, others are counted as ever; the log says it once, and what is in the
+// way. When that is gone they are counted.
+func TestCgroupTaken(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	far := nettest.Container(t, host, testnet.ContainerOptions{})
+	sink := nettest.Must(far.Listen("udp", far.Interfaces[0].IPv4))(t)
+	var log strings.Builder
+	r := startWith(t, host, "", CgroupAuto, (*watcher.Watcher).Run, func(c *Controller) {
+		c.Log = slog.New(noBugs{slog.NewTextHandler(&log, nil), t})
+	})
+	if r.unified == "" {
+		need.Kernel(t, "cgroup2", os.ErrNotExist)
+	}
+	slice := fmt.Sprintf("/nettally-testnet-%d/fenced", os.Getpid())
+	below := func(id string) string { return slice + "/" + strings.Repeat(id, 64) }
+	first := nettest.Container(t, host, testnet.ContainerOptions{ID: strings.Repeat("a", 64), Cgroup: below("a")})
+	fence := nettest.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "fence", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	}))(t)
+	defer fence.Close()
+	dir := nettest.Must(os.Open(filepath.Join(r.unified, slice)))(t)
+	defer dir.Close()
+	must(t, link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: fence, Attach: ebpf.AttachCGroupInetEgress}))
+
+	var onHost []*testnet.Container
+	for _, id := range []string{"b", "c"} {
+		c := nettest.Container(t, host, testnet.ContainerOptions{ID: strings.Repeat(id, 64), Cgroup: below(id), Join: host})
+		r.waitReason(c.ID, usage.CgroupTaken)
+		onHost = append(onHost, c)
+	}
+	own := nettest.Container(t, host, testnet.ContainerOptions{ID: strings.Repeat("d", 64), Cgroup: below("d")})
+	r.waitCounted(own.ID, 1)
+	r.waitCounted(first.ID, 1)
+	for _, c := range onHost {
+		for _, hook := range []ebpf.AttachType{ebpf.AttachCGroupInetIngress, ebpf.AttachCGroupInetEgress} {
+			at := nettest.Must(os.Open(filepath.Join(r.unified, c.Cgroup)))(t)
+			on := nettest.Must(link.QueryPrograms(link.QueryOptions{Target: int(at.Fd()), Attach: hook}))(t)
+			if len(on.Programs) > 0 {
+				t.Errorf("half attached: %d programs on %v", len(on.Programs), hook)
+			}
+			must(t, at.Close())
+		}
+	}
+	r.reload()
+	must(t, link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(dir.Fd()), Program: fence, Attach: ebpf.AttachCGroupInetEgress}))
+	r.reload()
+	for _, c := range onHost {
+		r.attachedTo(c)
+		must(t, c.SendUDP(sink.Addr, 10, 100))
+		r.sentByIP(c.ID, 10)
+	}
+
+	// A firewall that comes later has its effect, which beside ours it would not have.
+	firewall := nettest.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "firewall", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	}))(t)
+	defer firewall.Close()
+	must(t, link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: firewall, Attach: ebpf.AttachCGroupInetEgress}))
+	r.reload()
+	for _, c := range onHost {
+		r.waitReason(c.ID, usage.CgroupTaken)
+		if err := c.SendUDP(sink.Addr, 1, 100); err == nil {
+			t.Error("a packet passed the firewall")
+		}
+		if u := r.wait(c.ID, "with what it sent before", func(u usage.Container) bool { return u.IP != nil }); u.IP.Transmit.Wire().Packets != 10 {
+			t.Errorf("it has sent %+v", u.IP.Transmit)
+		}
+	}
+	r.stop()
+	if !strings.Contains(log.String(), "cgroup="+slice+" program=firewall") {
+		t.Errorf("the log does not name the firewall:\n%s", log.String())
+	}
+	if said := strings.Count(log.String(), "level=ERROR"); said != 2 || !strings.Contains(log.String(), "cgroup="+slice+" program=fence") {
+		t.Errorf("%d errors in the log, want one for each program, that name %s:\n%s", said, slice, log.String())
+	}
 }

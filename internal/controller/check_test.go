@@ -3,8 +3,6 @@
 package controller
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -85,35 +83,5 @@ func TestCompleteness(t *testing.T) {
 	s.add(received(200, 50, 50), received(100, 0, 0))
 	if want := 150.0 / 200; s.ratio() != want {
 		t.Errorf("%v, want %v", s.ratio(), want)
-	}
-}
-
-func TestUsesBandwidth(t *testing.T) {
-	for name, test := range map[string]struct {
-		file, text string
-		want       bool
-	}{
-		"list":          {"10-pods.conflist", `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"},{"type":"bandwidth","capabilities":{"bandwidth":true}}]}`, true},
-		"one plugin":    {"10-pods.conf", `{"cniVersion":"0.4.0","name":"pods","type":"bandwidth"}`, true},
-		"other plugins": {"10-pods.conflist", `{"name":"bandwidth","plugins":[{"type":"bridge"},{"type":"portmap"}]}`, false},
-		"no JSON":       {"10-pods.conf", `bandwidth`, false},
-		"a folder":      {"bandwidth/10-pods.conf", `{"type":"bandwidth"}`, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			folder := t.TempDir()
-			path := filepath.Join(folder, test.file)
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if got := usesBandwidth(folder); got != test.want {
-				t.Errorf("%v, want %v", got, test.want)
-			}
-		})
-	}
-	if usesBandwidth(filepath.Join(t.TempDir(), "none")) {
-		t.Error("a folder that is not there uses bandwidth")
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
@@ -64,6 +65,7 @@ type Settings struct {
 	Interface func(name string) bool // whether to count a host interface
 	Mode      Mode
 	Cgroup    CgroupMode
+	CNIDirs   []string // the folders with the configuration of container networks
 }
 
 // Options are what the controller works with.
@@ -76,9 +78,7 @@ type Options struct {
 	Settings func() Settings
 	// TCX says that the kernel has tcx: Linux 6.6.
 	TCX bool
-	// CNIConfig is the folder with the configuration of container networks.
-	CNIConfig string
-	Log       *slog.Logger
+	Log *slog.Logger
 }
 
 // Controller owns what is attached where. Only Run, Adopted and Metrics may be called from
@@ -107,9 +107,12 @@ func New(o Options) *Controller {
 		ends:    make(chan []watcher.HostVeth, 1),
 		adopted: make(chan struct{}),
 	}
-	c.veths = veths{keeper: c.keeper, known: map[int]*veth{}, excluded: map[int]bool{}, jobs: newJobs(), unclean: map[int]bool{}}
+	c.veths = veths{
+		keeper: c.keeper, known: map[int]*veth{}, excluded: map[int]bool{}, aside: map[int]bool{},
+		jobs: newJobs(), unclean: map[int]bool{}, cni: cni{log: o.Log}, room: usualRoom, here: hereFor,
+	}
 	c.uplinks = uplinks{c.keeper, map[usage.Target]*uplink{}}
-	c.groups = groups{c.keeper, map[roster.Key]*group{}}
+	c.groups = groups{c.keeper, map[roster.Key]*group{}, map[cgroupctl.ExclusiveError]bool{}}
 	return c
 }
 
@@ -170,7 +173,7 @@ func (c *Controller) vethSeen(link watcher.HostVeth, seenAt time.Time) []roster.
 
 // Relist implements [roster.Backend].
 func (c *Controller) Relist() (hints []roster.Hint) {
-	c.veths.bandwidth = usesBandwidth(c.CNIConfig)
+	c.veths.lookAtCNI()
 	found, err := c.Host.HostVeths()
 	if err != nil {
 		// Incomplete: nothing is taken as gone because it is not in there.

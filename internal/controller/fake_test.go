@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/tcctl"
@@ -92,7 +93,7 @@ func (k *kernel) restart() {
 	accounts := usage.New(usage.Options{Datapath: (*fakeSlots)(k), Retention: func() time.Duration { return time.Hour }, Boot: "boot"})
 	k.Controller = New(Options{
 		Host: (*fakeHost)(k), Hooks: (*fakeHooks)(k), Cgroups: (*fakeCgroups)(k), Accounts: accounts, TCX: true,
-		CNIConfig: k.t.TempDir(), Log: slog.New(noBugs{slog.DiscardHandler, k.t}),
+		Log: slog.New(noBugs{slog.DiscardHandler, k.t}),
 		Settings: func() Settings {
 			return Settings{Interface: func(name string) bool { return name != k.excluded }, Mode: k.mode, Cgroup: CgroupAuto}
 		},
@@ -376,6 +377,8 @@ func (g *fakeCgroups) Attach(_ string, id uint64) error {
 func (g *fakeCgroups) Replace(id uint64) error          { return g.did("replace cgroup %d", id) }
 func (g *fakeCgroups) Attached(id uint64) (bool, error) { return g.cgroups[id], nil }
 func (g *fakeCgroups) IDs() ([]uint64, error)           { return slices.Sorted(maps.Keys(g.cgroups)), nil }
+
+func (g *fakeCgroups) Exclusive(string) (*cgroupctl.ExclusiveError, error) { return nil, nil }
 
 func (g *fakeCgroups) Detach(id uint64) error {
 	err := g.did("detach cgroup %d", id)

@@ -21,8 +21,9 @@ type Mode string
 const (
 	// ModeAuto is clsact, except for tcx where clsact would be in somebody's way or can't
 	// see everything: beside an `ingress` qdisc, beside others' tcx programs, where
-	// somebody ends the chain before us, with the CNI plugin `bandwidth`, and where a
-	// container is at work when we come.
+	// somebody ends the chain before us, with the CNI plugin `bandwidth`, on Calico's
+	// interfaces, and where a container is at work when we come. An interface that has been
+	// still for a while moves there, too ([roomRule]).
 	ModeAuto   Mode = "auto"
 	ModeClsact Mode = HookClsact
 	ModeTCX    Mode = HookTCX
@@ -51,6 +52,7 @@ const (
 	jobRaise                  // to the head of the hook it is on
 	jobTakeOff                // it is not to be counted any more
 	jobInside                 // off our hooks, to be counted at the other end
+	jobLetGo                  // it leads nowhere
 	jobCleanUp                // the interface is gone: only pins are left
 )
 
@@ -152,6 +154,8 @@ func (m mover) do(j job) error {
 		return m.hooks.Raise(j.index)
 	case jobTakeOff:
 		return m.remove(j.index)
+	case jobLetGo:
+		return m.forget(j.index)
 	case jobInside:
 		return errors.Join(m.offBoth(j.index), m.accounts.Quiesce())
 	}
@@ -164,6 +168,14 @@ func (m mover) remove(index int) error {
 		return err
 	}
 	return m.accounts.Close(usage.OnHost(index))
+}
+
+// forget is remove for a veth that leads nowhere.
+func (m mover) forget(index int) error {
+	if err := m.offBoth(index); err != nil {
+		return err
+	}
+	return m.accounts.Forget(usage.OnHost(index))
 }
 
 // offBoth takes our programs off both hooks, and leaves the slot as it is.
@@ -246,6 +258,8 @@ func (s *veths) finish(j job) *veth {
 	case j.kind == jobTakeOff:
 		delete(s.known, j.index)
 		return nil
+	case j.kind == jobLetGo:
+		return s.isAside(v)
 	case j.kind == jobInside:
 		s.become(&v.attachment, elsewhere)
 		return v
@@ -276,12 +290,16 @@ func (s *veths) notDone(v *veth, j job) {
 	switch {
 	case j.kind == jobTakeOff:
 		s.Log.Warn("detach excluded interface", "interface", v.name, "err", j.result)
+	case j.kind == jobLetGo:
+		v.since = time.Now()
+		s.Log.Warn("could not detach from a veth that leads nowhere; trying again", "interface", v.name, "err", j.result)
 	case v.back == waiting:
 		if v.why == busyNow {
 			v.why = noReason // better that than not counted
 		}
 		s.notAttached(v, errors.Join(j.result, s.Accounts.Close(v.Target)))
 	default:
+		v.noRoom()
 		s.Log.Warn("move interface to another hook", "interface", v.name, "from", v.hook, "to", j.to, "err", j.result)
 	}
 }

@@ -219,6 +219,7 @@ func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
 // is the container's way out still, and is counted at the container's end.
 func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
 	delete(c.veths.excluded, index)
+	delete(c.veths.aside, index)
 	v := c.veths.known[index]
 	if v == nil {
 		return nil

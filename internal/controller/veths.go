@@ -15,20 +15,26 @@ import (
 // veths are the host veths that are to be counted.
 type veths struct {
 	keeper
-	known     map[int]*veth // by ifindex
-	excluded  map[int]bool  // those that are not to be counted
-	jobs      *jobs
-	busy      map[int]bool // those of containers at work, while we start
-	bandwidth bool         // a CNI configuration names that plugin
-	unclean   map[int]bool // those that are gone and may have left pins
+	known    map[int]*veth // by ifindex
+	excluded map[int]bool  // those that are not to be counted
+	aside    map[int]bool  // those that were let go, since they lead nowhere
+	jobs     *jobs
+	busy     map[int]bool // those of containers at work, while we start
+	cni      cni
+	shaped   bool         // a CNI plugin adds an `ingress` qdisc
+	unclean  map[int]bool // those that are gone and may have left pins
+	room     roomRule
+	roomed   time.Time     // when an interface was moved last to make room
+	here     time.Duration // after which a veth that leads nowhere is let go
 }
 
 // veth is a host veth that is to be counted.
 type veth struct {
 	attachment
-	link watcher.HostVeth
-	led  time.Time // into another namespace, since then, as far as we know
-	why  tcxReason
+	link  watcher.HostVeth
+	led   time.Time // into another namespace, since then, as far as we know
+	why   tcxReason
+	still stillness
 
 	ahead time.Time // a list was, by which it was attached, of the event; zero once that has come
 
@@ -40,10 +46,11 @@ type veth struct {
 type tcxReason int
 
 const (
-	noReason       tcxReason = iota
-	busyNow                  // it would have dropped packets when we came
-	bandwidthComes           // that plugin may be about to
-	inTheWay                 // somebody has an `ingress` qdisc, or is on tcx, or ends the chain before us
+	noReason    tcxReason = iota
+	makingRoom            // for who may add an `ingress` qdisc one day
+	busyNow               // it would have dropped packets when we came
+	shaperComes           // who adds that qdisc may be about to
+	inTheWay              // somebody has an `ingress` qdisc, or is on tcx, or ends the chain before us
 )
 
 // on returns the site that a host veth has on a hook.
@@ -63,6 +70,11 @@ func (s *veths) seen(link watcher.HostVeth, seenAt time.Time, inside bool) []ros
 		return nil
 	}
 	delete(s.excluded, link.Index)
+	if link.NetNSID >= 0 {
+		delete(s.aside, link.Index)
+	} else if s.aside[link.Index] {
+		return nil
+	}
 	v := s.known[link.Index]
 	fresh := v == nil
 	if fresh {
@@ -70,7 +82,7 @@ func (s *veths) seen(link watcher.HostVeth, seenAt time.Time, inside bool) []ros
 		s.known[link.Index] = v
 		if !seenAt.IsZero() {
 			// The network of a node may be configured after we are started, by a pod.
-			s.bandwidth = usesBandwidth(s.CNIConfig)
+			s.lookAtCNI()
 		}
 	}
 	if link.NetNSID < 0 && v.attached() {
@@ -140,7 +152,7 @@ func (s *veths) attach(v *veth, seenAt time.Time) {
 	}
 	if on == "" {
 		v.seen, _ = s.on(HookClsact, v).counters(nil)
-		v.why = max(v.why, s.reason(v.Ifindex))
+		v.why = max(v.why, s.reason(v))
 		if s.wanted(v) == HookTCX && v.why != noReason {
 			s.move(v, HookTCX)
 			return
@@ -177,11 +189,11 @@ func (s *veths) attachClsact(v *veth, first bool, seenAt time.Time) {
 
 // reason says why an interface that nobody counts yet can't be put on clsact for a moment.
 // All others are counted there until it is their turn.
-func (s *veths) reason(index int) tcxReason {
+func (s *veths) reason(v *veth) tcxReason {
 	switch {
-	case s.bandwidth: // which adds an `ingress` qdisc, and its pod would not start
-		return bandwidthComes
-	case s.busy[index]:
+	case s.shaped, v.isCalicos(): // whose `ingress` qdisc could not be added, and the pod would not start
+		return shaperComes
+	case s.busy[v.Ifindex]:
 		return busyNow
 	}
 	return noReason
@@ -231,11 +243,15 @@ func (s *veths) tcxAllowed() bool { return s.TCX && s.Settings().Mode != ModeCls
 // waitsForCNI leaves an interface to the bandwidth plugin where we can't use tcx. What
 // the kernel counts meanwhile is seeded.
 func (s *veths) waitsForCNI(v *veth) bool {
-	return s.bandwidth && !s.tcxAllowed() && time.Since(v.since) < cniPatience
+	return s.shaped && !s.tcxAllowed() && time.Since(v.since) < cniPatience
 }
 
 // checkOne compares a host veth with the kernel's counters, and mends it.
 func (s *veths) checkOne(v *veth, kernel watcher.LinkCounters, seen *completeness) (hints []roster.Hint) {
+	if s.leadsNowhere(v) {
+		s.letGo(v)
+		return nil
+	}
 	if v.state == waiting && v.failure == "" {
 		s.attach(v, time.Time{}) // it was left to a CNI plugin
 		hints = s.wantsOwner(v)
@@ -253,6 +269,7 @@ func (s *veths) checkOne(v *veth, kernel watcher.LinkCounters, seen *completenes
 		if s.compare(&v.attachment, s.at(v), now) {
 			s.mendUnseen(v)
 		}
+		s.makeRoom(v, kernel)
 	}
 	return hints
 }
@@ -301,6 +318,11 @@ func (s *veths) endMissing(there map[int]bool) {
 			s.Log.Warn("could not detach from an interface that is none of ours", "ifindex", index, "err", err)
 		}
 		delete(s.known, index)
+	}
+	for index := range s.aside {
+		if !there[index] {
+			delete(s.aside, index)
+		}
 	}
 	for index := range s.unclean {
 		delete(s.unclean, index)

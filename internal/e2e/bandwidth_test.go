@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +28,7 @@ func TestBandwidthPlugin(t *testing.T) {
 	need.Commands(t, "tc", "mount")
 	need.Kernel(t, "tcx", tcctl.HaveTCX())
 	node := crihost.Start(t, crihost.Options{Bandwidth: true})
+	t.Run("configured elsewhere", func(t *testing.T) { testElsewhere(t, node) })
 	t.Run("clsact is in its way", func(t *testing.T) { testInTheWay(t, node) })
 	t.Run("clsact keeps out of its way", func(t *testing.T) { testKeptOut(t, node) })
 	t.Run("auto counts beside it", func(t *testing.T) { testBeside(t, node) })
@@ -46,6 +49,30 @@ rm -rf /etc/cni/net.d
 ln -s "$0" /etc/cni/net.d`
 	if out, err := node.Command("sh", "-c", script, node.CNIConfigDir()).CombinedOutput(); err != nil {
 		t.Fatalf("show CNI's configuration: %v: %s", err, out)
+	}
+}
+
+// The configuration is in another folder than /etc/cni/net.d, as k3s has it, or nested as that
+// of multus: pods with a rate start all the same, and are counted.
+func testElsewhere(t *testing.T, node *crihost.Host) {
+	nested := t.TempDir()
+	const multus = `{"name":"m","type":"multus","delegates":[{"name":"n","plugins":[{"type":"bridge"},{"type":"bandwidth"}]}]}`
+	if err := os.WriteFile(filepath.Join(nested, "00-multus.conf"), []byte(multus), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for folder, pods := range map[string]int{node.CNIConfigDir(): 20, nested: 3} {
+		d := startDaemon(t, node, onlyPods(node)+noReconcile+fmt.Sprintf("\nattach: {cni_dirs: [/nowhere, %q]}", folder))
+		for range pods {
+			pod := nettest.Must(node.RunPod("slow", crihost.PodOptions{Egress: 40_000_000}, crihost.Container{Name: "app"}))(t)
+			d.hook(pod, "tcx")
+			if !strings.Contains(qdiscs(t, node, pod), "qdisc ingress ffff:") {
+				t.Error("the plugin's qdisc is not there")
+			}
+			if err := pod.Remove(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.stop()
 	}
 }
 

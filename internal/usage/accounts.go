@@ -104,6 +104,7 @@ type account struct {
 	tallies   map[string]*tally // by the container's name of the interface
 	cgroup    *tally            // nil: its cgroup is not counted
 
+	obstructed bool      // another's program keeps ours off its cgroup
 	unrecalled bool      // what it counted before is not known yet
 	since      time.Time // it is so
 	stopped    time.Time // by Now
@@ -210,6 +211,16 @@ func (a *Accounts) Explain(id string, reason Reason) {
 		a.explain(g, reason)
 	} else if c := a.containers[id]; c != nil {
 		c.Reason = reason
+	}
+}
+
+// Obstruct says whether another's program keeps ours off a container's cgroup. Where nothing
+// else counts the container, that is why it is not accounted.
+func (a *Accounts) Obstruct(id string, obstructed bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		c.obstructed = obstructed
 	}
 }
 

@@ -199,3 +199,41 @@ func TestCgroupLoopback(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// Another's program keeps ours off a container's cgroup: that is the reason where nothing else
+// counts the container, until ours is on. What its cgroup had counted before stays.
+func TestObstruct(t *testing.T) {
+	for reason, want := range map[Reason]Reason{
+		HostNetwork: CgroupTaken, SharedNetwork: CgroupTaken, SeveralNetworks: CgroupTaken, NoHostVeth: CgroupTaken,
+		Starting: Starting, Accounted: Accounted, AttachFailed: AttachFailed,
+	} {
+		a, kernel, _ := newAccounts(t)
+		a.Start(Container{ID: "web"})
+		a.Explain("web", reason)
+		a.Obstruct("web", true)
+		if c := find(t, a, "web"); c.Reason != want || c.OnHost != (reason == HostNetwork) {
+			t.Errorf("%s: %s, on host %v", reason, c.Reason, c.OnHost)
+		}
+		a.Obstruct("web", false)
+		if c := find(t, a, "web"); c.Reason != reason {
+			t.Errorf("%s: %s when it has gone", reason, c.Reason)
+		}
+		if want != CgroupTaken {
+			continue
+		}
+		countCgroup(t, a, kernel, 7, "web", 10)
+		if err := a.Tell(Target{Cgroup: 7}); err != nil {
+			t.Fatal(err)
+		}
+		if c := find(t, a, "web"); c.Reason != Accounted {
+			t.Errorf("%s: %s while it is counted", reason, c.Reason)
+		}
+		a.Obstruct("web", true)
+		endCgroup(t, a, 7)
+		if c := find(t, a, "web"); c.Reason != CgroupTaken || byCgroup(t, a, "web") != 10 {
+			t.Errorf("%s: %s, %d packets after it was", reason, c.Reason, byCgroup(t, a, "web"))
+		}
+	}
+	a, _, _ := newAccounts(t)
+	a.Obstruct("unknown", true)
+}

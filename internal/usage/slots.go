@@ -203,6 +203,22 @@ func (s *Slots) Close(target Target) error {
 	return s.close(at)
 }
 
+// Forget ends the counting of an interface that turned out to lead to no container. What it
+// counted is nobody's traffic, so it is not kept; an interface with an owner is closed.
+func (s *Slots) Forget(target Target) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.attachments[target]
+	if at == nil {
+		return nil
+	}
+	delete(s.attachments, target)
+	if at.tally != nil {
+		return s.close(at)
+	}
+	return s.Datapath.Release(at.slot)
+}
+
 // close holds on to the slot until its counts are written. Without an owner or a ledger
 // there is nothing to wait for.
 func (s *Slots) close(at *attachment) error {

@@ -89,6 +89,9 @@ func (a *Accounts) container(c *account) Container {
 	out.Unrecalled = c.unrecalled
 	out.OnHost = out.Reason == HostNetwork
 	out.Shares = out.Shares || out.Reason == SharedNetwork
+	if c.obstructed && slices.Contains(byCgroupOnly, out.Reason) {
+		out.Reason = CgroupTaken
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.tallies)) {
 		i := c.tallies[name].owned(a.Datapath, name)
 		out.Interfaces = append(out.Interfaces, i)
@@ -129,6 +132,9 @@ func (c Container) identifiedBy(before Container) Container {
 	}
 	return c
 }
+
+// byCgroupOnly are the reasons of containers that are accounted by their cgroups if at all.
+var byCgroupOnly = []Reason{HostNetwork, SharedNetwork, SeveralNetworks, NoHostVeth}
 
 // networkModes are what we can tell of a container's network by ourselves.
 var networkModes = map[Reason]string{HostNetwork: "host", SharedNetwork: "container"}

@@ -180,7 +180,10 @@ const (
 	SeveralNetworks Reason = "several_networks"
 	NoHostVeth      Reason = "no_host_veth"  // no interface, or one without an end in the host
 	AttachFailed    Reason = "attach_failed" // see the log
-	Excluded        Reason = "excluded"      // it is not to be counted any more, by the configuration
+	// CgroupTaken: it could be counted by its cgroup alone, and another's program there, or on
+	// a cgroup above, allows none beside it.
+	CgroupTaken Reason = "cgroup_taken"
+	Excluded    Reason = "excluded" // it is not to be counted any more, by the configuration
 	// InterfaceExcluded: one of its interfaces is not to be counted, by the configuration.
 	InterfaceExcluded Reason = "interface_excluded"
 	Shadowed          Reason = "shadowed" // another's program lets packets past that we don't see
