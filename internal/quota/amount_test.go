@@ -38,8 +38,9 @@ func TestAlertAsGiven(t *testing.T) {
 	rule.Limit, rule.Decimal, rule.AlertAt = 104857600, true, []int{50}
 	b := newBench(t, rule)
 	b.start("a1", "web")
+	b.pass(0)
 	b.transmit("a1", 65823007)
-	alerts := b.check(0)
+	alerts := b.check(time.Second)
 	same(t, alerts[0].Summary, "web has used 65.82MB of 104.9MB until 2026-12-01 00:00 UTC, 50 % or more (quota m)")
 	if log := b.log.String(); !strings.Contains(log, " used=65823007 limit=104857600 ") {
 		t.Errorf("logged: %s", log)
@@ -52,8 +53,9 @@ func TestResolvedSummary(t *testing.T) {
 	rule.Limit, rule.AlertAt = 50<<20, []int{100}
 	b := newBench(t, rule)
 	b.start("a1", "web")
-	b.transmit("a1", 80<<20)
 	b.pass(0)
+	b.transmit("a1", 80<<20)
+	b.pass(time.Second)
 	raised := rule
 	raised.Limit = 100 << 20
 	b.rules = []Rule{raised}
