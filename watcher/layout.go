@@ -19,7 +19,7 @@ import (
 var (
 	// ErrCgroupNamespace means that the process is in a cgroup namespace of its
 	// own, where the containers of the host do not exist.
-	ErrCgroupNamespace = errors.New("this process has a cgroup namespace of its own and cannot see the host's containers: start it with --cgroupns=host --pid=host")
+	ErrCgroupNamespace = errors.New("this process has a cgroup namespace of its own and cannot see the host's containers: start it with --cgroupns=host --pid=host --network=host")
 
 	// ErrNoCgroups means that no cgroup hierarchy is mounted where one was looked
 	// for.

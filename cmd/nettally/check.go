@@ -44,6 +44,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 	}
 	all = append(all, []check{
 		{"cgroups", true, func() (string, error) { return cgroups(config) }},
+		{"network", false, func() (string, error) { return "the host's namespace", network("/proc") }},
 		{"cgroups.read", false, func() (string, error) { return unhidden(config) }},
 		{"folders", true, func() (string, error) {
 			return "nobody else can change what is pinned, kept or served", folders(config)

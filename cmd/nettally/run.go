@@ -381,6 +381,9 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.reloads(ctx, cmd) })
 
 	c := d.config.Load()
+	if err := network("/proc"); err != nil {
+		d.log.Warn("look at the network", "err", err)
+	}
 	d.log.Info("counting", "source", d.source(), "version", buildInfo().Version, "listen", c.Exporter.Listen, "socket", c.Exporter.Socket)
 	d.warnExposed(c)
 	err := group.Wait()

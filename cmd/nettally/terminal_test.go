@@ -209,7 +209,7 @@ func TestCommandsAreTame(t *testing.T) {
 	}
 	// The texts did come through: in tables, JSON, CSV and errors.
 	for _, want := range []string{
-		"not counted: \uFFFD[31m", `"name": "\u001b[31m`, "-05:00,\uFFFD[31m", "Unavailable: \uFFFD[31m", "from /run/\uFFFD[31m", "read config /etc/\uFFFD[31m",
+		"not counted: \uFFFD[31m", `"name": "\u001b[31m`, "-05:00,\uFFFD[31m", `Unavailable: \x1b[31m`, "from /run/\uFFFD[31m", "read config /etc/\uFFFD[31m",
 		"cgroups.read look at cgroup root /\uFFFD[31m\uFFFD; " + forged, "labels: [\"\\e[31m", "the test alert was sent", "attach.mode: ",
 	} {
 		if !strings.Contains(all.String(), want) {

@@ -462,6 +462,7 @@ func TestHiddenAmongMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKernel(t)
 		k.Adopt(context.Background())
+		k.mode = ModeClsact
 		k.passes(7, false, 5, 6)
 		k.veth(7, 3)
 		k.count(k.container("a", 7, 3))
