@@ -288,13 +288,18 @@ func (f *forging) transmit(frame []byte, header vnetHeader) string {
 }
 
 // typed returns a frame as it is on its way out. If its EtherType is 0, the kernel goes by
-// what is claimed of it (virtio_net_hdr_set_proto).
+// what is claimed of it (virtio_net_hdr_set_proto). UFO says nothing of the family: what is no
+// IPv4 header is tried as IPv6 (virtio_net_hdr_to_skb), where no checksum is asked for.
 func (h vnetHeader) typed(frame []byte) []byte {
 	if len(frame) < ethernet || binary.BigEndian.Uint16(frame[12:]) != 0 {
 		return frame
 	}
-	switch h.GSOType &^ gsoECN {
+	isIPv4 := len(frame) >= ethernet+20 && frame[ethernet]&0xf >= 5
+	switch claimed := h.GSOType &^ gsoECN; claimed {
 	case gsoTCPv4, gsoUDP, gsoUDPL4:
+		if claimed == gsoUDP && h.Flags&needsChecksum == 0 && !isIPv4 {
+			return patched(frame, 12, 0x86, 0xdd)
+		}
 		return patched(frame, 12, 0x08, 0x00)
 	case gsoTCPv6:
 		return patched(frame, 12, 0x86, 0xdd)
