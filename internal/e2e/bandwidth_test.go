@@ -60,7 +60,7 @@ func testElsewhere(t *testing.T, node *crihost.Host) {
 	if err := os.WriteFile(filepath.Join(nested, "00-multus.conf"), []byte(multus), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for folder, pods := range map[string]int{node.CNIConfigDir(): 20, nested: 3} {
+	for folder, pods := range map[string]int{node.CNIConfigDir(): 5, nested: 2} {
 		d := startDaemon(t, node, onlyPods(node)+noReconcile+fmt.Sprintf("\nattach: {cni_dirs: [/nowhere, %q]}", folder))
 		for range pods {
 			pod := nettest.Must(node.RunPod("slow", crihost.PodOptions{Egress: 40_000_000}, crihost.Container{Name: "app"}))(t)
