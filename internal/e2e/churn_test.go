@@ -34,8 +34,8 @@ import (
 func TestChurn(t *testing.T) {
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
-	// Whoever has ended is forgotten soon.
-	d := startDaemon(t, docker, strings.Replace(onlyDocker(docker), "watch: {", "watch: {reconcile: 1s, ", 1)+"\nretention: {metrics: 1s, api: 1s}")
+	// Whoever has ended is forgotten soon, and who stays does not change to tcx when it is still.
+	d := startDaemon(t, docker, strings.Replace(onlyDocker(docker), "watch: {", "watch: {reconcile: 1s, ", 1)+"\nretention: {metrics: 1s, api: 1s}\nattach: {mode: clsact}")
 	stays := docker.Run(dockerhost.Image)
 	d.counted(stays, 1)
 	churn := func(fleeting, real int) {

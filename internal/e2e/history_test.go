@@ -97,7 +97,7 @@ func (h *historyRun) listed(by string) usages {
 	all := usages{}
 	for _, c := range h.daemon.list().Containers {
 		key := map[string]string{
-			"name": c.Name, "container": c.ID, "namespace": c.Namespace, "label:team": c.Labels["team"], "label:none": "",
+			"name": c.Name, "container": c.ID, "namespace": c.Namespace, "label:team": c.Labels["team"],
 		}[by]
 		all[key] = plus(all[key], usageOf(c))
 	}
@@ -160,7 +160,7 @@ func (h *historyRun) forms(t *testing.T) {
 }
 
 func (h *historyRun) keys(t *testing.T) {
-	for _, by := range []string{"name", "container", "namespace", "label:team", "label:none"} {
+	for _, by := range []string{"name", "container", "namespace", "label:team"} {
 		want := h.listed(by)
 		for _, step := range []string{"hour", "day", "month"} {
 			found := h.ask("--by", by, "--step", step)
