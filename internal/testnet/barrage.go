@@ -42,7 +42,8 @@ func sendBarrage(b *Barrage) (reply, error) {
 		}
 		done <- err
 	}()
-	return r, <-done
+	err := <-done // before r is read
+	return r, err
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2).
