@@ -94,13 +94,26 @@ func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program
 	if by, err := c.Exclusive(dir); err == nil && by != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", dir, by)
 	}
+	err := c.putBoth(dir, id, ingress, egress)
+	if errors.Is(err, unix.EPERM) { // another's program may have come since
+		if by, inquiry := c.Exclusive(dir); inquiry == nil && by != nil {
+			err = by
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("attach to cgroup %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (c *Controller) putBoth(dir string, id uint64, ingress, egress *ebpf.Program) error {
 	for i, program := range []*ebpf.Program{ingress, egress} {
 		made, err := c.put(dir, id, hooks[i], program)
 		if err != nil {
 			if i > 0 && made {
 				err = errors.Join(err, c.clear(id, hooks[0]))
 			}
-			return fmt.Errorf("attach to cgroup %s: %w", dir, err)
+			return err
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -122,6 +123,43 @@ func TestExclusive(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Another's program comes at any moment while ours are put on: the error names it, or ours are on.
+func TestExclusiveComesMeanwhile(t *testing.T) {
+	need.Root(t)
+	datapath := nettest.Must(bpf.Load(bpf.Options{}))(t)
+	t.Cleanup(func() { datapath.Close() })
+	c := New(Options{Root: unified(t), Pins: filepath.Join(nettest.BPFFS(t), "cgroups")})
+	dirs := cgroupsBelow(t, c.Root)
+	id := nettest.Must(c.ID(dirs[0]))(t)
+	fence := nettest.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "fence", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	}))(t)
+	defer fence.Close()
+	above := openDir(t, filepath.Join(c.Root, dirs[1]))
+	for round := range 300 {
+		came := make(chan error)
+		go func() {
+			for end := time.Now().Add(time.Duration(round) * time.Microsecond); time.Now().Before(end); {
+			}
+			came <- link.RawAttachProgram(link.RawAttachProgramOptions{Target: above, Program: fence, Attach: ebpf.AttachCGroupInetEgress})
+		}()
+		err := c.Attach(dirs[0], id, datapath.CgroupIngress, datapath.CgroupEgress)
+		if err := <-came; err != nil {
+			t.Fatal(err)
+		}
+		if err != nil && !errors.Is(err, ErrExclusive) {
+			t.Errorf("after %d µs: %v", round, err)
+		}
+		if err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: above, Program: fence, Attach: ebpf.AttachCGroupInetEgress}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Detach(id); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
