@@ -368,9 +368,7 @@ func (d *daemon) ready() error {
 // run runs every room until the context ends or one of them fails.
 func (d *daemon) run(cmd *cobra.Command) error {
 	group, ctx := errgroup.WithContext(cmd.Context())
-	// Few, since an interface of root's waits behind all that a user's directories have put in here.
-	// The kernel's own queues hold more.
-	events := make(chan watcher.Event, 16)
+	events := make(chan watcher.Event)
 	group.Go(func() error { return d.watch.Run(ctx, events) })
 	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
