@@ -171,10 +171,21 @@ func live(chunks *ebpf.Map) (*ebpf.Program, error) {
 // CountsElsewhere says whether a program that uses these maps counts for another nettally
 // that runs, in another network namespace as a rule. One that has ended owns nothing.
 func (d *Datapath) CountsElsewhere(maps []ebpf.MapID) (bool, error) {
-	if slices.Contains(maps, d.own) {
+	if d.Owns(maps) {
 		return false, nil
 	}
 	return CountsElsewhere(maps)
+}
+
+// Owns says whether a program that uses these maps counts with the counters below this pin
+// path, in this layout or an older one that has slots in use.
+func (d *Datapath) Owns(maps []ebpf.MapID) bool {
+	if slices.Contains(maps, d.own) {
+		return true
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return slices.ContainsFunc(d.older, func(o *older) bool { return slices.Contains(maps, o.own) })
 }
 
 // CountsElsewhere is [Datapath.CountsElsewhere] for a process without a Datapath.

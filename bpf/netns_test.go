@@ -137,6 +137,14 @@ func TestCountsElsewhere(t *testing.T) {
 		}
 	}
 	check("its own", first.CountsElsewhere, false)
+	owns := func(what string, d *Datapath, want bool) {
+		t.Helper()
+		if d.Owns(used) != want {
+			t.Errorf("%s has the counters: %v, want %v", what, !want, want)
+		}
+	}
+	owns("the first", first, true)
+	owns("the second", second, false)
 	check("another's", second.CountsElsewhere, true)
 	check("another's, without counters", CountsElsewhere, true)
 	filter, err := first.Ingress.Clone()
@@ -146,6 +154,7 @@ func TestCountsElsewhere(t *testing.T) {
 	check("an ended one's", second.CountsElsewhere, false)
 	next := load(t, Options{PinPath: path})
 	check("the one before", next.CountsElsewhere, false)
+	owns("the next", next, true)
 	must(t, next.Close())
 	must(t, Unpin(path))
 }

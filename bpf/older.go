@@ -23,7 +23,8 @@ type Old struct {
 type older struct {
 	layout string
 	folder string
-	slots  *ebpf.Map // nil if there is none
+	slots  *ebpf.Map  // nil if there is none
+	own    ebpf.MapID // of the chunks, 0 without slots
 	chunks map[uint16]chunk
 	left   map[uint64]Slot // not settled, by generation
 }
@@ -64,6 +65,11 @@ func (o *older) open() (err error) {
 		return err
 	}
 	defer outer.Close()
+	info, err := outer.Info()
+	if err != nil {
+		return err
+	}
+	o.own, _ = info.ID()
 	for _, s := range slots {
 		o.left[s.Generation] = s
 		if err := o.openChunk(outer, chunkOf(s.Index)); err != nil {

@@ -48,6 +48,9 @@ type Options struct {
 	// Elsewhere says of the maps of a program whether it counts for another process that
 	// runs: then a filter with it is not ours. nil says that there is none.
 	Elsewhere func(maps []ebpf.MapID) (bool, error)
+	// Own says of the maps of a program of ours whether its counters are those of this process.
+	// Others' may be left by a process with another pin path. nil says that all are.
+	Own func(maps []ebpf.MapID) bool
 }
 
 // Controller attaches programs to interfaces of one network namespace.
@@ -61,11 +64,12 @@ type Controller struct {
 	priority  uint16
 	links     links
 	elsewhere func(maps []ebpf.MapID) (bool, error)
+	own       func(maps []ebpf.MapID) bool
 
 	mu     sync.Mutex // for what follows
 	tc     *tc.Tc
 	lister lister
-	proven map[uint32]bool // ids of programs that are ours
+	proven map[uint32]bool // programs that are ours, by id: whether they have our counters
 }
 
 // Open returns a Controller. It holds two netlink sockets and, given a NetNS, a
@@ -79,7 +83,12 @@ func Open(options Options) (*Controller, error) {
 	if options.Elsewhere == nil {
 		options.Elsewhere = func([]ebpf.MapID) (bool, error) { return false, nil }
 	}
-	c := &Controller{priority: options.Priority, elsewhere: options.Elsewhere, proven: make(map[uint32]bool)}
+	if options.Own == nil {
+		options.Own = func([]ebpf.MapID) bool { return true }
+	}
+	c := &Controller{
+		priority: options.Priority, elsewhere: options.Elsewhere, own: options.Own, proven: make(map[uint32]bool),
+	}
 	c.links.pins = options.Pins
 	if options.Pins != "" {
 		if err := trusted.Check(options.Pins); err != nil {

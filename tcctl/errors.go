@@ -93,7 +93,7 @@ func (c *Controller) explainPlace(f Filter, err error) error {
 	}
 	for _, other := range there {
 		// Ours it can be when another process of ours attached at the same moment.
-		if ours, _ := c.ours(other); other.blocks() && !ours {
+		if ours, _, _ := c.ours(other); other.blocks() && !ours {
 			return fmt.Errorf("%w: %v; set attach.priority to a free number: %w", ErrForeign, other, err)
 		}
 	}

@@ -57,6 +57,7 @@ type Filter struct {
 	Slot      uint16 // the minor of its classid
 	Priority  uint16
 	ProgramID uint32
+	Own       bool    // it counts with the counters of this process: see [Options.Own]
 	Tag       [8]byte // of the program's instructions
 }
 
@@ -78,14 +79,14 @@ func (c *Controller) filters(ifindex int) ([]Filter, error) {
 			return nil, fmt.Errorf("list %s filters of ifindex %d: %w", hook, ifindex, err)
 		}
 		for _, f := range all {
-			ours, err := c.ours(f)
+			ours, own, err := c.ours(f)
 			if err != nil {
 				return nil, fmt.Errorf("inspect %s filter of ifindex %d: %w", hook, ifindex, err)
 			}
 			if ours {
 				filters = append(filters, Filter{
 					Ifindex: ifindex, Hook: hook, Slot: uint16(f.classid), Priority: f.priority,
-					ProgramID: f.program, Tag: f.tag,
+					ProgramID: f.program, Own: own, Tag: f.tag,
 				})
 			}
 		}
@@ -114,28 +115,29 @@ func (c *Controller) Interfaces() ([]int, error) {
 	return ifindexes, nil
 }
 
-// ours says whether a filter is proven ours. The program is looked at once: an id is not
-// used again before 2^31 others have been.
-func (c *Controller) ours(f filter) (bool, error) {
+// ours says whether a filter is proven ours, and has the counters of this process. The
+// program is looked at once: an id is not used again before 2^31 others have been.
+func (c *Controller) ours(f filter) (ours, own bool, err error) {
 	if !f.looksOurs() {
-		return false, nil
+		return false, false, nil
 	}
-	if c.proven[f.program] {
-		return true, nil
+	if own, proven := c.proven[f.program]; proven {
+		return true, own, nil
 	}
 	program, err := programInfo(f.program)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil // deleted since it was listed
+		return false, false, nil // deleted since it was listed
 	}
 	if err != nil || !strings.HasPrefix(program.Name, namePrefix) {
-		return false, err
+		return false, false, err
 	}
 	maps, _ := program.MapIDs()
 	if elsewhere, err := c.elsewhere(maps); err != nil || elsewhere {
-		return false, err
+		return false, false, err
 	}
-	c.proven[f.program] = true
-	return true, nil
+	own = c.own(maps)
+	c.proven[f.program] = own
+	return true, own, nil
 }
 
 // looksOurs is what of the proof is in the filter itself.

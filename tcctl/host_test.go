@@ -301,7 +301,7 @@ func wantFilters(tb testing.TB, c *Controller, ifindex int, want ...Filter) {
 
 // attached is a filter as Filters should list it.
 func (h *host) attached(hook Hook, priority, slot uint16, p *classifier) Filter {
-	return Filter{Ifindex: h.ifindex, Hook: hook, Slot: slot, Priority: priority, ProgramID: p.id}
+	return Filter{Ifindex: h.ifindex, Hook: hook, Slot: slot, Priority: priority, ProgramID: p.id, Own: true}
 }
 
 func attach(tb testing.TB, c *Controller, ifindex int, slot uint16, ingress, egress program) (createdQdisc bool) {

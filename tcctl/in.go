@@ -7,5 +7,5 @@ package tcctl
 //
 // It is for clsact only: pins are for one namespace.
 func (c *Controller) In(netns int) (*Controller, error) {
-	return Open(Options{NetNS: netns, Priority: c.priority, Elsewhere: c.elsewhere})
+	return Open(Options{NetNS: netns, Priority: c.priority, Elsewhere: c.elsewhere, Own: c.own})
 }

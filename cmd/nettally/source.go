@@ -125,7 +125,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 	}
 	d.closers = append(d.closers, datapath)
 	control, err := tcctl.Open(tcctl.Options{
-		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere,
+		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere, Own: datapath.Owns,
 	})
 	if err != nil {
 		return err

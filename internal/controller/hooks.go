@@ -54,14 +54,14 @@ func (h *Hooks) Raise(ifindex int) error {
 }
 
 // Current returns the slot that both of our filters on an interface count on. Not
-// ok: they are not both there.
+// ok: they are not both there, or a process with another pin path has left them.
 func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
 	filters, err := h.Filters(ifindex)
 	if err != nil || len(filters) != 2 {
 		return 0, false, err
 	}
-	ok = filters[0].Hook != filters[1].Hook && filters[0].Slot == filters[1].Slot
-	return filters[0].Slot, ok, nil
+	a, b := filters[0], filters[1]
+	return a.Slot, a.Hook != b.Hook && a.Slot == b.Slot && a.Own && b.Own, nil
 }
 
 // Cgroups puts our programs on cgroups. What it does not say itself is

@@ -136,6 +136,28 @@ func TestNextInstance(t *testing.T) {
 	second.exactly(c, peer)
 }
 
+// Another nettally, on another pin path, counts between two runs and leaves its filters. They
+// may bear the number of a slot that is the first one's, too: it puts on its own, and lacks
+// nothing of the time between.
+func TestInstanceBetween(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	peer := nettest.Agent(t, host)
+	first := startDaemon(t, on{host}, only(c)+"\nattach: {mode: clsact}")
+	first.counted(c.ID, 1)
+	first.exactly(c, peer)
+	first.stop()
+	between := startDaemon(t, on{host}, only(c)+"\nattach: {mode: clsact}")
+	between.counted(c.ID, 1)
+	between.exactly(c, peer)
+	between.stop()
+	first.start()
+	first.counted(c.ID, 1)
+	first.exactly(c, peer)
+	first.stop() // the other's detach is refused while it runs
+}
+
 // Two nettallys in network namespaces of their own count side by side, each on a veth of
 // its own.
 func TestTwoHosts(t *testing.T) {
