@@ -29,7 +29,7 @@ import (
 	"github.com/nettally/nettally/watcher"
 )
 
-// A thousand containers that come and go, and a hundred of Docker's, leave nothing behind
+// Hundreds of containers that come and go, and some of Docker's, leave nothing behind
 // in the daemon and in the kernel.
 func TestChurn(t *testing.T) {
 	need.Root(t)
@@ -59,7 +59,7 @@ func TestChurn(t *testing.T) {
 	})
 	t.Logf("before: %+v", before)
 
-	const fleeting, real = 1000, 100
+	const fleeting, real = 400, 40
 	attached := d.attached()
 	churn(fleeting, real)
 	if n := d.attached() - attached; n < fleeting/4 { // half of them wait until somebody comes
