@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -237,4 +238,74 @@ func restore(b *bench, suffixes ...string) error {
 		}
 	}
 	return nil
+}
+
+const scratchHelper = "NETTALLY_TEST_SCRATCH"
+
+// TestWithoutTemporaryFolder: in a container with a read-only file system sums of many rows have
+// no folder but the ledger's own, and none where that can't be written any more.
+func TestWithoutTemporaryFolder(t *testing.T) {
+	need.Root(t)
+	if os.Getenv(scratchHelper) != "" {
+		sumWithoutTemporaryFolder(t)
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestWithoutTemporaryFolder$")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // made private by package syscall
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); name != "TMPDIR" && name != "SQLITE_TMPDIR" {
+			cmd.Env = append(cmd.Env, variable)
+		}
+	}
+	cmd.Env = append(cmd.Env, scratchHelper+"=yes")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// sumWithoutTemporaryFolder runs in a mount namespace of its own.
+func sumWithoutTemporaryFolder(t *testing.T) {
+	const volume = "/mnt"
+	mount := func(at string, flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", at, "tmpfs", flags, "size=256m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount(volume, 0)
+	for _, folder := range []string{"/var/tmp", "/usr/tmp", "/tmp"} {
+		if _, err := os.Stat(folder); err == nil {
+			mount(folder, unix.MS_RDONLY)
+		}
+	}
+	t.Chdir("/tmp")            // the last folder that SQLite tries is the one it is in
+	t.Setenv("TMPDIR", volume) // for newBench alone: SQLite has read its environment
+	b := newBench(t)
+	b.path = filepath.Join(filepath.Dir(b.path), "volume's", "ledger.db")
+	if err := os.Unsetenv("TMPDIR"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.flush(thousand(100)...)
+	const hours = 100
+	_, err := b.file.write.Exec(`INSERT INTO hours SELECT start - 3600 * h.value, subject, ` + numberColumns + `
+		FROM hours, (SELECT value FROM json_each('[` + list(hours-1) + `]')) h`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := func(when string) {
+		t.Helper()
+		rows, err := b.History(context.Background(), Query{Step: Month, From: noon.AddDate(0, 0, -9), To: b.now})
+		if err != nil || len(rows) != 1000 || rows[0].Receive.Bytes != hours*100 {
+			t.Errorf("%s: %d rows, %v", when, len(rows), err)
+		}
+	}
+	sum("in the ledger's folder")
+	b.stop()
+	remount(t, volume, unix.MS_RDONLY)
+	b.restart()
+	b.load(noon)
+	sum("in memory")
+	b.stop()
+	remount(t, volume, 0)
 }
