@@ -42,6 +42,7 @@ func newRun() *cobra.Command {
 		Short: "Count, until a signal ends it; the kernel goes on counting for the next run",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			hangup := outlive()
 			config, err := loadConfig(cmd)
 			if err != nil {
 				return err
@@ -51,9 +52,20 @@ func newRun() *cobra.Command {
 				return err
 			}
 			defer d.close()
-			return d.run(cmd)
+			return d.run(cmd, hangup)
 		},
 	}
+}
+
+// outlive keeps the process from being ended by what asks for no end. SIGHUP may come before
+// there is anything to reload, or after: it is caught until the end, and the first waits. A log
+// that nobody reads any more, as when journald was stopped, would end it by SIGPIPE. systemd
+// takes both for a proper end, and starts nothing again.
+func outlive() (hangup <-chan os.Signal) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // writing fails, and that is all
+	return caught
 }
 
 // daemon is what runs: the rooms, wired.
@@ -366,7 +378,7 @@ func (d *daemon) ready() error {
 }
 
 // run runs every room until the context ends or one of them fails.
-func (d *daemon) run(cmd *cobra.Command) error {
+func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	group, ctx := errgroup.WithContext(cmd.Context())
 	// Few, since an interface of root's waits behind all that a user's directories have put in here.
 	// The kernel's own queues hold more.
@@ -380,7 +392,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
 	group.Go(func() error { defer d.quotas.Flush(); return d.notify.Run(told) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
-	group.Go(func() error { return d.reloads(ctx, cmd) })
+	group.Go(func() error { return d.reloads(ctx, cmd, hangup) })
 
 	c := d.config.Load()
 	if err := network("/proc"); err != nil {
@@ -424,10 +436,7 @@ func (d *daemon) checkQuotas(ctx context.Context) error {
 }
 
 // reloads takes a new configuration in when the file changes, and on SIGHUP.
-func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command, hangup <-chan os.Signal) error {
 	load := func() (*configs.Config, error) { return loadConfig(cmd) }
 
 	group, ctx := errgroup.WithContext(ctx)
