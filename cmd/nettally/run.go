@@ -124,6 +124,9 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.closers = append(d.closers, closer(d.listen.Close))
+	if d.listen.Early() {
+		d.log.Warn("this host does not have the address of exporter.listen yet: nobody is answered there until it does", "listen", config.Exporter.Listen)
+	}
 	if d.watch, err = newWatcher(config, d.log); err != nil {
 		return nil, err
 	}
