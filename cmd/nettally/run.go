@@ -445,9 +445,7 @@ func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command, hangup <-chan 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		path := cmd.Flag("config").Value.String()
-		if err := configs.WatchFile(ctx, path, d.config.Load(), load, d.apply); err != nil {
-			d.log.Info("changes of the configuration are taken in on SIGHUP only", "err", err)
-		}
+		configs.WatchFile(ctx, path, d.config.Load(), load, d.apply, d.unwatched)
 		return nil
 	})
 	group.Go(func() error {
@@ -461,6 +459,15 @@ func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command, hangup <-chan 
 		}
 	})
 	return group.Wait()
+}
+
+// unwatched says whether changes of the configuration are noticed.
+func (d *daemon) unwatched(err error) {
+	if err != nil {
+		d.log.Info("changes of the configuration are taken in on SIGHUP only, until its directory can be watched", "err", err)
+		return
+	}
+	d.log.Info("changes of the configuration are noticed again")
 }
 
 // apply puts a new configuration in force as a whole, or keeps the old one.
