@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -128,6 +129,43 @@ func TestDiskFullFromTheStart(t *testing.T) {
 	eventually(t, "written", func() bool { return h.pending() == 0 })
 	same(t, b.total(), made(100))
 	same(t, b.Status().SetAside, "")
+}
+
+// TestLocked: a backup or a shell holds the ledger's lock for longer than a flush waits. Containers
+// that start are recalled meanwhile, history is answered, and all is written afterwards.
+func TestLocked(t *testing.T) {
+	b := newBench(t)
+	h := newHost()
+	h.count(record("a1", "web", 100))
+	stop := b.keeping(h)
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+
+	other, err := sql.Open("sqlite", b.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	other.SetMaxOpenConns(1)
+	if _, err := other.Exec("BEGIN EXCLUSIVE"); err != nil {
+		t.Fatal(err)
+	}
+	h.count(record("a1", "web", 200))
+	eventually(t, "failed", func() bool { return !b.Status().Up })
+	if s := b.Status(); !strings.Contains(s.Error, "database is locked") || s.SetAside != "" {
+		t.Errorf("status %+v", s)
+	}
+	h.start("a1")
+	eventually(t, "recalled", func() bool { kept, _ := h.recalled("a1"); return kept != nil })
+	same(t, b.received(Query{}), []string{"03-10 00:00 web 100"})
+	h.count(record("a1", "web", 300))
+	if _, err := other.Exec("ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "written", func() bool { return h.pending() == 0 && b.Status().Up })
+	stop()
+	same(t, b.total(), made(300))
+	same(t, b.log.count("usage is not kept on disk"), 1)
+	same(t, b.log.count("kept on disk again"), 1)
 }
 
 func TestReadOnlyDisk(t *testing.T) {
