@@ -17,13 +17,16 @@ import (
 // takes several steps to save, and half a file can be valid.
 const settleTime = 500 * time.Millisecond
 
+// watchAgain is how long a directory that can't be watched is left alone.
+const watchAgain = 10 * time.Second
+
 // WatchFile applies what load returns each time the content of the file has become
-// another one, until ctx is done; then it returns nil. current is the configuration
-// in use: a change since its Load is applied at once.
+// another one, until ctx is done. current is the configuration in use: a change since
+// its Load is applied at once.
 //
 // apply gets a configuration or an error, never both: with an error the one in use
-// is to be kept. It is called from the goroutine of WatchFile, as load is. A file that
-// is gone counts as an error, since between two steps of an editor or of a
+// is to be kept. It is called from the goroutine of WatchFile, as load and trouble are. A file
+// that is gone counts as an error, since between two steps of an editor or of a
 // deployment is no time to fall back to the defaults.
 //
 // The directory is watched, not the file, so that it may be replaced by rename, by
@@ -32,34 +35,60 @@ const settleTime = 500 * time.Millisecond
 // inotify, and what a container does not see of a single file mounted into it:
 // there the user has SIGHUP.
 //
-// Returns an error if the directory can't be watched (wrapping [fs.ErrNotExist] if
-// there is none, EMFILE or ENOSPC where inotify is exhausted) or goes away. The
-// configuration in use is not affected by that.
-func WatchFile(ctx context.Context, path string, current *Config, load func() (*Config, error), apply func(*Config, error)) error {
-	w := fileWatch{path: path, last: current.digest, settle: settleTime, load: load, apply: apply}
-	watcher, err := w.start()
-	if err != nil {
-		return err
+// A directory that can't be watched, or goes away, is tried again until it can be. trouble is
+// told why (an error that wraps [fs.ErrNotExist] if there is none, EMFILE or ENOSPC where
+// inotify is exhausted), once for each reason, and nil when that is over.
+func WatchFile(ctx context.Context, path string, current *Config, load func() (*Config, error), apply func(*Config, error), trouble func(error)) {
+	w := fileWatch{path: path, last: current.digest, settle: settleTime, again: watchAgain, load: load, apply: apply, trouble: trouble}
+	w.run(ctx)
+}
+
+type fileWatch struct {
+	path    string
+	last    digest // of the content that was applied or refused last
+	settle  time.Duration
+	again   time.Duration
+	load    func() (*Config, error)
+	apply   func(*Config, error)
+	trouble func(error)
+}
+
+func (w *fileWatch) run(ctx context.Context) {
+	said := ""
+	for ctx.Err() == nil {
+		pause := w.again
+		watcher, err := w.start()
+		if err == nil {
+			if said != "" {
+				said = ""
+				w.trouble(nil)
+			}
+			pause = w.settle // it may have been replaced
+			err = w.follow(ctx, watcher)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err.Error() != said {
+			said = err.Error()
+			w.trouble(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
 	}
+}
+
+// follow applies changes until ctx is done, or the directory can't be watched any more.
+func (w *fileWatch) follow(ctx context.Context, watcher *fsnotify.Watcher) error {
 	defer watcher.Close()
 	for {
-		err := w.wait(ctx, watcher)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
+		if err := w.wait(ctx, watcher); err != nil {
 			return err
 		}
 		w.check()
 	}
-}
-
-type fileWatch struct {
-	path   string
-	last   digest // of the content that was applied or refused last
-	settle time.Duration
-	load   func() (*Config, error)
-	apply  func(*Config, error)
 }
 
 // start begins to watch and applies what has happened before that.

@@ -236,15 +236,75 @@ func TestWatchIgnoresNeighbours(t *testing.T) {
 	}
 }
 
-func TestWatchNoDirectory(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "none", "nettally.yaml")
+// TestWatchAgain: the directory comes later, goes, and is replaced.
+func TestWatchAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "conf")
+	path := filepath.Join(dir, "nettally.yaml")
 	current, err := Load(path, false, nil)
 	must(t, err)
-	err = WatchFile(t.Context(), path, current, nil, nil)
-	want := "watch config directory " + filepath.Dir(path) + ": no such file or directory"
+	levels, troubles := make(chan string), make(chan error)
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &fileWatch{
+		path: path, last: current.digest, settle: 5 * time.Millisecond, again: 5 * time.Millisecond,
+		load: func() (*Config, error) { return Load(path, true, nil) },
+		apply: func(c *Config, err error) {
+			if err != nil {
+				return
+			}
+			select {
+			case levels <- c.Log.Level.String():
+			case <-ctx.Done():
+			}
+		},
+		trouble: func(err error) {
+			select {
+			case troubles <- err:
+			case <-ctx.Done():
+			}
+		},
+	}
+	done := make(chan struct{})
+	go func() { w.run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	deploy := func(name, level string) {
+		t.Helper()
+		must(t, os.Mkdir(name, 0o755))
+		must(t, os.WriteFile(filepath.Join(name, "nettally.yaml"), levelFile(level), 0o644))
+	}
+	level := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-levels:
+				if got != want {
+					t.Fatalf("applied %s, want %s", got, want)
+				}
+				return
+			case err := <-troubles: // how many there are depends on when it looks
+				t.Log(err)
+			}
+		}
+	}
+
+	err = <-troubles
+	want := "watch config directory " + dir + ": no such file or directory"
 	if !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
+	deploy(dir+".1", "warn")
+	must(t, os.Rename(dir+".1", dir))
+	level("WARN")
+	deploy(dir+".2", "error")
+	must(t, os.Rename(dir, dir+".old"))
+	must(t, os.Rename(dir+".2", dir))
+	level("ERROR")
+	must(t, os.RemoveAll(dir))
+	deploy(dir+".3", "debug")
+	must(t, os.Rename(dir+".3", dir))
+	level("DEBUG")
+	must(t, os.WriteFile(path+".new", levelFile("info"), 0o644))
+	must(t, os.Rename(path+".new", path))
+	level("INFO")
 }
 
 func TestWatchDirectoryGone(t *testing.T) {
@@ -272,16 +332,17 @@ func TestWatchFile(t *testing.T) {
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	applied, done := make(chan *Config), make(chan error, 1)
+	applied, done := make(chan *Config), make(chan struct{})
 	go func() {
-		done <- WatchFile(ctx, path, current,
+		defer close(done)
+		WatchFile(ctx, path, current,
 			func() (*Config, error) { return Load(path, true, nil) },
 			func(c *Config, err error) {
 				if err != nil {
 					t.Errorf("apply: %v", err)
 				}
 				applied <- c
-			})
+			}, func(err error) { t.Errorf("trouble: %v", err) })
 	}()
 	must(t, os.WriteFile(path+".new", levelFile("warn"), 0o644))
 	must(t, os.Rename(path+".new", path))
@@ -289,7 +350,5 @@ func TestWatchFile(t *testing.T) {
 		t.Errorf("applied level %v", c.Log.Level)
 	}
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	<-done
 }

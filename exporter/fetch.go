@@ -37,12 +37,19 @@ func Fetch(ctx context.Context, socket string, all bool) (*Containers, error) {
 	return &containers, nil
 }
 
-// FetchHistory asks the nettally behind a unix socket for usage over time. It needs
-// write permission on the socket.
+// FetchHistory asks the nettally behind a unix socket for usage over time, by the parameters
+// of [ParseHistoryQuery]. It is the one to read them: a date is a day of its time zone, in which
+// days and months begin, and not of ours. It needs write permission on the socket.
 //
 // Returns an error wrapping [ErrNotRunning] as [Fetch] does.
-func FetchHistory(ctx context.Context, socket string, q HistoryQuery) (*History, error) {
-	body, err := get(ctx, socket, "/api/v1/history?"+q.encode())
+func FetchHistory(ctx context.Context, socket string, parameters map[string]string) (*History, error) {
+	values := url.Values{}
+	for name, value := range parameters {
+		if value != "" {
+			values.Set(name, value)
+		}
+	}
+	body, err := get(ctx, socket, "/api/v1/history?"+values.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("read history from %s: %w", socket, err)
 	}

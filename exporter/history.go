@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -207,30 +206,6 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 			"2026-11-01T13:00:00Z nor in seconds since 1970", text)
 	}
 	return t, nil
-}
-
-// encode returns the query string of a query.
-func (q HistoryQuery) encode() string {
-	values := url.Values{}
-	set := func(name, value string) {
-		if value != "" {
-			values.Set(name, value)
-		}
-	}
-	set("by", q.By)
-	set("step", q.Step)
-	set("from", q.From.Format(time.RFC3339Nano))
-	set("to", q.To.Format(time.RFC3339Nano))
-	set("name", q.Name)
-	set("container", q.Container)
-	set("namespace", q.Namespace)
-	set("user", q.User)
-	if q.LabelValue != "" {
-		set("label", q.LabelKey+"="+q.LabelValue)
-	} else {
-		set("label", q.LabelKey)
-	}
-	return values.Encode()
 }
 
 // WriteCSV writes the rows with a header as RFC 4180 has it, but for the ends of lines.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -78,6 +79,30 @@ func TestParseHistory(t *testing.T) {
 			}
 		})
 	}
+}
+
+// encode returns a query string that parses to the query.
+func (q HistoryQuery) encode() string {
+	values := url.Values{}
+	set := func(name, value string) {
+		if value != "" {
+			values.Set(name, value)
+		}
+	}
+	set("by", q.By)
+	set("step", q.Step)
+	set("from", q.From.Format(time.RFC3339Nano))
+	set("to", q.To.Format(time.RFC3339Nano))
+	set("name", q.Name)
+	set("container", q.Container)
+	set("namespace", q.Namespace)
+	set("user", q.User)
+	if q.LabelValue != "" {
+		set("label", q.LabelKey+"="+q.LabelValue)
+	} else {
+		set("label", q.LabelKey)
+	}
+	return values.Encode()
 }
 
 func TestHistoryRefusals(t *testing.T) {
@@ -218,6 +243,7 @@ func TestHistoryErrors(t *testing.T) {
 
 func TestFetchHistory(t *testing.T) {
 	opts := options(snapshot())
+	opts.Now = func() time.Time { return now }
 	var asked HistoryQuery
 	opts.History = func(_ context.Context, q HistoryQuery) ([]HistoryRow, error) {
 		asked = q
@@ -227,11 +253,12 @@ func TestFetchHistory(t *testing.T) {
 		return historyRows(), nil
 	}
 	_, socket, _ := serve(t, opts, "")
-	q, err := ParseHistoryQuery(map[string]string{"by": "label:a b&c", "label": "k+=v %", "name": "w*"}, now)
+	parameters := map[string]string{"by": "label:a b&c", "label": "k+=v %", "name": "w*", "from": "2026-01-02", "step": ""}
+	q, err := ParseHistoryQuery(parameters, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := FetchHistory(t.Context(), socket, q)
+	got, err := FetchHistory(t.Context(), socket, parameters)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,12 +270,12 @@ func TestFetchHistory(t *testing.T) {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
 
-	q.Name = "many"
-	_, err = FetchHistory(t.Context(), socket, q)
+	parameters["name"] = "many"
+	_, err = FetchHistory(t.Context(), socket, parameters)
 	if want := "read history from " + socket + ": 400 Bad Request: bad query"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	_, err = FetchHistory(t.Context(), socket+"x", q)
+	_, err = FetchHistory(t.Context(), socket+"x", parameters)
 	if !errors.Is(err, ErrNotRunning) || !strings.HasPrefix(err.Error(), "read history from "+socket+"x: ") {
 		t.Errorf("without a daemon: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/trusted"
 )
@@ -39,12 +40,16 @@ type Listeners struct {
 	tcp, unix net.Listener // nil: not wanted
 	made      string       // the socket's directory if it was not there
 	webConfig string
+	early     bool // the host does not have the address of tcp
 }
 
 // Listen opens a TCP address and a unix socket, either of which may be "". The
 // file webConfig, "" for none, sets TLS and authentication of the TCP address
 // as exporter-toolkit documents it; the unix socket has neither, and its mode
 // 0660 says who may use it.
+//
+// An address that the host does not have is listened on all the same, and answers once it
+// does: a VPN's may come minutes after us, or when somebody logs in. [Listeners.Early] says so.
 //
 // A socket file that a killed process left is replaced; one that somebody
 // listens on, or a file that is no socket, is an error. Close, or the end of
@@ -62,7 +67,7 @@ func Listen(tcp, socketPath, webConfig string) (_ *Listeners, err error) {
 		}
 	}()
 	if tcp != "" {
-		if l.tcp, err = net.Listen("tcp", tcp); err != nil {
+		if l.tcp, l.early, err = listenTCP(tcp); err != nil {
 			return nil, listenError(tcp, "exporter.listen", err)
 		}
 	}
@@ -76,6 +81,9 @@ func Listen(tcp, socketPath, webConfig string) (_ *Listeners, err error) {
 	}
 	return l, nil
 }
+
+// Early says whether the host did not have the TCP address when Listen was called.
+func (l *Listeners) Early() bool { return l.early }
 
 // Addr returns the TCP address in use, or nil.
 func (l *Listeners) Addr() net.Addr {
@@ -96,6 +104,24 @@ func (l *Listeners) Close() {
 	if l.made != "" {
 		_ = os.Remove(l.made) // others may use it by now
 	}
+}
+
+// listenTCP listens on an address, and says whether the host does not have it.
+func listenTCP(address string) (l net.Listener, early bool, err error) {
+	l, err = net.Listen("tcp", address)
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return l, false, err
+	}
+	free := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) (err error) {
+		level, option := unix.SOL_IP, unix.IP_FREEBIND
+		if network == "tcp6" {
+			level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+		}
+		controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+		return errors.Join(controlErr, err)
+	}}
+	l, err = free.Listen(context.Background(), "tcp", address)
+	return l, err == nil, err
 }
 
 func listenUnix(path string) (net.Listener, error) {

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
 	"github.com/nettally/nettally/internal/trusted"
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -196,7 +197,6 @@ func TestListenErrors(t *testing.T) {
 		{"no directory", "", file + "/x/s", "", "listen on " + file + "/x/s: not a directory"},
 		{"name too long", "", dir + "/" + strings.Repeat("x", 120), "", "listen on " + dir + "/" + strings.Repeat("x", 120) + ": invalid argument"},
 		{"no port", "127.0.0.1", "", "", "listen on 127.0.0.1: listen tcp: address 127.0.0.1: missing port in address"},
-		{"foreign address", "192.0.2.1:0", "", "", "listen on 192.0.2.1:0: cannot assign requested address"},
 		{"no web config", "", "", dir + "/none", "read web config " + dir + "/none: open " + dir + "/none: no such file or directory"},
 		{"bad web config", "", "", config, "read web config " + config + ": yaml: unmarshal errors:\n  line 1: field basic_auth_usrs not found in type web.Config"},
 	}
@@ -222,6 +222,54 @@ func TestListenErrors(t *testing.T) {
 		t.Errorf("the live socket: %v", err)
 	} else {
 		conn.Close()
+	}
+}
+
+// TestListenEarly: the address comes minutes after the exporter, as that of a VPN.
+func TestListenEarly(t *testing.T) {
+	host := nettest.Host(t)
+	for _, address := range []string{"192.0.2.1", "2001:db8::1"} {
+		t.Run(address, func(t *testing.T) {
+			var l *Listeners
+			err := host.Do(func() (err error) {
+				l, err = Listen(net.JoinHostPort(address, "0"), "", "")
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(l.Close)
+			if !l.Early() {
+				t.Error("the host is said to have the address")
+			}
+			if out, err := host.Run("ip", "addr", "add", address, "dev", "lo", "nodad"); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			err = host.Do(func() error {
+				conn, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					return err
+				}
+				return conn.Close()
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			err = host.Do(func() error {
+				again, err := Listen(net.JoinHostPort(address, "0"), "", "")
+				if err != nil {
+					return err
+				}
+				defer again.Close()
+				if again.Early() {
+					t.Error("the host is said to lack the address")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

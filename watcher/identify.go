@@ -15,6 +15,7 @@ import (
 type shape struct {
 	runtime string
 	above   func(parent string) bool // judges the path above the directory; nil accepts any
+	inner   string                   // the container is the directory of this name, right below the one that is named
 	after   string                   // the id follows this text, whatever stands before it
 	prefix  string
 	suffix  string
@@ -54,6 +55,9 @@ var shapes = []shape{
 
 	{runtime: "nspawn", above: at("/machine.slice"), prefix: "systemd-nspawn@", suffix: ".service", id: notEmpty},
 	{runtime: "nspawn", above: at("/machine.slice"), prefix: "machine-", suffix: ".scope", id: isMachine},
+	// Newer nspawn makes its scope itself, as it always has with --register=no: it has the bare
+	// name of the machine. vmspawn's machines have such scopes, too, and no payload.
+	{runtime: "nspawn", above: at("/machine.slice"), inner: "payload", suffix: ".scope", id: isBareMachine},
 
 	// ctr and nerdctl write /<containerd namespace>/<id>, and the id is any name.
 	// Taking every second level for that would make containers of all kinds of
@@ -138,6 +142,12 @@ func identifyDir(dir string, patterns []*regexp.Regexp) (id, scope, runtime stri
 }
 
 func (s shape) match(parent, name string) (string, bool) {
+	if s.inner != "" {
+		if name != s.inner {
+			return "", false
+		}
+		parent, name = path.Dir(parent), path.Base(parent)
+	}
 	if s.above != nil && !s.above(parent) {
 		return "", false
 	}
@@ -300,4 +310,14 @@ var containerdID = regexp.MustCompile(`^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$`)
 // isMachine refuses the scopes of libvirt, whose qemu machines are no containers.
 func isMachine(id string) bool {
 	return id != "" && !strings.HasPrefix(id, `qemu\x2d`) && !strings.HasPrefix(id, `lxc\x2d`)
+}
+
+// isBareMachine refuses the scopes of others in machine.slice, and those of the shape above.
+func isBareMachine(id string) bool {
+	for _, prefix := range []string{"machine-", "libpod-", "crio-", "docker-"} {
+		if strings.HasPrefix(id, prefix) {
+			return false
+		}
+	}
+	return id != ""
 }

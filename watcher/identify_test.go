@@ -106,6 +106,14 @@ func TestIdentify(t *testing.T) {
 		{"docker in LXC", "/lxc.payload.mail/docker/" + idA, Container{ID: idA, ParentID: "mail", Runtime: "docker"}},
 		{"nspawn", `/machine.slice/machine-web\x2d1.scope/payload`,
 			Container{ID: "web-1", Runtime: "nspawn", Cgroup: `/machine.slice/machine-web\x2d1.scope`}},
+		{"newer nspawn", "/machine.slice/web-1.example.scope/payload",
+			Container{ID: "web-1.example", Runtime: "nspawn", Cgroup: "/machine.slice/web-1.example.scope/payload"}},
+		{"inside newer nspawn", "/machine.slice/web.scope/payload/system.slice/nginx.service",
+			Container{ID: "web", Runtime: "nspawn", Cgroup: "/machine.slice/web.scope/payload"}},
+		{"docker in newer nspawn", "/machine.slice/web.scope/payload/docker/" + idA,
+			Container{ID: idA, ParentID: "web", Runtime: "docker"}},
+		{"payload in podman", "/machine.slice/libpod-" + idA + ".scope/payload",
+			Container{ID: idA, Runtime: "podman", Cgroup: "/machine.slice/libpod-" + idA + ".scope"}},
 		{"nspawn unit", "/machine.slice/systemd-nspawn@web.service", Container{ID: "web", Runtime: "nspawn"}},
 		{"nspawn unit with escapes", `/machine.slice/systemd-nspawn@web\x2d1.example.org.service`, Container{ID: "web-1.example.org", Runtime: "nspawn"}},
 		{"a machine of more letters", `/machine.slice/machine-a\x3ab\x40C_9.scope`, Container{ID: "a:b@C_9", Runtime: "nspawn"}},
@@ -145,6 +153,8 @@ func TestIdentifyNot(t *testing.T) {
 		"/ecs", "/ecs/0123456789abcdef0123456789abcdef",
 		"/lxc", "/lxc.payload", "/lxc.payload.", "/lxc.monitor/101", "/lxc.monitor.mail",
 		`/machine.slice/machine-qemu\x2d1\x2dvm.scope`, "/other.slice/machine-web.scope",
+		"/machine.slice/web.scope", "/machine.slice/web.scope/supervisor", "/machine.slice/payload", "/machine.slice/.scope/payload",
+		"/other.slice/web.scope/payload", "/system.slice/web.scope/payload", "/machine.slice/libpod-conmon-" + idA + ".scope/payload",
 		"/default", "/default/bad..id", "/moby/some-name", "/process_api/0123456789abcdef0123456789abcdef",
 	} {
 		if c, ok := Identify(p, nil); ok {
@@ -198,7 +208,7 @@ func TestIdentifyNoID(t *testing.T) {
 		"/lxc.payload.a\x1b[31m", "/lxc.payload.a\n", "/lxc.payload.a b", "/lxc.payload.a~b", "/lxc.payload.ü", "/lxc.payload.a\xff", "/lxc.payload.\u202ea",
 		`/lxc.payload.a\x1b`, `/lxc/a\x0a`, "/lxc/a%2f", "/lxc/a\x00", "/lxc/...", "/lxc.payload/a\"", "/lxc/" + strings.Repeat("a", 254),
 		`/machine.slice/machine-a\x2fb.scope`, `/machine.slice/machine-\x1b\x5b31m.scope`, `/machine.slice/machine-\x2e\x2e.scope`,
-		`/machine.slice/machine-\x00.scope`, `/machine.slice/machine-a\xzz.scope`, `/machine.slice/systemd-nspawn@a\x20b.service`,
+		`/machine.slice/machine-\x00.scope`, `/machine.slice/machine-a\xzz.scope`, `/machine.slice/systemd-nspawn@a\x20b.service`, `/machine.slice/a\x20b.scope/payload`,
 		"/jobs/a b", "/jobs/\x1b", "/jobs/a/b", "/x\x1b/run-a", "/x/run-a\u009b", "/x y/run-a",
 	} {
 		c, err := identify(p, patterns)

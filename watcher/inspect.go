@@ -336,10 +336,14 @@ func (w *Watcher) below(dir string, c Container) []string {
 }
 
 // readProcesses reads a cgroup.procs file, which names processes in no order and
-// perhaps twice. It has none where the cgroup is gone, or its threads are spread over several;
-// an error says that it may not be read. Processes that this PID namespace does not show are 0.
+// perhaps twice. It has none where the cgroup is gone; an error says that it may not be read.
+// Processes that this PID namespace does not show are 0. A threaded cgroup has threads instead,
+// each of which has a namespace, too.
 func readProcesses(procs string) ([]int, error) {
 	b, err := os.ReadFile(procs)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		b, err = os.ReadFile(filepath.Join(filepath.Dir(procs), "cgroup.threads"))
+	}
 	if ofDirectory(err) {
 		return nil, err
 	}

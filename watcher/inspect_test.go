@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/testnet"
 )
@@ -67,6 +68,30 @@ func inode(t *testing.T, ns *testnet.Namespace) uint64 {
 	id, err := namespaceOf(ns.FD())
 	check(t, err)
 	return id.inode
+}
+
+// TestInspectThreaded: Docker in Docker and others make containers of threaded cgroups, where
+// cgroup.procs can't be read.
+func TestInspectThreaded(t *testing.T) {
+	inEachHierarchy(t, func(t *testing.T, root string) {
+		c := newInspected(t, root)
+		kind := filepath.Join(c.dir(), "cgroup.type")
+		if _, err := os.Stat(kind); errors.Is(err, os.ErrNotExist) {
+			return // of cgroup v1, which has no such cgroups
+		}
+		check(t, os.WriteFile(kind, []byte("threaded"), 0o644))
+		domain := filepath.Dir(c.dir())
+		startIn(t, c.inner, domain)
+		pid, err := os.ReadFile(filepath.Join(domain, "cgroup.procs"))
+		check(t, err)
+		check(t, os.WriteFile(filepath.Join(c.dir(), "cgroup.threads"), pid, 0o644))
+		if b, err := os.ReadFile(filepath.Join(c.dir(), "cgroup.procs")); !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Fatalf("cgroup.procs has %q, %v: is this cgroup threaded?", b, err)
+		}
+		if s := c.inspect(t); s.NetNS != inode(t, c.inner) {
+			t.Errorf("sandbox %+v, want that of namespace %d", s, inode(t, c.inner))
+		}
+	})
 }
 
 func TestInspect(t *testing.T) {

@@ -64,7 +64,7 @@ func newHistory() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			found, err := exporter.FetchHistory(cmd.Context(), config.Exporter.Socket, query)
+			found, err := exporter.FetchHistory(cmd.Context(), config.Exporter.Socket, parameters)
 			if errors.Is(err, exporter.ErrNotRunning) {
 				found, err = readLedger(cmd, query, err)
 			}

@@ -149,6 +149,32 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// TestHistoryOfAnotherZone: days begin where the daemon is, and so does a day that is asked for.
+func TestHistoryOfAnotherZone(t *testing.T) {
+	var asked exporter.HistoryQuery
+	flags := serving(t, exporter.Options{
+		Snapshot: func(context.Context) (usage.Snapshot, error) { return usage.Snapshot{}, nil },
+		History: func(_ context.Context, q exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
+			asked = q
+			return nil, nil
+		},
+		Now: func() time.Time { return first.AddDate(0, 0, 20) },
+	})
+	for _, test := range []struct {
+		args     []string
+		from, to time.Time
+	}{
+		{[]string{"--from", "2026-11-01", "--to", "2026-11-02"}, first, first.AddDate(0, 0, 1)},
+		{[]string{"--from", "2026-11-01T00:00:00Z"}, first.Add(-5 * time.Hour), first.AddDate(0, 0, 20)},
+		{[]string{"--step", "month"}, first.AddDate(0, -11, 0), first.AddDate(0, 0, 20)},
+	} {
+		mustOutput(t, append(append([]string{"history"}, test.args...), flags...)...)
+		if !asked.From.Equal(test.from) || !asked.To.Equal(test.to) {
+			t.Errorf("%v: asked from %s to %s, want from %s to %s", test.args, asked.From, asked.To, test.from, test.to)
+		}
+	}
+}
+
 func TestHistoryFormats(t *testing.T) {
 	flags := daemonWith(t, usage.Snapshot{}, func(exporter.HistoryQuery) ([]exporter.HistoryRow, error) {
 		return []exporter.HistoryRow{row(0, "-x", 1, 2, 3)}, nil

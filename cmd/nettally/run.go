@@ -42,6 +42,7 @@ func newRun() *cobra.Command {
 		Short: "Count, until a signal ends it; the kernel goes on counting for the next run",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			hangup := outlive()
 			config, err := loadConfig(cmd)
 			if err != nil {
 				return err
@@ -51,9 +52,20 @@ func newRun() *cobra.Command {
 				return err
 			}
 			defer d.close()
-			return d.run(cmd)
+			return d.run(cmd, hangup)
 		},
 	}
+}
+
+// outlive keeps the process from being ended by what asks for no end. SIGHUP may come before
+// there is anything to reload, or after: it is caught until the end, and the first waits. A log
+// that nobody reads any more, as when journald was stopped, would end it by SIGPIPE. systemd
+// takes both for a proper end, and starts nothing again.
+func outlive() (hangup <-chan os.Signal) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // writing fails, and that is all
+	return caught
 }
 
 // daemon is what runs: the rooms, wired.
@@ -112,6 +124,9 @@ func newDaemon(config *configs.Config) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.closers = append(d.closers, closer(d.listen.Close))
+	if d.listen.Early() {
+		d.log.Warn("this host does not have the address of exporter.listen yet: nobody is answered there until it does", "listen", config.Exporter.Listen)
+	}
 	if d.watch, err = newWatcher(config, d.log); err != nil {
 		return nil, err
 	}
@@ -366,7 +381,7 @@ func (d *daemon) ready() error {
 }
 
 // run runs every room until the context ends or one of them fails.
-func (d *daemon) run(cmd *cobra.Command) error {
+func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	group, ctx := errgroup.WithContext(cmd.Context())
 	events := make(chan watcher.Event)
 	group.Go(func() error { return d.watch.Run(ctx, events) })
@@ -378,7 +393,7 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
 	group.Go(func() error { defer d.quotas.Flush(); return d.notify.Run(told) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
-	group.Go(func() error { return d.reloads(ctx, cmd) })
+	group.Go(func() error { return d.reloads(ctx, cmd, hangup) })
 
 	c := d.config.Load()
 	if err := network("/proc"); err != nil {
@@ -422,18 +437,13 @@ func (d *daemon) checkQuotas(ctx context.Context) error {
 }
 
 // reloads takes a new configuration in when the file changes, and on SIGHUP.
-func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command, hangup <-chan os.Signal) error {
 	load := func() (*configs.Config, error) { return loadConfig(cmd) }
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		path := cmd.Flag("config").Value.String()
-		if err := configs.WatchFile(ctx, path, d.config.Load(), load, d.apply); err != nil {
-			d.log.Info("changes of the configuration are taken in on SIGHUP only", "err", err)
-		}
+		configs.WatchFile(ctx, path, d.config.Load(), load, d.apply, d.unwatched)
 		return nil
 	})
 	group.Go(func() error {
@@ -447,6 +457,15 @@ func (d *daemon) reloads(ctx context.Context, cmd *cobra.Command) error {
 		}
 	})
 	return group.Wait()
+}
+
+// unwatched says whether changes of the configuration are noticed.
+func (d *daemon) unwatched(err error) {
+	if err != nil {
+		d.log.Info("changes of the configuration are taken in on SIGHUP only, until its directory can be watched", "err", err)
+		return
+	}
+	d.log.Info("changes of the configuration are noticed again")
 }
 
 // apply puts a new configuration in force as a whole, or keeps the old one.

@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -129,6 +131,43 @@ func TestDiskFullFromTheStart(t *testing.T) {
 	same(t, b.Status().SetAside, "")
 }
 
+// TestLocked: a backup or a shell holds the ledger's lock for longer than a flush waits. Containers
+// that start are recalled meanwhile, history is answered, and all is written afterwards.
+func TestLocked(t *testing.T) {
+	b := newBench(t)
+	h := newHost()
+	h.count(record("a1", "web", 100))
+	stop := b.keeping(h)
+	eventually(t, "written", func() bool { return h.pending() == 0 })
+
+	other, err := sql.Open("sqlite", b.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	other.SetMaxOpenConns(1)
+	if _, err := other.Exec("BEGIN EXCLUSIVE"); err != nil {
+		t.Fatal(err)
+	}
+	h.count(record("a1", "web", 200))
+	eventually(t, "failed", func() bool { return !b.Status().Up })
+	if s := b.Status(); !strings.Contains(s.Error, "database is locked") || s.SetAside != "" {
+		t.Errorf("status %+v", s)
+	}
+	h.start("a1")
+	eventually(t, "recalled", func() bool { kept, _ := h.recalled("a1"); return kept != nil })
+	same(t, b.received(Query{}), []string{"03-10 00:00 web 100"})
+	h.count(record("a1", "web", 300))
+	if _, err := other.Exec("ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "written", func() bool { return h.pending() == 0 && b.Status().Up })
+	stop()
+	same(t, b.total(), made(300))
+	same(t, b.log.count("usage is not kept on disk"), 1)
+	same(t, b.log.count("kept on disk again"), 1)
+}
+
 func TestReadOnlyDisk(t *testing.T) {
 	for name, prepare := range map[string]func(b *bench) error{
 		"after a stop": func(*bench) error { return nil },
@@ -237,4 +276,74 @@ func restore(b *bench, suffixes ...string) error {
 		}
 	}
 	return nil
+}
+
+const scratchHelper = "NETTALLY_TEST_SCRATCH"
+
+// TestWithoutTemporaryFolder: in a container with a read-only file system sums of many rows have
+// no folder but the ledger's own, and none where that can't be written any more.
+func TestWithoutTemporaryFolder(t *testing.T) {
+	need.Root(t)
+	if os.Getenv(scratchHelper) != "" {
+		sumWithoutTemporaryFolder(t)
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestWithoutTemporaryFolder$")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // made private by package syscall
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); name != "TMPDIR" && name != "SQLITE_TMPDIR" {
+			cmd.Env = append(cmd.Env, variable)
+		}
+	}
+	cmd.Env = append(cmd.Env, scratchHelper+"=yes")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// sumWithoutTemporaryFolder runs in a mount namespace of its own.
+func sumWithoutTemporaryFolder(t *testing.T) {
+	const volume = "/mnt"
+	mount := func(at string, flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", at, "tmpfs", flags, "size=256m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount(volume, 0)
+	for _, folder := range []string{"/var/tmp", "/usr/tmp", "/tmp"} {
+		if _, err := os.Stat(folder); err == nil {
+			mount(folder, unix.MS_RDONLY)
+		}
+	}
+	t.Chdir("/tmp")            // the last folder that SQLite tries is the one it is in
+	t.Setenv("TMPDIR", volume) // for newBench alone: SQLite has read its environment
+	b := newBench(t)
+	b.path = filepath.Join(filepath.Dir(b.path), "volume's", "ledger.db")
+	if err := os.Unsetenv("TMPDIR"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.flush(thousand(100)...)
+	const hours = 100
+	_, err := b.file.write.Exec(`INSERT INTO hours SELECT start - 3600 * h.value, subject, ` + numberColumns + `
+		FROM hours, (SELECT value FROM json_each('[` + list(hours-1) + `]')) h`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := func(when string) {
+		t.Helper()
+		rows, err := b.History(context.Background(), Query{Step: Month, From: noon.AddDate(0, 0, -9), To: b.now})
+		if err != nil || len(rows) != 1000 || rows[0].Receive.Bytes != hours*100 {
+			t.Errorf("%s: %d rows, %v", when, len(rows), err)
+		}
+	}
+	sum("in the ledger's folder")
+	b.stop()
+	remount(t, volume, unix.MS_RDONLY)
+	b.restart()
+	b.load(noon)
+	sum("in memory")
+	b.stop()
+	remount(t, volume, 0)
 }

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +44,29 @@ var errNewer = errors.New("written by a newer nettally")
 // read and not later (cell_size_check).
 func source(path string, options ...string) string {
 	options = append(options, "_pragma=busy_timeout(5000)", "_pragma=cell_size_check(1)")
+	if scratch := scratchFor(path); scratch != "" {
+		options = append(options, "_pragma="+url.QueryEscape(scratch))
+	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(options, "&")}).String()
+}
+
+// scratchFor returns the pragma that says where sums of many rows are put while they are made, ""
+// for where SQLite puts them unasked. A container with a read-only file system has none of these
+// folders, but one for the ledger, unless that is read-only, too.
+func scratchFor(path string) string {
+	usable := func(folder string) bool {
+		info, err := os.Stat(folder)
+		return err == nil && info.IsDir() && unix.Access(folder, unix.W_OK|unix.X_OK) == nil
+	}
+	usual := []string{os.Getenv("SQLITE_TMPDIR"), os.Getenv("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp", "."}
+	folder := filepath.Dir(path)
+	switch {
+	case slices.ContainsFunc(usual, usable):
+		return ""
+	case usable(folder):
+		return "temp_store_directory('" + strings.ReplaceAll(folder, "'", "''") + "')"
+	}
+	return "temp_store(MEMORY)"
 }
 
 // openFile opens a ledger, or makes one, and brings its schema up to date. If it can

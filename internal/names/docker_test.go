@@ -3,6 +3,7 @@
 package names
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -28,9 +29,11 @@ func TestDocker(t *testing.T) {
 		compose: {Name: "shop-db-1", NetworkMode: "backend", Labels: map[string]string{
 			"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}},
 		web: {Name: "web", NetworkMode: "bridge", Labels: map[string]string{"team": "a"}},
-		docker.Run("--name", "db", "--network", "backend", dockerhost.Image):            {Name: "db", NetworkMode: "backend"},
-		docker.Run("--name", "agent", "--network", "host", dockerhost.Image):            {Name: "agent", NetworkMode: "host"},
-		docker.Run("--name", "batch", "--network", "none", dockerhost.Image):            {Name: "batch", NetworkMode: "none"},
+		docker.Run("--name", "db", "--network", "backend", dockerhost.Image): {Name: "db", NetworkMode: "backend"},
+		docker.Run("--name", "agent", "--network", "host", dockerhost.Image): {Name: "agent", NetworkMode: "host"},
+		docker.Run("--name", "batch", "--network", "none", dockerhost.Image): {Name: "batch", NetworkMode: "none"},
+		// Linked to it, web is also "/shop/backend", and the first of its names to some daemons.
+		docker.Run("--name", "shop", "--link", "web:backend", dockerhost.Image):         {Name: "shop", NetworkMode: "bridge"},
 		docker.Run("--name", "sidecar", "--network", "container:web", dockerhost.Image): {Name: "sidecar", NetworkMode: "container"},
 	} {
 		r.Want(id)
@@ -43,6 +46,10 @@ func TestDocker(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", want.Name, diff)
 		}
+	}
+
+	if all := docker.CLI("ps", "--no-trunc", "--format", "{{.Names}}"); !strings.Contains(all, "shop/backend") {
+		t.Errorf("the names are %q: is web linked?", all)
 	}
 
 	docker.CLI("rename", "web", "site")
