@@ -88,7 +88,39 @@ struct packet {
 	__u32 jumbo;   /* bytes of a header that only the super-packet has */
 	__u32 tcp_flags;
 	enum segmentation segmentation;
+	__u32 trouble;
+	bool exact;   /* the IP header says just the length that there is */
+	__u32 next;   /* number of the header behind those of IP, if that could be reached */
+	__u32 begins; /* where that header begins */
 };
+
+/* pack makes one number of what is known of a packet, as functions return it that the kernel
+ * verifies by themselves. The headers of IPv6 are the longest, 16 KB; those of a packet in
+ * another one, twice that.
+ */
+static __always_inline __u64 pack(const struct packet *p)
+{
+	return p->cell | p->jumbo << 4 | p->tcp_flags << 8 | p->next << 16 | p->segmentation << 24 |
+	       p->trouble << 26 | p->exact << 29 | (__u64)p->headers << 32 | (__u64)p->begins << 48;
+}
+
+static __always_inline struct packet unpack(__u64 packed)
+{
+	__u32 low = packed;
+
+	return (struct packet){
+		.cell = low & 0xf,
+		.jumbo = low >> 4 & 0xf,
+		.tcp_flags = low >> 8 & 0xff,
+		.next = low >> 16 & 0xff,
+		.segmentation = low >> 24 & 0x3,
+		.trouble = low >> 26 & 0x7,
+		.exact = low >> 29 & 1,
+		.headers = packed >> 32 & 0xffff,
+		.begins = packed >> 48,
+	};
+}
+_Static_assert(CELLS <= 1 << 4 && TROUBLES <= 1 << 3, "a packet can be packed");
 
 /* Slots have the numbers of a classid. They share chunks of rows, so that memory follows the
  * attachments.
@@ -355,8 +387,8 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 }
 
 /* segmentation_of says how super-packets of a protocol are cut up: BY_SIZE where the kernel has
- * a gso_segment callback for it (inet_add_offload and inet6_add_offload). Behind a tunnel's
- * header, ESP's too, are more headers, which each segment has and which are not counted.
+ * a gso_segment callback for it (inet_add_offload and inet6_add_offload). Behind a header of
+ * ESP are more headers, which each segment has and which are not counted.
  */
 static __always_inline enum segmentation segmentation_of(__u8 number)
 {
@@ -382,6 +414,8 @@ static __always_inline __u32 read_transport(struct __sk_buff *skb, __u8 next, __
 {
 	struct tcphdr tcp;
 
+	p->next = next;
+	p->begins = offset;
 	p->headers += header_size(next);
 	p->segmentation = segmentation_of(next);
 	if (next != IPPROTO_TCP)
@@ -405,6 +439,14 @@ static __always_inline __u32 real_length(__u32 said, __u32 there)
 	return said && said < there ? said : there;
 }
 
+/* is_exact says whether a header says just the length that there is, as the kernel's own do
+ * (iph_set_totlen, ip6_xmit): 0 where the field has no room for it.
+ */
+static __always_inline bool is_exact(__u32 said, __u32 there)
+{
+	return said == (there > 0xffff ? 0 : there);
+}
+
 static __always_inline __u32 read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *p)
 {
 	struct iphdr ip;
@@ -421,6 +463,7 @@ static __always_inline __u32 read_ipv4(struct __sk_buff *skb, __u32 offset, stru
 	if (ip.tot_len && bpf_ntohs(ip.tot_len) < header)
 		return MALFORMED;
 	length = real_length(bpf_ntohs(ip.tot_len), skb->len - offset);
+	p->exact = is_exact(bpf_ntohs(ip.tot_len), skb->len - offset);
 	if (length < header)
 		return TRUNCATED;
 	p->headers = offset + header;
@@ -457,6 +500,7 @@ static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, stru
 	offset += sizeof(ip);
 	p->headers = offset;
 	room = real_length(bpf_ntohs(ip.payload_len), skb->len - offset);
+	p->exact = is_exact(bpf_ntohs(ip.payload_len), skb->len - offset);
 	next = ip.nexthdr;
 
 	for (int i = 0; i < MAX_EXTENSIONS && !later && is_extension(next); i++) {
@@ -505,17 +549,15 @@ static __always_inline bool is_vlan(__be16 type)
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
 }
 
-/* read_headers reads any packet, non-linear ones too. The kernel has taken the
- * outermost VLAN tag out of most frames already (skb->vlan_present); with that one,
- * up to two are stepped over. Returns a trouble.
+/* read_type reads what is behind the EtherType of a frame. Up to two VLAN tags are stepped over,
+ * of which the kernel may have taken out some. Returns a trouble.
  */
-static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *p, __u32 offset)
+static __always_inline __u32 read_type(struct __sk_buff *skb, __be16 type, __u32 offset, int tags,
+				       struct packet *p)
 {
-	__be16 type = skb->protocol;
-
 	p->cell = NON_IP;
 	p->headers = offset;
-	for (int tags = skb->vlan_present ? 1 : 0; tags < 2 && is_vlan(type); tags++) {
+	for (; tags < 2 && is_vlan(type); tags++) {
 		struct {
 			__be16 tci;
 			__be16 type;
@@ -534,9 +576,23 @@ static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *
 	/* The kernel segments behind labels (net/mpls/mpls_gso.c), and a veth leaves that to
 	 * whoever comes behind it. No other protocol without IP has both.
 	 */
-	if (type == bpf_htons(ETH_P_MPLS_UC) || type == bpf_htons(ETH_P_MPLS_MC))
+	if (type == bpf_htons(ETH_P_MPLS_UC) || type == bpf_htons(ETH_P_MPLS_MC)) {
 		p->segmentation = BY_SIZE;
+		p->next = IPPROTO_MPLS;
+		p->begins = offset;
+	}
 	return FINE;
+}
+
+/* read_frame reads any frame, non-linear ones too, from behind its EtherType on. The kernel
+ * verifies a global function once, by itself, however many call it.
+ */
+__noinline __u64 read_frame(struct __sk_buff *skb, __u32 type, __u32 offset, __u32 tags)
+{
+	struct packet p = {};
+
+	p.trouble = read_type(skb, type, offset, tags & 3, &p);
+	return pack(&p);
 }
 
 /* A super-packet is believed if the kernel's own stack could have made it. Whoever may open a
@@ -547,6 +603,184 @@ static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *
 #define LEAST_GSO_SIZE 8      /* TCP_MIN_GSO_SIZE, include/net/tcp.h */
 #define MAX_TINY_SEGMENTS 128 /* UDP_MAX_SEGMENTS: UDP_SEGMENT takes sizes down to 1 */
 #define GSO_BY_FRAGS 0xFFFF   /* include/linux/skbuff.h */
+
+static __always_inline __u32 tag_size(struct __sk_buff *skb)
+{
+	return skb->vlan_present ? 4 : 0;
+}
+
+/* filled_by says how many segments a payload fills. */
+static __always_inline __u32 filled_by(__u32 payload, __u32 size)
+{
+	return (payload + size - 1) / size;
+}
+
+/* inner_frame reads a frame or packet in a tunnel, and returns it packed. Its headers are all
+ * those before the payload, the outer ones too. It returns 0 if there is none.
+ *
+ * Nothing says that a super-packet is a tunnel's: programs see neither gso_type nor
+ * skb->encapsulation. But if it is one, the length in the inner header is that of all the rest.
+ * If it is one of UDP_SEGMENT whose datagrams hold packets, it is that of the first one. One
+ * that is made to look like a tunnel's has more segments than what is behind the headers fills,
+ * unless these are shorter than a segment.
+ */
+__noinline __u64 inner_frame(struct __sk_buff *skb, __u32 ether_type, __u32 offset)
+{
+	__be16 type = ether_type;
+	__u32 size = skb->gso_size;
+	struct packet p;
+	__u32 fixed;
+
+	if (type == bpf_htons(ETH_P_TEB)) {
+		offset += ETH_HLEN;
+		if (bpf_skb_load_bytes(skb, offset - sizeof(type), &type, sizeof(type)))
+			return 0;
+	}
+	p = unpack(read_frame(skb, type, offset, 0));
+	if (p.trouble != FINE || !p.exact)
+		return 0;
+	if (p.next != IPPROTO_TCP && p.next != IPPROTO_UDP && p.next != IPPROTO_SCTP)
+		return 0;
+	fixed = p.headers + p.jumbo;
+	if (p.headers + tag_size(skb) > MAX_HEADERS || skb->len <= fixed || !size)
+		return 0;
+	if (size != GSO_BY_FRAGS && skb->gso_segs > filled_by(skb->len - fixed, size))
+		return 0;
+	return pack(&p);
+}
+
+/* inner_packet is inner_frame for what begins with an IP header. */
+static __always_inline __u64 inner_packet(struct __sk_buff *skb, __u32 version, __u32 offset)
+{
+	return inner_frame(skb, version == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6), offset);
+}
+
+/* Flags of GRE, RFC 2784 and 2890: each stands for a field of four bytes. */
+#define GRE_CHECKSUM 0x8000
+#define GRE_KEY 0x2000
+#define GRE_SEQUENCE 0x1000
+
+static __noinline __u64 inner_of_gre(struct __sk_buff *skb, __u32 offset)
+{
+	struct {
+		__be16 flags;
+		__be16 type;
+	} gre;
+	__u32 flags;
+
+	if (bpf_skb_load_bytes(skb, offset, &gre, sizeof(gre)))
+		return 0;
+	flags = bpf_ntohs(gre.flags);
+	if (flags & ~(GRE_CHECKSUM | GRE_KEY | GRE_SEQUENCE))
+		return 0;
+	offset += sizeof(gre);
+	offset += flags & GRE_CHECKSUM ? 4 : 0;
+	offset += flags & GRE_KEY ? 4 : 0;
+	offset += flags & GRE_SEQUENCE ? 4 : 0;
+	return inner_frame(skb, gre.type, offset);
+}
+
+#define MAX_LABELS 4 /* of MPLS, 4 bytes each; the last one has a flag, RFC 3032 */
+#define MPLS_BOTTOM 0x100
+
+static __always_inline __u64 inner_of_mpls(struct __sk_buff *skb, __u32 offset)
+{
+	__be32 label = 0;
+	__u8 version;
+
+	for (int i = 0; i < MAX_LABELS && !(label & bpf_htonl(MPLS_BOTTOM)); i++) {
+		if (bpf_skb_load_bytes(skb, offset, &label, sizeof(label)))
+			return 0;
+		offset += sizeof(label);
+	}
+	if (!(label & bpf_htonl(MPLS_BOTTOM)) ||
+	    bpf_skb_load_bytes(skb, offset, &version, sizeof(version)))
+		return 0;
+	return inner_packet(skb, version >> 4, offset);
+}
+
+/* inner_of returns what is in a tunnel whose header has the number of a protocol. */
+static __always_inline __u64 inner_of(struct __sk_buff *skb, __u32 number, __u32 offset)
+{
+	switch (number) {
+	case IPPROTO_GRE:
+		return inner_of_gre(skb, offset);
+	case IPPROTO_IPIP:
+		return inner_packet(skb, 4, offset);
+	case IPPROTO_IPV6:
+		return inner_packet(skb, 6, offset);
+	}
+	return 0;
+}
+
+/* inner_of_udp returns what is in a tunnel over UDP. Its ports are anybody's choice, so that the
+ * header has to say what it is. What may be of two kinds is tried as both.
+ */
+static __always_inline __u64 inner_of_udp(struct __sk_buff *skb, __u32 offset)
+{
+	struct {
+		__u8 first;
+		__u8 second;
+		__be16 type;
+	} h;
+	__u64 inner = 0;
+
+	if (bpf_skb_load_bytes(skb, offset, &h, sizeof(h)))
+		return 0;
+	if (h.first >> 4 == 4 || h.first >> 4 == 6) /* FOU, bare UDP, variant 1 of GUE */
+		return inner_packet(skb, h.first >> 4, offset);
+	if (h.first < 0x40 &&
+	    !(h.second & 0x3f)) /* GENEVE, RFC 8926: words of options, two flags */
+		inner = inner_frame(skb, h.type, offset + 8 + h.first * 4);
+	if (!inner) /* FOU */
+		inner = inner_of_gre(skb, offset);
+	if (!inner && h.first < 0x20) /* GUE, variant 0: no control message, words of options */
+		inner = inner_of(skb, h.second, offset + 4 + h.first * 4);
+	if (!inner && h.first & 0x08) { /* VXLAN, RFC 7348: it has the number of a network */
+		__u32 gpe = h.first & 0x04 ? bpf_ntohs(h.type) & 0xff : 0;
+
+		if (gpe == 1 || gpe == 2)
+			inner = inner_packet(skb, gpe == 1 ? 4 : 6, offset + 8);
+		else
+			inner = inner_frame(skb, bpf_htons(ETH_P_TEB), offset + 8);
+	}
+	return inner;
+}
+
+/* inner_of_transport returns what is in a super-packet behind a header of some number, packed,
+ * or 0. The kernel makes no super-packet of a tunnel in a tunnel: those are cut up before.
+ */
+__noinline __u64 inner_of_transport(struct __sk_buff *skb, __u32 number, __u32 offset)
+{
+	if (number == IPPROTO_UDP)
+		return inner_of_udp(skb, offset + 8);
+	if (number == IPPROTO_MPLS)
+		return inner_of_mpls(skb, offset);
+	return inner_of(skb, number, offset);
+}
+
+/* read_headers reads any packet, and what is in it if it is a tunnel's super-packet. The kernel
+ * has taken the outermost VLAN tag out of most frames already.
+ */
+static __always_inline struct packet read_headers(struct __sk_buff *skb, __u32 offset)
+{
+	__u32 tags = skb->vlan_present ? 1 : 0;
+	struct packet p = unpack(read_frame(skb, skb->protocol, offset, tags));
+	struct packet inner;
+	__u64 packed;
+
+	if (!skb->gso_size || p.trouble != FINE || p.next == IPPROTO_TCP ||
+	    p.segmentation != BY_SIZE)
+		return p;
+	packed = inner_of_transport(skb, p.next, p.begins);
+	if (!packed)
+		return p;
+	inner = unpack(packed);
+	p.headers = inner.headers;
+	p.jumbo = inner.jumbo;
+	p.segmentation = inner.segmentation;
+	return p;
+}
 
 /* segments_of says how many segments a super-packet stands for: as many as its payload fills.
  * The kernel's own count may be less, where a part of that are a tunnel's inner headers. It
@@ -567,7 +801,7 @@ static __always_inline __u32 segments_of(struct __sk_buff *skb, const struct pac
 		if (!said)
 			return 1;
 	}
-	filled = (payload + size - 1) / size;
+	filled = filled_by(payload, size);
 	return said && said < filled ? said : filled;
 }
 
@@ -580,18 +814,17 @@ static __always_inline __u32 segments_of(struct __sk_buff *skb, const struct pac
  * in each of n segments that is n(h + s) of h + ns, which grows with h and n: at most 33
  * from 8 bytes of payload on, and 128 * 257 of 380 below, with a tag that skb->len has not.
  */
-static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p, __u32 trouble,
-				  struct volume *v)
+static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p, struct volume *v)
 {
-	__u32 tag = skb->vlan_present ? 4 : 0;
+	__u32 tag = tag_size(skb);
 	__u32 headers = p->headers + tag;
 	__u32 fixed = p->headers + p->jumbo;
 	__u32 segments;
 
 	v->bytes = skb->len + tag;
 	v->packets = 1;
-	if (!skb->gso_size || trouble != FINE || skb->len <= fixed)
-		return trouble;
+	if (!skb->gso_size || p->trouble != FINE || skb->len <= fixed)
+		return p->trouble;
 	segments = segments_of(skb, p, skb->len - fixed);
 	if (segments <= 1)
 		return FINE;
@@ -606,14 +839,12 @@ static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p,
 static __always_inline void count_headers(struct __sk_buff *skb, struct row *row,
 					  const enum place place)
 {
-	struct packet p = {};
+	struct packet p = read_headers(skb, place);
 	struct volume v;
-	__u32 trouble;
+	__u32 trouble = wire(skb, &p, &v);
 
 	add(&row->interface.bytes, skb->len, place);
 	add(&row->interface.packets, 1, place);
-	trouble = read_headers(skb, &p, place);
-	trouble = wire(skb, &p, trouble, &v);
 	if (trouble != FINE)
 		count_trouble(trouble);
 	if (p.cell < CELLS)

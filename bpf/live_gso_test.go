@@ -165,6 +165,10 @@ func (m *mutator) fit() ([]byte, vnetHeader) {
 	if m.IntN(2) == 0 {
 		number, transport = udp, datagram(payload)
 		header.GSOType, header.Offset = []uint8{gsoUDP, gsoUDPL4}[m.IntN(2)], 6
+		if m.IntN(2) == 0 { // what looks like a tunnel's
+			form := tunnelForms()[m.IntN(overUDP)]
+			transport = form.wrap(ipv4Type, ipv4(tcp, segment(ackFlag, m.IntN(11), payload)))
+		}
 	}
 	size := len(transport)
 	frame := join(eth(ipv4Type), m.ipv4(number, transport))
