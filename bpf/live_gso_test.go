@@ -44,7 +44,7 @@ func TestLiveForged(t *testing.T) {
 		}
 	}
 	t.Logf("%d frames: %v", frames, f.seen)
-	for _, kind := range []string{"refused", "packets", "super-packets", "implausible"} {
+	for _, kind := range []string{"refused", "packets", "super-packets", "implausible", "tunnels"} {
 		if f.seen[kind] == 0 {
 			t.Errorf("none of %d frames was %s", frames, kind)
 		}
@@ -333,6 +333,9 @@ func (f *forging) compare(frames [][]byte, records []record, tags []bool, got Co
 	doubts := map[doubt]uint64{}
 	for i, frame := range frames {
 		f.note(records[i])
+		if g := (gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments}); readAll(frame, g).headers != read(frame, g).headers {
+			f.seen["tunnels"]++
+		}
 		counted, d := expect(frame, gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments})
 		if tags != nil && tags[i] {
 			counted.Interface.Bytes -= 4
