@@ -333,7 +333,7 @@ func (f *forging) compare(frames [][]byte, records []record, tags []bool, got Co
 	doubts := map[doubt]uint64{}
 	for i, frame := range frames {
 		f.note(records[i])
-		if g := (gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments}); readAll(frame, g).headers != read(frame, g).headers {
+		if g := (gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments}); readAll(frame, g, 0).headers != read(frame, g).headers {
 			f.seen["tunnels"]++
 		}
 		counted, d := expect(frame, gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments})

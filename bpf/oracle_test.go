@@ -55,13 +55,15 @@ func (d doubt) is(cause string) bool {
 
 // expect returns what is to be counted of a packet.
 func expect(packet []byte, c gso) (Counters, doubt) {
-	return readAll(packet, c).counted(len(packet), c)
+	return readAll(packet, c, 0).counted(len(packet), c)
 }
 
-// readAll reads a packet, and what is in it if it is a tunnel's.
-func readAll(packet []byte, c gso) *reading {
+// readAll reads a packet, and what is in it if it is a tunnel's. Some bytes at its beginning are
+// no part of what is counted.
+func readAll(packet []byte, c gso, uncounted int) *reading {
 	r := read(packet, c)
-	r.tunnel(packet, c)
+	r.tunnel(packet, c, uncounted)
+	r.headers -= uncounted
 	return r
 }
 
@@ -121,9 +123,7 @@ const ethernet = 14
 // expectIP returns what is to be counted of a packet whose Ethernet header is no part of
 // it: each segment has one less.
 func expectIP(packet []byte, c gso) (Counters, doubt) {
-	r := readAll(packet, c)
-	r.headers -= ethernet
-	return r.counted(len(packet)-ethernet, c)
+	return readAll(packet, c, ethernet).counted(len(packet)-ethernet, c)
 }
 
 func one(b bool) uint64 {

@@ -12,11 +12,11 @@ import (
 
 // tunnel reads on in a super-packet that may be a tunnel's. Where a tunnel's header ends comes
 // from gopacket, except for FOU and GUE, which it does not know.
-func (r *reading) tunnel(packet []byte, c gso) {
+func (r *reading) tunnel(packet []byte, c gso, uncounted int) {
 	if c.GSOSize == 0 || r.trouble || r.begins == 0 || r.divided != bySize || r.begins > len(packet) {
 		return
 	}
-	in := inside{packet: packet, gso: c, outer: r}
+	in := inside{packet: packet, gso: c, outer: r, uncounted: uncounted}
 	behind := packet[r.begins:]
 	switch r.next {
 	case layers.IPProtocolUDP:
@@ -33,7 +33,8 @@ func (r *reading) tunnel(packet []byte, c gso) {
 type inside struct {
 	packet []byte
 	gso
-	outer *reading
+	outer     *reading
+	uncounted int // bytes of its headers
 }
 
 // frame tries what has an EtherType.
@@ -52,7 +53,7 @@ func (in inside) frame(etherType layers.EthernetType, rest []byte) bool {
 	}
 	headers := len(in.packet) - len(frame) + inner.headers
 	payload, size := len(in.packet)-headers-inner.jumbo, int(in.GSOSize)
-	if headers > mostHeaders || payload <= 0 {
+	if headers-in.uncounted > mostHeaders || payload <= 0 {
 		return false
 	}
 	if filled := (payload-1)/size + 1; size != byFrags && int(in.GSOSegs) > filled {
