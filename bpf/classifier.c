@@ -74,22 +74,6 @@ struct cpu_troubles {
 };
 _Static_assert(sizeof(struct cpu_troubles) == 64 && TROUBLES <= 8, "troubles fit a cache line");
 
-/* How the kernel cuts a super-packet with such headers up. */
-enum segmentation {
-	NEVER,	     /* its own stack makes none */
-	BY_SIZE,     /* into payloads of gso_size bytes */
-	SCTP_CHUNKS, /* where gso_size is GSO_BY_FRAGS, into the packets it was made of */
-};
-
-/* What the headers of a packet say. */
-struct packet {
-	__u32 cell;
-	__u32 headers; /* bytes that each segment of a super-packet repeats */
-	__u32 jumbo;   /* bytes of a header that only the super-packet has */
-	__u32 tcp_flags;
-	enum segmentation segmentation;
-};
-
 /* Slots have the numbers of a classid. They share chunks of rows, so that memory follows the
  * attachments.
  */
@@ -239,29 +223,6 @@ static __always_inline struct row *row_of(__u32 slot, enum direction direction)
 	return bpf_map_lookup_elem(chunk, &index);
 }
 
-static __always_inline __u32 protocol_of(__u8 number, __u8 icmp)
-{
-	switch (number) {
-	case IPPROTO_TCP:
-		return TCP;
-	case IPPROTO_UDP:
-		return UDP;
-	}
-	return number == icmp ? ICMP : OTHER;
-}
-
-/* header_size is what each segment repeats of a transport header without options. */
-static __always_inline __u32 header_size(__u8 number)
-{
-	switch (number) {
-	case IPPROTO_UDP:
-		return 8;
-	case IPPROTO_SCTP:
-		return 12;
-	}
-	return 0;
-}
-
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -354,199 +315,31 @@ static __always_inline bool plain(struct __sk_buff *skb, struct row *row, __u32 
 	return false;
 }
 
-/* segmentation_of says how super-packets of a protocol are cut up: BY_SIZE where the kernel has
- * a gso_segment callback for it (inet_add_offload and inet6_add_offload). Behind a tunnel's
- * header, ESP's too, are more headers, which each segment has and which are not counted.
+#include "packet.h"
+#include "tunnel.h"
+
+/* read_headers reads any packet, and what is in it if it is a tunnel's super-packet. The kernel
+ * has taken the outermost VLAN tag out of most frames already (skb->vlan_present).
  */
-static __always_inline enum segmentation segmentation_of(__u8 number)
+static __always_inline struct packet read_headers(struct __sk_buff *skb, __u32 offset)
 {
-	switch (number) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP: /* UDP_SEGMENT, and tunnels: VXLAN, Geneve, … */
-	case IPPROTO_GRE:
-	case IPPROTO_IPIP:
-	case IPPROTO_IPV6:
-	case IPPROTO_ESP:
-		return BY_SIZE;
-	case IPPROTO_SCTP:
-		return SCTP_CHUNKS;
-	}
-	return NEVER;
+	__u32 tags = skb->vlan_present ? 1 : 0;
+	struct packet p = unpack(read_frame(skb, skb->protocol, offset, tags));
+	struct packet inner;
+	__u64 packed;
+
+	if (!skb->gso_size || p.trouble != FINE || p.next == IPPROTO_TCP ||
+	    p.segmentation != BY_SIZE)
+		return p;
+	packed = inner_of_transport(skb, p.next, p.begins);
+	if (!packed)
+		return p;
+	inner = unpack(packed);
+	p.headers = inner.headers;
+	p.jumbo = inner.jumbo;
+	p.segmentation = inner.segmentation;
+	return p;
 }
-
-/* read_transport reads the header behind the IP headers, of whose packet `room`
- * bytes are left.
- */
-static __always_inline __u32 read_transport(struct __sk_buff *skb, __u8 next, __u32 offset,
-					    __u32 room, struct packet *p)
-{
-	struct tcphdr tcp;
-
-	p->headers += header_size(next);
-	p->segmentation = segmentation_of(next);
-	if (next != IPPROTO_TCP)
-		return FINE;
-	if (room < sizeof(tcp) || bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
-		return TRUNCATED;
-	if (tcp.doff < 5)
-		return MALFORMED;
-	if (tcp.doff * 4 > room)
-		return TRUNCATED;
-	p->headers += tcp.doff * 4;
-	p->tcp_flags = ((__u8 *)&tcp)[13];
-	return FINE;
-}
-
-/* The bytes of an IP packet, from its first header on: what it says, or what
- * there is where it says nothing (0: larger than 64 KB, "BIG TCP") or too much.
- */
-static __always_inline __u32 real_length(__u32 said, __u32 there)
-{
-	return said && said < there ? said : there;
-}
-
-static __always_inline __u32 read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *p)
-{
-	struct iphdr ip;
-	__u32 length, header;
-
-	p->cell = IPV4 * PROTOCOLS + OTHER;
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
-		return TRUNCATED;
-	if (ip.version != 4 || ip.ihl < 5)
-		return MALFORMED;
-	p->cell = IPV4 * PROTOCOLS + protocol_of(ip.protocol, IPPROTO_ICMP);
-
-	header = ip.ihl * 4;
-	if (ip.tot_len && bpf_ntohs(ip.tot_len) < header)
-		return MALFORMED;
-	length = real_length(bpf_ntohs(ip.tot_len), skb->len - offset);
-	if (length < header)
-		return TRUNCATED;
-	p->headers = offset + header;
-	if (ip.frag_off & bpf_htons(0x1fff)) /* a later fragment: no transport header */
-		return FINE;
-	return read_transport(skb, ip.protocol, offset + header, length - header, p);
-}
-
-/* As in the kernel's own walk, net/ipv6/exthdrs_core.c. */
-static __always_inline bool is_extension(__u8 next)
-{
-	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT ||
-	       next == IPPROTO_AH || next == IPPROTO_DSTOPTS;
-}
-
-/* struct hop_jumbo_hdr of net/ipv6.h. */
-#define JUMBO_HEADER 8
-
-/* Real packets have one or two; RFC 8200 section 4.1 knows five kinds. */
-#define MAX_EXTENSIONS 8
-
-static __always_inline __u32 read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *p)
-{
-	struct ipv6hdr ip;
-	bool later = false;
-	__u32 room, size;
-	__u8 next;
-
-	p->cell = IPV6 * PROTOCOLS + OTHER;
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
-		return TRUNCATED;
-	if (ip.version != 6)
-		return MALFORMED;
-	offset += sizeof(ip);
-	p->headers = offset;
-	room = real_length(bpf_ntohs(ip.payload_len), skb->len - offset);
-	next = ip.nexthdr;
-
-	for (int i = 0; i < MAX_EXTENSIONS && !later && is_extension(next); i++) {
-		struct {
-			__u8 next;
-			__u8 length;
-			__be16 fragment;
-		} ext;
-
-		if (room < 8 || bpf_skb_load_bytes(skb, offset, &ext, sizeof(ext)))
-			return TRUNCATED;
-		if (next == IPPROTO_FRAGMENT)
-			size = 8;
-		else if (next == IPPROTO_AH) /* RFC 4302 section 2.2 */
-			size = (ext.length + 2) * 4;
-		else
-			size = (ext.length + 1) * 8;
-		if (next == IPPROTO_AH && size < 12)
-			return MALFORMED;
-		if (size > room)
-			return TRUNCATED;
-		/* "BIG TCP": a super-packet above 64 KB says so in a jumbo payload
-		 * option, which segmentation takes out. It is alone in its header, directly
-		 * before TCP (ipv6_has_hopopt_jumbo): anything else stays.
-		 */
-		if (i == 0 && next == IPPROTO_HOPOPTS && !ip.payload_len && skb->gso_size &&
-		    size == JUMBO_HEADER && ext.next == IPPROTO_TCP)
-			p->jumbo = size;
-		else
-			p->headers += size;
-		later = next == IPPROTO_FRAGMENT && ext.fragment & bpf_htons(0xfff8);
-		next = ext.next;
-		offset += size;
-		room -= size;
-	}
-	if (!later && is_extension(next))
-		return TOO_MANY_HEADERS;
-	p->cell = IPV6 * PROTOCOLS + protocol_of(next, IPPROTO_ICMPV6);
-	if (later) /* no transport header */
-		return FINE;
-	return read_transport(skb, next, offset, room, p);
-}
-
-static __always_inline bool is_vlan(__be16 type)
-{
-	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
-}
-
-/* read_headers reads any packet, non-linear ones too. The kernel has taken the
- * outermost VLAN tag out of most frames already (skb->vlan_present); with that one,
- * up to two are stepped over. Returns a trouble.
- */
-static __always_inline __u32 read_headers(struct __sk_buff *skb, struct packet *p, __u32 offset)
-{
-	__be16 type = skb->protocol;
-
-	p->cell = NON_IP;
-	p->headers = offset;
-	for (int tags = skb->vlan_present ? 1 : 0; tags < 2 && is_vlan(type); tags++) {
-		struct {
-			__be16 tci;
-			__be16 type;
-		} tag;
-
-		if (bpf_skb_load_bytes(skb, offset, &tag, sizeof(tag)))
-			return TRUNCATED;
-		type = tag.type;
-		offset += sizeof(tag);
-		p->headers = offset;
-	}
-	if (type == bpf_htons(ETH_P_IP))
-		return read_ipv4(skb, offset, p);
-	if (type == bpf_htons(ETH_P_IPV6))
-		return read_ipv6(skb, offset, p);
-	/* The kernel segments behind labels (net/mpls/mpls_gso.c), and a veth leaves that to
-	 * whoever comes behind it. No other protocol without IP has both.
-	 */
-	if (type == bpf_htons(ETH_P_MPLS_UC) || type == bpf_htons(ETH_P_MPLS_MC))
-		p->segmentation = BY_SIZE;
-	return FINE;
-}
-
-/* A super-packet is believed if the kernel's own stack could have made it. Whoever may open a
- * packet socket, as Docker's containers may, can give any frame any gso_size
- * (PACKET_VNET_HDR), and the headers of another's packets are that one's to pay.
- */
-#define MAX_HEADERS 256	      /* with tags; Ethernet, two tags, IPv4 and TCP have at most 142 */
-#define LEAST_GSO_SIZE 8      /* TCP_MIN_GSO_SIZE, include/net/tcp.h */
-#define MAX_TINY_SEGMENTS 128 /* UDP_MAX_SEGMENTS: UDP_SEGMENT takes sizes down to 1 */
-#define GSO_BY_FRAGS 0xFFFF   /* include/linux/skbuff.h */
 
 /* segments_of says how many segments a super-packet stands for: as many as its payload fills.
  * The kernel's own count may be less, where a part of that are a tunnel's inner headers. It
@@ -567,7 +360,7 @@ static __always_inline __u32 segments_of(struct __sk_buff *skb, const struct pac
 		if (!said)
 			return 1;
 	}
-	filled = (payload + size - 1) / size;
+	filled = filled_by(payload, size);
 	return said && said < filled ? said : filled;
 }
 
@@ -576,22 +369,22 @@ static __always_inline __u32 segments_of(struct __sk_buff *skb, const struct pac
  * skb->wire_len is no help: on ingress it leaves the headers out (net/core/dev.c,
  * qdisc_pkt_len_init). Returns the trouble that the packet is counted under.
  *
- * No packet counts for more than 87 times skb->len. With h bytes of headers and s of payload
+ * No packet counts for more than 87 times skb->len. With h bytes of headers, those in a tunnel
+ * among them, and s of payload
  * in each of n segments that is n(h + s) of h + ns, which grows with h and n: at most 33
  * from 8 bytes of payload on, and 128 * 257 of 380 below, with a tag that skb->len has not.
  */
-static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p, __u32 trouble,
-				  struct volume *v)
+static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p, struct volume *v)
 {
-	__u32 tag = skb->vlan_present ? 4 : 0;
+	__u32 tag = tag_size(skb);
 	__u32 headers = p->headers + tag;
 	__u32 fixed = p->headers + p->jumbo;
 	__u32 segments;
 
 	v->bytes = skb->len + tag;
 	v->packets = 1;
-	if (!skb->gso_size || trouble != FINE || skb->len <= fixed)
-		return trouble;
+	if (!skb->gso_size || p->trouble != FINE || skb->len <= fixed)
+		return p->trouble;
 	segments = segments_of(skb, p, skb->len - fixed);
 	if (segments <= 1)
 		return FINE;
@@ -606,14 +399,12 @@ static __always_inline __u32 wire(struct __sk_buff *skb, const struct packet *p,
 static __always_inline void count_headers(struct __sk_buff *skb, struct row *row,
 					  const enum place place)
 {
-	struct packet p = {};
+	struct packet p = read_headers(skb, place);
 	struct volume v;
-	__u32 trouble;
+	__u32 trouble = wire(skb, &p, &v);
 
 	add(&row->interface.bytes, skb->len, place);
 	add(&row->interface.packets, 1, place);
-	trouble = read_headers(skb, &p, place);
-	trouble = wire(skb, &p, trouble, &v);
 	if (trouble != FINE)
 		count_trouble(trouble);
 	if (p.cell < CELLS)

@@ -138,6 +138,28 @@ func (m *mutator) stack() []byte {
 
 // transport returns the number of a transport protocol, its header and a payload.
 func (m *mutator) transport() []byte {
+	if m.IntN(4) == 0 {
+		return m.tunnel(m.plain())
+	}
+	return m.plain()
+}
+
+// tunnel returns the number and the header of a tunnel with a packet of a transport inside.
+func (m *mutator) tunnel(transport []byte) []byte {
+	forms := tunnelForms()
+	form, etherType := forms[m.IntN(len(forms))], ipv4Type
+	packet := m.ipv4(transport[0], transport[1:])
+	if m.IntN(2) == 0 {
+		etherType, packet = ipv6Type, m.ipv6(transport[0], transport[1:])
+	}
+	if m.IntN(5) == 0 { // without a header of the tunnel's own
+		return join([]byte{map[int]byte{ipv4Type: ipip, ipv6Type: sit}[etherType]}, packet)
+	}
+	return join([]byte{form.number}, form.wrap(etherType, packet))
+}
+
+// plain is transport without tunnels.
+func (m *mutator) plain() []byte {
 	payload := m.IntN(1 << m.IntN(10))
 	switch m.IntN(6) {
 	case 0:

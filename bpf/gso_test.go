@@ -98,3 +98,58 @@ func TestBound(t *testing.T) {
 		t.Errorf("at most %.2f times, far from the bound of %d", most, mostTimes)
 	}
 }
+
+// The headers of a tunnel and of what is in it do not move the bound, which they reach, too.
+func TestBoundInTunnels(t *testing.T) {
+	l := newLab(t)
+	var most float64
+	for words := range 64 {
+		for size := range uint32(12) {
+			for _, segments := range []int{2, mostTiny - 1, mostTiny, mostTiny + 1, 300} {
+				inner := join(eth(ipv4Type), ipv4(udp, datagram(int(size)*segments)))
+				packet := join(eth(ipv4Type), ipv4(udp, udpTo(6081, geneve(words, bridgeType, inner))))
+				if len(packet) > largestRun {
+					continue
+				}
+				_, bytes := whole(l.run(t, l.Egress, packet, gso{GSOSize: size}).Counters)
+				if bytes < uint64(len(packet)) || bytes > mostTimes*uint64(len(packet)) {
+					t.Errorf("%d words of options, %d segments of %d: counted as %d bytes", words, segments, size, bytes)
+				}
+				most = max(most, float64(bytes)/float64(len(packet)))
+			}
+		}
+	}
+	t.Logf("at most %.2f times", most)
+	if most < mostTimes-3 {
+		t.Errorf("at most %.2f times, far from the bound of %d", most, mostTimes)
+	}
+}
+
+// Who may only use UDP_SEGMENT, of which the kernel itself says how many segments there are,
+// gains less than a factor of two by datagrams that look like a tunnel's.
+func TestFeignedTunnels(t *testing.T) {
+	l := newLab(t)
+	var most float64
+	for words := 0; words < 32; words++ {
+		for size := 1; size < 300; size++ {
+			for _, segments := range []int{2, 3, 50, mostTiny} {
+				header := join(eth(ipv4Type), ipv4(udp, nil))
+				payload := segments*size - len(geneve(words, bridgeType, header)) - 8
+				if payload < 0 {
+					continue
+				}
+				inner := join(eth(ipv4Type), ipv4(udp, datagram(payload)))
+				packet := join(eth(ipv4Type), ipv4(udp, udpTo(6081, geneve(words, bridgeType, inner))))
+				if len(packet) > largestRun {
+					continue
+				}
+				_, bytes := whole(l.run(t, l.Egress, packet, gso{GSOSize: uint32(size), GSOSegs: uint32(segments)}).Counters)
+				most = max(most, float64(bytes)/float64(segments*(42+size)))
+			}
+		}
+	}
+	t.Logf("at most %.2f times", most)
+	if most >= 2 {
+		t.Errorf("at most %.2f times what the kernel's segments are", most)
+	}
+}

@@ -44,7 +44,7 @@ func TestLiveForged(t *testing.T) {
 		}
 	}
 	t.Logf("%d frames: %v", frames, f.seen)
-	for _, kind := range []string{"refused", "packets", "super-packets", "implausible"} {
+	for _, kind := range []string{"refused", "packets", "super-packets", "implausible", "tunnels"} {
 		if f.seen[kind] == 0 {
 			t.Errorf("none of %d frames was %s", frames, kind)
 		}
@@ -165,6 +165,10 @@ func (m *mutator) fit() ([]byte, vnetHeader) {
 	if m.IntN(2) == 0 {
 		number, transport = udp, datagram(payload)
 		header.GSOType, header.Offset = []uint8{gsoUDP, gsoUDPL4}[m.IntN(2)], 6
+		if m.IntN(2) == 0 { // what looks like a tunnel's
+			form := tunnelForms()[m.IntN(overUDP)]
+			transport = form.wrap(ipv4Type, ipv4(tcp, segment(ackFlag, m.IntN(11), payload)))
+		}
 	}
 	size := len(transport)
 	frame := join(eth(ipv4Type), m.ipv4(number, transport))
@@ -329,6 +333,9 @@ func (f *forging) compare(frames [][]byte, records []record, tags []bool, got Co
 	doubts := map[doubt]uint64{}
 	for i, frame := range frames {
 		f.note(records[i])
+		if g := (gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments}); readAll(frame, g, 0).headers != read(frame, g).headers {
+			f.seen["tunnels"]++
+		}
 		counted, d := expect(frame, gso{GSOSize: records[i].Size, GSOSegs: records[i].Segments})
 		if tags != nil && tags[i] {
 			counted.Interface.Bytes -= 4

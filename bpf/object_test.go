@@ -67,7 +67,7 @@ func checkMaps(t *testing.T, spec *ebpf.CollectionSpec) {
 }
 
 // mostInstructions bounds the size of a program, which loading and reviewing takes.
-const mostInstructions = 800
+const mostInstructions = 1200
 
 func checkProgram(t *testing.T, spec *ebpf.CollectionSpec, name string, want ebpf.ProgramType) {
 	t.Helper()

@@ -20,6 +20,8 @@ type reading struct {
 	tcp     *layers.TCP
 	trouble bool
 	divided divided
+	next    layers.IPProtocol // of the header behind those of IP, which begins at begins
+	begins  int               // 0 if there is none
 }
 
 // divided says how the kernel cuts a super-packet up.
@@ -52,7 +54,18 @@ func (d doubt) is(cause string) bool {
 }
 
 // expect returns what is to be counted of a packet.
-func expect(packet []byte, c gso) (Counters, doubt) { return read(packet, c).counted(len(packet), c) }
+func expect(packet []byte, c gso) (Counters, doubt) {
+	return readAll(packet, c, 0).counted(len(packet), c)
+}
+
+// readAll reads a packet, and what is in it if it is a tunnel's. Some bytes at its beginning are
+// no part of what is counted.
+func readAll(packet []byte, c gso, uncounted int) *reading {
+	r := read(packet, c)
+	r.tunnel(packet, c, uncounted)
+	r.headers -= uncounted
+	return r
+}
 
 // counted returns what is to be counted of a packet of some size with such headers.
 func (r *reading) counted(size int, c gso) (want Counters, d doubt) {
@@ -110,9 +123,7 @@ const ethernet = 14
 // expectIP returns what is to be counted of a packet whose Ethernet header is no part of
 // it: each segment has one less.
 func expectIP(packet []byte, c gso) (Counters, doubt) {
-	r := read(packet, c)
-	r.headers -= ethernet
-	return r.counted(len(packet)-ethernet, c)
+	return readAll(packet, c, ethernet).counted(len(packet)-ethernet, c)
 }
 
 func one(b bool) uint64 {
@@ -147,6 +158,7 @@ func read(packet []byte, c gso) *reading {
 		r.ipv6(payload, c)
 	case layers.EthernetTypeMPLSUnicast, layers.EthernetTypeMPLSMulticast: // net/mpls/mpls_gso.c
 		r.divided = bySize
+		r.next, r.begins = layers.IPProtocolMPLSInIP, r.headers
 	}
 	return r
 }
@@ -285,6 +297,7 @@ func extensionOf(p layers.IPProtocol) (*extensionHeader, bool) {
 }
 
 func (r *reading) transport(p layers.IPProtocol, packet []byte) {
+	r.next, r.begins = p, r.headers
 	switch p { // for which Linux has a gso_segment callback
 	case layers.IPProtocolTCP, layers.IPProtocolUDP, layers.IPProtocolGRE, layers.IPProtocolIPv4,
 		layers.IPProtocolIPv6, layers.IPProtocolESP:

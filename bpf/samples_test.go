@@ -10,7 +10,7 @@ import (
 // samples are packets of each kind the classifiers tell apart. They are also what
 // the random packets start from.
 func samples() []sample {
-	return slices.Concat(tcpSamples(), protocolSamples(), extensionSamples(), linkSamples(), lengthSamples(), gsoSamples(), forgedSamples())
+	return slices.Concat(tcpSamples(), protocolSamples(), extensionSamples(), linkSamples(), lengthSamples(), gsoSamples(), forgedSamples(), tunnelSamples(), doubtfulSamples())
 }
 
 func tcpSamples() []sample {
