@@ -168,14 +168,15 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 		if i.HostIndex != 0 || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
-		if !i.Uplink && (i.Behind != watcher.BehindOwn || c.countedFor(box, i.Via)) {
+		at := c.uplinks.known[targetOf(found, i)]
+		counted := at != nil && at.attached()
+		if !i.Uplink && !c.mayLeadOut(box, i, counted) {
 			if i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun" {
 				aside = append(aside, i)
 			}
 			continue
 		}
-		at := c.uplinks.known[targetOf(found, i)]
-		if i.Kind != "veth" || i.Behind != watcher.BehindUnknown || box.left[i.Index] != nil || at != nil && at.attached() {
+		if i.Kind != "veth" || i.Behind != watcher.BehindUnknown || box.left[i.Index] != nil || counted {
 			wanted = append(wanted, i)
 			continue
 		}
@@ -189,6 +190,19 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 		}
 	}
 	return wanted, aside, open
+}
+
+// mayLeadOut says whether an interface that does not seem to lead out is counted all the same: a
+// container must not hide its way out by making it the port of a bridge, or by having it lead to a
+// namespace whose host veths are counted for another.
+func (c *Controller) mayLeadOut(box *space, i watcher.Interface, counted bool) bool {
+	switch i.Behind {
+	case watcher.BehindUnknown:
+		return counted && (i.Kind == "veth" || i.Kind == "netkit")
+	case watcher.BehindOwn:
+		return !c.countedFor(box, i.Via)
+	}
+	return false
 }
 
 // countedFor says whether host veths are counted for the owner of a namespace.
