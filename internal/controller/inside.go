@@ -66,7 +66,7 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
-	box.setAside(in, aside, wanted)
+	box.setAside(in, aside, found.Interfaces)
 	return sum
 }
 
@@ -96,16 +96,17 @@ func (box *space) takeIn(in visit, u *uplink) {
 }
 
 // setAside notes what the kernel has counted on interfaces that are not counted.
-func (box *space) setAside(in visit, aside, wanted []watcher.Interface) {
+func (box *space) setAside(in visit, aside, there []watcher.Interface) {
 	now := map[int]watcher.LinkCounters{}
 	for _, i := range aside {
 		if counters, err := in.Counters(i.Index, nil); err == nil {
 			now[i.Index] = counters
 		}
+		delete(box.veths, i.Index)
 	}
 	for index, was := range box.aside {
-		if has(wanted, index) {
-			now[index] = was // it could not be counted yet
+		if has(there, index) && !has(aside, index) {
+			now[index] = was // it can't be counted yet, or that is open
 		}
 	}
 	box.aside = now
@@ -219,12 +220,17 @@ func (c *Controller) countedFor(box *space, hosts []int) bool {
 // innerVeth says whether a veth to a third namespace is the outer end of a nested
 // container's pair, and not, as in an overlay network, the container's own way out. A
 // nested container is seen a moment after its veth; so where the outer one is not just
-// starting, that is open at first.
+// starting, that is open at first. It is for one that was not counted so far, too: the last
+// process in a namespace may have ended right before that does.
 func (box *space) innerVeth(known *member, index int) (inner, sure bool) {
 	if box.Nests {
 		return true, true
 	}
-	if known.Ended || time.Since(wallclock.Steadily(known.Found.CreatedAt)) < noVethAfter {
+	_, was := box.aside[index]
+	switch {
+	case was && known.Ended:
+		return true, true
+	case !was && (known.Ended || time.Since(wallclock.Steadily(known.Found.CreatedAt)) < noVethAfter):
 		return false, true
 	}
 	if box.veths == nil {

@@ -250,6 +250,23 @@ func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
 	return hints
 }
 
+// leftHost looks at the host veths that a list lacks. Where the other end is there still, the event
+// that says that this one was moved is on its way, or was lost.
+func (c *Controller) leftHost(there map[int]bool) (hints []roster.Hint) {
+	for index, v := range c.veths.known {
+		if there[index] || v.link.NetNSID < 0 {
+			continue
+		}
+		if _, err := c.Host.Counters(index, nil); !errors.Is(err, watcher.ErrGone) {
+			continue
+		}
+		if _, err := c.Host.CountersIn(v.link.NetNSID, v.link.PeerIndex); err == nil {
+			hints = append(hints, c.vethGone(index, true)...)
+		}
+	}
+	return hints
+}
+
 // leaveHost notes what the kernel has counted at the end in the container that is in our numbers:
 // the rest is mended there.
 func (c *Controller) leaveHost(v *veth) (hints []roster.Hint) {
