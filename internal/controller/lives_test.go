@@ -235,11 +235,11 @@ func (l *life) goes(h *household, s lifeStep) string {
 	return "loses " + w.name
 }
 
-// leaves has the container move an interface to a namespace of its own. One that is counted in
-// the container's is not followed there.
+// leaves has the container move an interface to a namespace of its own. It is followed there by
+// its other end, so that must have stayed in the host, and those of all others.
 func (l *life) leaves(h *household, s lifeStep) string {
-	w := h.one(s, func(w *wayOut) bool { return h.atHome(w) && !w.moved })
-	if w == nil || h.own == nil {
+	w := h.one(s, h.atHome)
+	if w == nil || h.own == nil || slices.ContainsFunc(h.ways, func(w *wayOut) bool { return w.moved }) {
 		return ""
 	}
 	l.move(w, h.own)
@@ -340,11 +340,11 @@ func (l *life) forwards(h *household, s lifeStep) string {
 	return "forwards by " + w.name
 }
 
-// hostMoves has the host move its end of an interface to another namespace. Where the other one
-// is not in the container's namespace it is not followed.
+// hostMoves has the host move its end of an interface to another namespace, while all are in the
+// container's.
 func (l *life) hostMoves(h *household, s lifeStep) string {
-	w := h.one(s, func(w *wayOut) bool { return h.atHome(w) && w.out == l.host })
-	if w == nil {
+	w := h.one(s, func(w *wayOut) bool { return w.out == l.host })
+	if w == nil || slices.ContainsFunc(h.ways, func(w *wayOut) bool { return !h.atHome(w) }) {
 		return ""
 	}
 	w.moved = true

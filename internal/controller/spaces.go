@@ -241,7 +241,9 @@ func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
 	if v == nil {
 		return nil
 	}
-	c.uplinks.endPeer(v)
+	if !moved { // else it is counted on at the other end, if it is counted there
+		c.uplinks.endPeer(v)
+	}
 	c.ownAtLast(v)
 	if moved {
 		hints = c.leaveHost(v)
