@@ -36,7 +36,8 @@ type Container struct {
 	StartedAt   *time.Time        `json:"started_at"`
 	StoppedAt   *time.Time        `json:"stopped_at"` // nil while running
 	NetworkMode string            `json:"network_mode"`
-	OnHost      bool              `json:"on_host"` // found in the host's network: IP has all of it
+	OnHost      bool              `json:"on_host"`      // found in the host's network: IP has all of it
+	NoInterface bool              `json:"no_interface"` // none is known that leads out of its network
 	Accounted   bool              `json:"accounted"`
 	Reason      string            `json:"reason"` // why not accounted, or ""
 	Interfaces  []Interface       `json:"interfaces"`
@@ -152,6 +153,7 @@ func containerOf(c *usage.Container) Container {
 		StoppedAt:   utc(c.StoppedAt),
 		NetworkMode: c.NetworkMode,
 		OnHost:      c.OnHost,
+		NoInterface: c.NoInterface,
 		Accounted:   c.Accounted(),
 		Reason:      string(c.Reason),
 		Interfaces:  interfacesOf(c.Interfaces),

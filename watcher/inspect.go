@@ -44,6 +44,18 @@ type Interface struct {
 	// Uplink: it leads out of the namespace, and not by a host veth. What passes it can be
 	// counted in the namespace only. A "veth" leads to a third namespace then.
 	Uplink bool
+	// Behind is what is behind a veth that leads to a third namespace. Via are the host veths
+	// that lead there, if it is the container's own.
+	Behind Behind
+	Via    []int
+	// Idle: it is a tun device that nobody holds, or that is down.
+	Idle bool
+	// Hidden: it leads out, too, and can't be counted, as it has no Ethernet headers.
+	Hidden bool
+	// Beyond: it is in another namespace, which is mounted for the container alone and has the
+	// number NSID in the host's.
+	Beyond bool
+	NSID   int
 }
 
 // maxProcesses bounds how many processes of a container are asked for their
@@ -80,8 +92,9 @@ func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 	return s, err
 }
 
-// fillSandbox lists a namespace's interfaces and finds their host veths.
-func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
+// fillSandbox lists a namespace's interfaces and finds their host veths. of is the container,
+// nil if it does not matter what is its own.
+func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 	inner, err := listLinks(netns, "")
 	if err != nil && !errors.Is(err, ErrPartial) {
 		return fmt.Errorf("list interfaces: %w", err)
@@ -107,6 +120,16 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 		}
 		s.Interfaces = append(s.Interfaces, i)
 	}
+	if of != nil {
+		if err := w.lookBehind(of, netns, inner, s.Interfaces); err != nil {
+			return err
+		}
+		of.markHeld(inner, s.NetNS)
+		s.noteBehind(inner)
+		if s.none(inner) {
+			s.Interfaces = append(s.Interfaces, of.beyond(host, s.NetNS)...)
+		}
+	}
 	if markUplinks(s.Interfaces, inner) && s.NetNSID < 0 {
 		if s.NetNSID, err = numberNamespace(host, netns); err != nil {
 			return err
@@ -114,6 +137,23 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int) error {
 	}
 	s.Given, err = w.given(s.Interfaces, inner, netns)
 	return err
+}
+
+// noteBehind notes what was found out about links.
+func (s *Sandbox) noteBehind(links []link) {
+	for _, l := range links {
+		for n := range s.Interfaces {
+			if i := &s.Interfaces[n]; i.Index == l.index {
+				i.Behind, i.Via, i.Hidden, i.Idle = l.behind, l.via, l.hidden(), l.kind == "tun" && !l.open()
+			}
+		}
+	}
+}
+
+// none says that no interface leads to the host or out, but for what may be beyond.
+func (s *Sandbox) none(links []link) bool {
+	hosted := slices.ContainsFunc(s.Interfaces, func(i Interface) bool { return i.HostIndex != 0 })
+	return !hosted && !slices.ContainsFunc(links, func(l link) bool { return l.way() == leadsOut })
 }
 
 // hostLinks returns, by inner index, the host veths that could be the other ends.
@@ -203,7 +243,7 @@ func (w *Watcher) choose(among []namespace) int {
 // isGiven says whether there is an interface from the host in a namespace.
 func (w *Watcher) isGiven(ns namespace) bool {
 	var s Sandbox
-	err := w.fillSandbox(&s, int(ns.file.Fd()))
+	err := w.fillSandbox(&s, int(ns.file.Fd()), nil)
 	return err == nil && s.Given
 }
 

@@ -33,6 +33,13 @@ type link struct {
 	ethernet  bool // its packets begin with an Ethernet header
 	loopback  bool
 	up        bool
+	carrier   bool // IFF_LOWER_UP
+	queues    int  // of a tun device, which processes hold
+
+	// What else was found out, see lookBehind and markHeld.
+	behind  Behind
+	via     []int // host veths that lead to what is behind
+	outside bool  // a tun device that somebody outside of the container holds
 }
 
 // hostVeth is the one test for host veths. The peer that Docker makes is in the host's
@@ -150,6 +157,7 @@ func parseLink(b []byte) (link, error) {
 		ethernet: native.Uint16(b[2:]) == unix.ARPHRD_ETHER,
 		loopback: flags&unix.IFF_LOOPBACK != 0,
 		up:       flags&unix.IFF_UP != 0,
+		carrier:  flags&unix.IFF_LOWER_UP != 0,
 	}
 	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -170,8 +178,11 @@ func parseLink(b []byte) (link, error) {
 		case unix.IFLA_LINKINFO:
 			attrs.Nested(func(info *netlink.AttributeDecoder) error {
 				for info.Next() {
-					if info.Type() == unix.IFLA_INFO_KIND {
+					switch {
+					case info.Type() == unix.IFLA_INFO_KIND:
 						l.kind = info.String()
+					case info.Type() == unix.IFLA_INFO_DATA && l.kind == "tun":
+						info.Nested(l.takeQueues)
 					}
 				}
 				return info.Err()
@@ -182,6 +193,15 @@ func parseLink(b []byte) (link, error) {
 		return link{}, fmt.Errorf("parse link message: %w", err)
 	}
 	return l, nil
+}
+
+func (l *link) takeQueues(of *netlink.AttributeDecoder) error {
+	for of.Next() {
+		if of.Type() == unix.IFLA_TUN_NUM_QUEUES || of.Type() == unix.IFLA_TUN_NUM_DISABLED_QUEUES {
+			l.queues += int(of.Uint32())
+		}
+	}
+	return of.Err()
 }
 
 // links follows the host veths of one namespace. Only the goroutine that reads

@@ -58,7 +58,7 @@ func (n *Namespace) Inspect() (Sandbox, error) {
 	if s.Host {
 		return s, nil
 	}
-	if err := n.w.fillSandbox(&s, n.FD()); err != nil {
+	if err := n.w.fillSandbox(&s, n.FD(), &own{w: n.w, of: n.of}); err != nil {
 		return Sandbox{}, fmt.Errorf("inspect container %s: %w", n.of.ID, err)
 	}
 	return s, nil

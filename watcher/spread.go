@@ -182,13 +182,10 @@ func (w *Watcher) hostNumberIn(netns int) (int, error) {
 		return -1, err
 	}
 	defer conn.Close()
-	if w.netns != 0 {
-		return namespaceNumber(conn, w.netns)
-	}
-	own, err := os.Open("/proc/self/ns/net")
+	host, err := w.hostFile()
 	if err != nil {
 		return -1, err
 	}
-	defer own.Close()
-	return namespaceNumber(conn, int(own.Fd()))
+	defer host.Close()
+	return namespaceNumber(conn, int(host.Fd()))
 }

@@ -11,7 +11,7 @@ type way int
 const (
 	staysInside way = iota
 	leadsOut
-	// leadsOutAlone: it carries what another link takes out, as a VPN's does, or it is the
+	// leadsOutAlone: it may carry what another link takes out, as a VPN's does, or it is the
 	// only way, as slirp's.
 	leadsOutAlone
 )
@@ -27,20 +27,29 @@ var innerKinds = []string{"bridge", "bond", "team", "vrf", "dummy", "ifb", "nlmo
 //
 // A port of a bridge is the end of an inner container's pair, or of a virtual machine; but
 // what leads out by itself does so from a bridge as well.
+//
+// Open vSwitch' ports name no other namespace, and may be of one in this one.
 func (l link) way() way {
 	switch {
 	case l.loopback || !l.ethernet || slices.Contains(innerKinds, l.kind):
 		return staysInside
 	case l.kind == "":
 		return leadsOut // physical: it has nothing below it
-	case l.kind == "tun" && l.up && !l.bridged:
+	case l.kind == "tun" && l.outside:
+		return leadsOut
+	case (l.kind == "tun" || l.kind == "openvswitch") && l.up && !l.bridged:
 		return leadsOutAlone
 	case l.kind == "tun", !l.elsewhere:
 		return staysInside
-	case (l.kind == "veth" || l.kind == "netkit") && l.bridged:
+	case l.pairs() && (l.behind == BehindOwn || l.bridged && l.behind != BehindOutside):
 		return staysInside
 	}
 	return leadsOut
+}
+
+// hidden says that a link leads out, but our programs can't count there.
+func (l link) hidden() bool {
+	return !l.loopback && !l.ethernet && l.up && (l.outside || l.elsewhere && l.kind != "")
 }
 
 // markUplinks marks the uplinks among the interfaces of a namespace. It returns whether
@@ -57,7 +66,7 @@ func markUplinks(interfaces []Interface, links []link) bool {
 	found := false
 	for n := range interfaces {
 		i := &interfaces[n]
-		i.Uplink = i.HostIndex == 0 && ways[i.Index] == least
+		i.Uplink = i.HostIndex == 0 && !i.Beyond && ways[i.Index] == least
 		found = found || i.Uplink
 	}
 	return found

@@ -48,6 +48,13 @@ func TestMarkUplinks(t *testing.T) {
 		"slirp's tap, not up yet":     {links: []link{linkNamed("tap0", "tun", down)}},
 		"a machine's tap":             {links: []link{elsewhere("eth0", "macvlan"), linkNamed("tap0", "tun")}, want: []string{"eth0"}},
 		"a tap beside a host veth":    {[]link{elsewhere("eth0", "veth"), linkNamed("tap0", "tun")}, []string{"eth0"}, nil},
+		"a tap held outside":          {[]link{elsewhere("eth0", "veth"), linkNamed("tap0", "tun", outside)}, []string{"eth0"}, []string{"tap0"}},
+		"the same in a bridge":        {[]link{elsewhere("eth0", "veth"), linkNamed("tap0", "tun", outside, bridged)}, []string{"eth0"}, []string{"tap0"}},
+		"a veth to its own":           {[]link{elsewhere("eth0", "veth"), elsewhere("i0", "veth", leading(BehindOwn))}, []string{"eth0"}, nil},
+		"a tap beside such a veth":    {links: []link{elsewhere("i0", "veth", leading(BehindOwn)), linkNamed("tap0", "tun")}, want: []string{"tap0"}},
+		"a bridged veth that goes on": {[]link{elsewhere("eth0", "veth"), elsewhere("eth1", "veth", bridged, leading(BehindOutside))}, []string{"eth0"}, []string{"eth1"}},
+		"a switch's port":             {links: []link{linkNamed("eth0", "openvswitch")}, want: []string{"eth0"}},
+		"a switch's port beside eth0": {[]link{elsewhere("eth0", "veth"), linkNamed("gw0", "openvswitch")}, []string{"eth0"}, nil},
 		"a bridged tap":               {links: []link{linkNamed("tap0", "tun", bridged)}},
 		"WireGuard":                   {links: []link{elsewhere("wg0", "wireguard", notEthernet)}},
 		"a tunnel of IP":              {links: []link{linkNamed("tun0", "tun", notEthernet)}},
@@ -98,6 +105,9 @@ func elsewhere(name, kind string, but ...func(*link)) link {
 	return l
 }
 
+func leading(to Behind) func(*link) { return func(l *link) { l.behind = to } }
+
+func outside(l *link)     { l.outside = true }
 func onTop(l *link)       { l.peer = 1 }
 func bridged(l *link)     { l.bridged = true }
 func down(l *link)        { l.up = false }

@@ -142,12 +142,16 @@ func state(c exporter.Container) string {
 	switch {
 	case c.Reason == string(usage.Shadowed):
 		return "counted in part: shadowed"
+	case c.Reason == string(usage.PartlyCounted):
+		return c.State + ", counted in part"
 	case c.Reason == string(usage.Excluded):
 		return "excluded"
 	case c.Reason == string(usage.InterfaceExcluded):
 		return c.State + ", an interface is excluded"
 	case !c.Accounted:
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
+	case byIP(c) && c.NoInterface:
+		return c.State + ", by IP: no interface known"
 	case byIP(c):
 		return c.State + ", by IP"
 	}

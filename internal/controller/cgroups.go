@@ -71,7 +71,7 @@ func (s *groups) tells(m *member) bool {
 	if m.Reason == usage.Starting {
 		return false
 	}
-	return s.Settings().Cgroup == CgroupAll || m.Reason != usage.Accounted && m.Reason != usage.InterfaceExcluded || m.Shared || m.Extent == roster.InMore
+	return s.Settings().Cgroup == CgroupAll || !m.Reason.ByInterfaces() || m.Shared || m.Extent == roster.InMore
 }
 
 // place begins to count a container's cgroup where that is wanted, and ends it where it is

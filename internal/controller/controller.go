@@ -191,6 +191,7 @@ func (c *Controller) Relist() (hints []roster.Hint) {
 	if err != nil {
 		return hints
 	}
+	hints = append(hints, c.leftHost(there)...)
 	c.veths.endMissing(there)
 	if !c.started {
 		c.veths.removeStrays()

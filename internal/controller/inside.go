@@ -4,6 +4,7 @@ package controller
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/internal/roster"
@@ -23,15 +24,13 @@ const (
 // countInside counts the uplinks of a namespace for its owner, puts back what was removed,
 // and ends what is no uplink any more.
 func (c *Controller) countInside(known *member, box *space, found watcher.Sandbox) (sum tally) {
-	wanted, open := c.wantedInside(known, box, found)
-	box.uplinks, box.looked, sum.Waiting = len(wanted)+open > 0, time.Now(), open
-	for _, i := range found.Interfaces {
-		if i.Uplink && known.Found.ParentID == "" && !c.Settings().Interface(i.Name) {
-			sum.Excluded++
-		}
-	}
+	found.Interfaces = slices.DeleteFunc(slices.Clone(found.Interfaces), func(i watcher.Interface) bool { return i.Beyond })
+	wanted, aside, open := c.wantedInside(known, box, found)
+	idle := slices.ContainsFunc(aside, func(i watcher.Interface) bool { return i.Idle })
+	box.uplinks, box.looked, sum.Waiting = len(wanted)+open > 0 || idle, time.Now(), open
+	c.notCounted(known, found, &sum)
 	all, attached := c.uplinks.in(box.ID)
-	if len(wanted)+all == 0 {
+	if len(wanted)+len(aside)+all == 0 {
 		return sum
 	}
 	in, err := c.enter(known)
@@ -51,6 +50,7 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 	c.uplinks.endOthers(in, wanted, found.Interfaces)
 	for _, i := range wanted {
 		u := c.uplinks.of(found, i)
+		box.takeIn(in, u)
 		if v := c.veths.known[i.HostIndex]; v != nil && v.missed != nil {
 			u.missed, v.missed = v.missed, nil
 		}
@@ -61,11 +61,55 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 			c.uplinks.notKept(u, known.ID, err)
 		} else if u.attached() {
 			delete(box.left, i.Index)
+			delete(box.aside, i.Index)
 			c.rename(&u.attachment, in.site(u.Ifindex), known.Key, i)
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
+	box.setAside(in, aside, found.Interfaces)
 	return sum
+}
+
+// notCounted adds up the interfaces that lead out and are not counted.
+func (c *Controller) notCounted(known *member, found watcher.Sandbox, sum *tally) {
+	for _, i := range found.Interfaces {
+		switch included := c.Settings().Interface(i.Name); {
+		case known.Found.ParentID != "":
+		case i.Uplink && !included:
+			sum.Excluded++
+		case i.Hidden && included:
+			sum.Hidden++
+		}
+	}
+}
+
+// takeIn has an interface that was set aside make up for what has passed since the last look.
+// What had passed before is counted elsewhere.
+func (box *space) takeIn(in visit, u *uplink) {
+	was, known := box.aside[u.Ifindex]
+	if !known || u.attached() || u.missed != nil {
+		return
+	}
+	if now, err := in.Counters(u.Ifindex, nil); err == nil && !less(now, was) {
+		u.missed = &gap{since: reading{kernel: was}, kind: sinceUs}
+	}
+}
+
+// setAside notes what the kernel has counted on interfaces that are not counted.
+func (box *space) setAside(in visit, aside, there []watcher.Interface) {
+	now := map[int]watcher.LinkCounters{}
+	for _, i := range aside {
+		if counters, err := in.Counters(i.Index, nil); err == nil {
+			now[i.Index] = counters
+		}
+		delete(box.veths, i.Index)
+	}
+	for index, was := range box.aside {
+		if has(there, index) && !has(aside, index) {
+			now[index] = was // it can't be counted yet, or that is open
+		}
+	}
+	box.aside = now
 }
 
 func (k keeper) notEntered(known *member, err error) {
@@ -113,41 +157,80 @@ func (c *Controller) succeedInside(to roster.Member, found watcher.Sandbox, orph
 	return err
 }
 
-// wantedInside returns the interfaces that are to be counted inside, and how many it can't be
-// said of yet. What a nested container sends passes the interfaces of the outer one, so its
-// own are not counted.
-func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandbox) (wanted []watcher.Interface, open int) {
+// wantedInside returns the interfaces that are to be counted inside, those that are not as long
+// as nothing changes, and how many it can't be said of yet. What a nested container sends passes
+// the interfaces of the outer one, so its own are not counted.
+func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandbox) (wanted, aside []watcher.Interface, open int) {
 	for _, i := range found.Interfaces {
 		if v := c.veths.known[i.HostIndex]; v != nil && v.isElsewhere() {
 			wanted = append(wanted, i)
 			continue
 		}
-		if !i.Uplink || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
+		if i.HostIndex != 0 || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
-		if at := c.uplinks.known[targetOf(found, i)]; i.Kind != "veth" || box.left[i.Index] != nil || at != nil && at.attached() {
+		at := c.uplinks.known[targetOf(found, i)]
+		counted := at != nil && at.attached()
+		if !i.Uplink && !c.mayLeadOut(box, i, counted) {
+			if i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun" {
+				aside = append(aside, i)
+			}
+			continue
+		}
+		if i.Kind != "veth" || i.Behind != watcher.BehindUnknown || box.left[i.Index] != nil || counted {
 			wanted = append(wanted, i)
 			continue
 		}
 		switch inner, sure := box.innerVeth(known, i.Index); {
 		case !sure:
 			open++
-		case !inner:
+		case inner:
+			aside = append(aside, i)
+		default:
 			wanted = append(wanted, i)
 		}
 	}
-	return wanted, open
+	return wanted, aside, open
+}
+
+// mayLeadOut says whether an interface that does not seem to lead out is counted all the same: a
+// container must not hide its way out by making it the port of a bridge, or by having it lead to a
+// namespace whose host veths are counted for another.
+func (c *Controller) mayLeadOut(box *space, i watcher.Interface, counted bool) bool {
+	switch i.Behind {
+	case watcher.BehindUnknown:
+		return counted && (i.Kind == "veth" || i.Kind == "netkit")
+	case watcher.BehindOwn:
+		return !c.countedFor(box, i.Via)
+	}
+	return false
+}
+
+// countedFor says whether host veths are counted for the owner of a namespace.
+func (c *Controller) countedFor(box *space, hosts []int) bool {
+	for _, index := range hosts {
+		v := c.veths.known[index]
+		if v == nil || !v.attached() || c.Accounts.Owner(v.Target) != box.owner.ID {
+			return false
+		}
+	}
+	return true
 }
 
 // innerVeth says whether a veth to a third namespace is the outer end of a nested
 // container's pair, and not, as in an overlay network, the container's own way out. A
 // nested container is seen a moment after its veth; so where the outer one is not just
-// starting, that is open at first.
+// starting, that is open at first. It is for one that was not counted so far, too: the last
+// process in a namespace may have ended right before that does.
 func (box *space) innerVeth(known *member, index int) (inner, sure bool) {
 	if box.Nests {
 		return true, true
 	}
-	if known.Ended || time.Since(wallclock.Steadily(known.Found.CreatedAt)) < noVethAfter {
+	_, was := box.aside[index]
+	switch {
+	case was && known.Ended:
+		return true, true
+	case !was && (known.Ended || time.Since(wallclock.Steadily(known.Found.CreatedAt)) < noVethAfter):
 		return false, true
 	}
 	if box.veths == nil {

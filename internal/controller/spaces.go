@@ -32,10 +32,13 @@ type space struct {
 	roster.Space
 	owner   roster.Key          // its interfaces are counted for, as of the last time
 	unnamed []watcher.Interface // those seen last that had no name for good yet
-	uplinks bool                // it has some, at the last look
+	uplinks bool                // it has some, or may have, at the last look
 	looked  time.Time           // for them
 	veths   map[int]time.Time   // to third namespaces: when they were first seen
 	left    map[int]*gap        // those whose host ends have left the host
+	// aside are those that are not counted since what passes them is counted elsewhere, or nothing
+	// does, with what the kernel had counted on them at the last look.
+	aside map[int]watcher.LinkCounters
 }
 
 // Update implements [roster.Backend].
@@ -69,7 +72,10 @@ func (c *Controller) Locate(m roster.Member) (at roster.Location[watcher.Sandbox
 	}
 	at.Space, at.Spread = roster.Space{ID: found.NetNS, NSID: found.NetNSID}, found.Spread
 	for _, i := range found.Interfaces {
-		at.CountedFor = append(at.CountedFor, c.owners(usage.OnHost(i.HostIndex), targetOf(found, i))...)
+		at.CountedFor = append(at.CountedFor, c.owners(usage.OnHost(i.HostIndex))...)
+		if !i.Beyond {
+			at.CountedFor = append(at.CountedFor, c.owners(targetOf(found, i))...)
+		}
 	}
 	return at, nil
 }
@@ -117,6 +123,7 @@ func (t tally) plus(u tally) tally {
 	t.Waiting += u.Waiting
 	t.Others += u.Others
 	t.Excluded += u.Excluded
+	t.Hidden += u.Hidden
 	return t
 }
 
@@ -151,7 +158,7 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 		switch {
 		case c.veths.excluded[i.HostIndex]:
 			sum.Excluded++
-		case v == nil || v.isElsewhere():
+		case v == nil || v.isElsewhere() || i.Beyond && c.inhabited(i.NSID):
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached() && v.atWork():
 			sum.Waiting++
@@ -168,6 +175,16 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 		}
 	}
 	return sum
+}
+
+// inhabited says whether there is a container in a namespace, by its number.
+func (c *Controller) inhabited(nsid int) bool {
+	for _, box := range c.spaces {
+		if box.NSID == nsid {
+			return true
+		}
+	}
+	return false
 }
 
 // errMoving says that an interface is on its way between two hooks.
@@ -224,12 +241,31 @@ func (c *Controller) vethGone(index int, moved bool) (hints []roster.Hint) {
 	if v == nil {
 		return nil
 	}
-	c.uplinks.endPeer(v)
+	if !moved { // else it is counted on at the other end, if it is counted there
+		c.uplinks.endPeer(v)
+	}
 	c.ownAtLast(v)
 	if moved {
 		hints = c.leaveHost(v)
 	}
 	c.veths.gone(v)
+	return hints
+}
+
+// leftHost looks at the host veths that a list lacks. Where the other end is there still, the event
+// that says that this one was moved is on its way, or was lost.
+func (c *Controller) leftHost(there map[int]bool) (hints []roster.Hint) {
+	for index, v := range c.veths.known {
+		if there[index] || v.link.NetNSID < 0 {
+			continue
+		}
+		if _, err := c.Host.Counters(index, nil); !errors.Is(err, watcher.ErrGone) {
+			continue
+		}
+		if _, err := c.Host.CountersIn(v.link.NetNSID, v.link.PeerIndex); err == nil {
+			hints = append(hints, c.vethGone(index, true)...)
+		}
+	}
 	return hints
 }
 

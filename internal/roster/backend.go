@@ -67,6 +67,8 @@ type Outcome struct {
 	Others  int // counted for another container
 	// Excluded are not to be counted, by the configuration.
 	Excluded int
+	// Hidden lead out and can't be counted.
+	Hidden int
 	// Given says that one of them leads to the host: the container did not make it itself.
 	Given bool
 }

@@ -113,6 +113,8 @@ func (r *Roster[F]) conclude(m *member, o Outcome) {
 		r.settle(m, m.why(usage.AttachFailed))
 	case o.Excluded > 0:
 		r.settle(m, m.why(usage.InterfaceExcluded))
+	case o.Counted > 0 && o.Hidden > 0:
+		r.settle(m, m.why(usage.PartlyCounted))
 	case o.Counted > 0:
 		r.settle(m, m.why(usage.Accounted))
 	case o.Waiting > 0:

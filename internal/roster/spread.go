@@ -60,7 +60,7 @@ func (m *member) why(reason usage.Reason) usage.Reason {
 	switch {
 	case m.spread.WithHost() && (wasInHost || !given), wasInHost && !given:
 		return usage.HostNetwork
-	case m.spread != watcher.Together && reason == usage.Accounted:
+	case m.spread != watcher.Together && (reason == usage.Accounted || reason == usage.PartlyCounted):
 		return usage.SeveralNetworks
 	}
 	return reason

@@ -81,7 +81,7 @@ func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.cgroup.told }
 // the container is accounted by it.
 func (c *Container) addCgroup(counted Interface) {
 	c.IP, c.IPSince = &counted.Traffic, counted.AttachedAt
-	if (counted.Attached || c.State == Stopped) && c.Reason != Shadowed && c.Reason != InterfaceExcluded {
+	if (counted.Attached || c.State == Stopped) && !c.Reason.inPart() {
 		c.Reason = Accounted
 	}
 }

@@ -87,7 +87,7 @@ func (a *Accounts) container(c *account) Container {
 	out.Name = cmp.Or(out.Name, out.ID)
 	out.NetworkMode = cmp.Or(out.NetworkMode, networkModes[out.Reason])
 	out.Unrecalled = c.unrecalled
-	out.OnHost = out.Reason == HostNetwork
+	out.OnHost, out.NoInterface = out.Reason == HostNetwork, out.Reason == NoHostVeth
 	out.Shares = out.Shares || out.Reason == SharedNetwork
 	if c.obstructed && slices.Contains(byCgroupOnly, out.Reason) {
 		out.Reason = CgroupTaken
@@ -96,7 +96,7 @@ func (a *Accounts) container(c *account) Container {
 		i := c.tallies[name].owned(a.Datapath, name)
 		out.Interfaces = append(out.Interfaces, i)
 		out.Traffic = out.Traffic.Plus(i.Traffic)
-		if i.Shadowed && (out.Reason == Accounted || out.Reason == SeveralNetworks) {
+		if i.Shadowed && (out.Reason == Accounted || out.Reason == SeveralNetworks || out.Reason == PartlyCounted) {
 			out.Reason = Shadowed
 		}
 	}

@@ -186,8 +186,18 @@ const (
 	Excluded    Reason = "excluded" // it is not to be counted any more, by the configuration
 	// InterfaceExcluded: one of its interfaces is not to be counted, by the configuration.
 	InterfaceExcluded Reason = "interface_excluded"
-	Shadowed          Reason = "shadowed" // another's program lets packets past that we don't see
+	// PartlyCounted: one of its interfaces leads out and can't be counted.
+	PartlyCounted Reason = "partly_counted"
+	Shadowed      Reason = "shadowed" // another's program lets packets past that we don't see
 )
+
+// ByInterfaces says that what a container used is told by its interfaces alone, all or in part.
+func (r Reason) ByInterfaces() bool {
+	return r == Accounted || r == InterfaceExcluded || r == PartlyCounted
+}
+
+// inPart says that a part of what a container used is told, whatever else is counted.
+func (r Reason) inPart() bool { return r == Shadowed || r == InterfaceExcluded || r == PartlyCounted }
 
 // Place says where an interface is counted.
 type Place string
@@ -232,6 +242,8 @@ type Container struct {
 	Unrecalled bool
 	// OnHost says that it was found in the host's network namespace, whatever a runtime says.
 	OnHost bool
+	// NoInterface says that no interface is known that leads out of its network namespace.
+	NoInterface bool
 	// Shares says that it is in another container's network namespace: what it sends and
 	// receives is on the interfaces of that one.
 	Shares bool
