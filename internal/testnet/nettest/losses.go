@@ -4,7 +4,6 @@ package nettest
 
 import (
 	"encoding/json"
-	"fmt"
 	"net"
 	"testing"
 
@@ -35,6 +34,6 @@ func QdiscDropped(tb testing.TB, n *testnet.Namespace, iface string) uint64 {
 			return q.Drops
 		}
 	}
-	tb.Fatal(fmt.Sprintf("%s has no root qdisc: %s", iface, out))
+	tb.Fatalf("%s has no root qdisc: %s", iface, out)
 	return 0
 }
