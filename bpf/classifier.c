@@ -130,7 +130,7 @@ struct slot {
 	__u64 netns;			  /* inode of the interface's namespace, 0 for the host's */
 	__u64 cgroup;			  /* id of a cgroup, which has the slot, not an interface */
 	struct volume mended[DIRECTIONS]; /* counted by the kernel while we were off */
-	__u64 reserved[4];		  /* 0 */
+	__u64 reserved[4];		  /* user space's: what was lost (note.go) */
 };
 _Static_assert(sizeof(struct slot) == 384, "a slot has no padding");
 

@@ -9,7 +9,7 @@ package bpf
 //
 //   - v1 had no carry rows, and kept generation, ifindex and flags of a slot.
 //   - v2 has carry rows, notes with the slots, and routes for tcx.
-//   - v3 has in the notes what was mended, and 32 bytes that are reserved.
+//   - v3 has in the notes what was mended, and 32 bytes that are reserved; what was lost is in these since.
 const Layout = "v3"
 
 // olderLayouts returns the layouts whose counts are taken over, oldest first.

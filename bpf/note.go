@@ -61,6 +61,29 @@ type Note struct {
 	SeededReceive, SeededTransmit Volume
 	// What it has counted there since, while our programs saw nothing.
 	MendedReceive, MendedTransmit Volume
+
+	Lost Lost
+}
+
+// Lost is what the kernel has lost of the owner's packets at an interface, as far as its
+// counters have been read. The lower 32 bits of each number are kept, and of errors nothing.
+type Lost struct {
+	Known                           bool // they were, at the container's end
+	ReceiveDropped, TransmitDropped uint64
+	ReceiveErrors, TransmitErrors   uint64
+
+	Followed    bool   // those of the host's end were
+	Undelivered uint64 // packets that it has dropped behind our hook
+
+	Mark Mark // how far
+}
+
+// Mark is where counters of the kernel were when they were read, in 32 bits.
+type Mark struct {
+	ReceiveDropped, TransmitDropped uint32 // of the container's end
+	HostDropped                     uint32 // of the host's end, which sends to the container
+	Qdisc                           uint32 // the handle of its root qdisc
+	QdiscDropped                    uint32
 }
 
 // The flags of a pinned slot.
@@ -69,6 +92,10 @@ const (
 	flagHandover = uint32(classifierSlotFlagsHANDOVER)
 	flagTold     = uint32(classifierSlotFlagsTOLD)
 	flagOthers   = uint32(classifierSlotFlagsOTHERS)
+
+	// The programs don't know these.
+	flagLossesKnown    = uint32(1 << 16)
+	flagLossesFollowed = uint32(1 << 17)
 )
 
 // Keep puts the slot's note in the place of the one that was kept. It is in the kernel
@@ -114,6 +141,7 @@ func (s Slot) pinned() (*classifierSlot, error) {
 	if s.Others {
 		p.Flags |= flagOthers
 	}
+	p.keepLost(s.Lost)
 	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
 		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
 	}
@@ -150,6 +178,41 @@ func (p *classifierSlot) slot(index uint32) Slot {
 			SeededTransmit: Volume{p.Seeded[transmit].Bytes, p.Seeded[transmit].Packets},
 			MendedReceive:  Volume{p.Mended[receive].Bytes, p.Mended[receive].Packets},
 			MendedTransmit: Volume{p.Mended[transmit].Bytes, p.Mended[transmit].Packets},
+			Lost:           p.lost(),
+		},
+	}
+}
+
+// keepLost notes what was lost in the 32 bytes that are there for it.
+func (p *classifierSlot) keepLost(l Lost) {
+	if l.Known {
+		p.Flags |= flagLossesKnown
+	}
+	if l.Followed {
+		p.Flags |= flagLossesFollowed
+	}
+	pair := func(a, b uint32) uint64 { return uint64(a) | uint64(b)<<32 }
+	p.Reserved = [4]uint64{
+		pair(uint32(l.ReceiveDropped), uint32(l.TransmitDropped)),
+		pair(l.Mark.ReceiveDropped, l.Mark.TransmitDropped),
+		pair(uint32(l.Undelivered), l.Mark.HostDropped),
+		pair(l.Mark.Qdisc, l.Mark.QdiscDropped),
+	}
+}
+
+// lost is the reverse of keepLost.
+func (p *classifierSlot) lost() Lost {
+	low := func(i int) uint32 { return uint32(p.Reserved[i]) }
+	high := func(i int) uint32 { return uint32(p.Reserved[i] >> 32) }
+	return Lost{
+		Known:           p.Flags&flagLossesKnown != 0,
+		ReceiveDropped:  uint64(low(0)),
+		TransmitDropped: uint64(high(0)),
+		Followed:        p.Flags&flagLossesFollowed != 0,
+		Undelivered:     uint64(low(2)),
+		Mark: Mark{
+			ReceiveDropped: low(1), TransmitDropped: high(1), HostDropped: high(2),
+			Qdisc: low(3), QdiscDropped: high(3),
 		},
 	}
 }

@@ -68,13 +68,15 @@ func TestPinnedRoundTrip(t *testing.T) {
 				OwnQdisc: r.IntN(2) == 0, Handover: r.IntN(2) == 0, Container: name(239), Interface: name(15),
 				SeededReceive: Volume{r.Uint64(), r.Uint64()}, SeededTransmit: Volume{r.Uint64(), r.Uint64()},
 				MendedReceive: Volume{r.Uint64(), r.Uint64()}, MendedTransmit: Volume{r.Uint64(), r.Uint64()},
+				Lost: Lost{
+					Known: r.IntN(2) == 0, ReceiveDropped: uint64(r.Uint32()), TransmitDropped: uint64(r.Uint32()),
+					Followed: r.IntN(2) == 0, Undelivered: uint64(r.Uint32()),
+					Mark: Mark{r.Uint32(), r.Uint32(), r.Uint32(), r.Uint32(), r.Uint32()},
+				},
 			},
 		}
 		pinned, err := s.pinned()
 		must(t, err)
-		if pinned.Reserved != [4]uint64{} {
-			t.Fatalf("slot %+v has %v in what is reserved", s, pinned.Reserved)
-		}
 		if got := pinned.slot(uint32(s.Index)); got != s {
 			t.Fatalf("slot %+v came back as %+v", s, got)
 		}

@@ -238,6 +238,10 @@ func (s *scrape) network(iface *usage.Interface, of series, began began) {
 			s.volume(s.descs.iface[d], labels, counts.Interface, began.all)
 		}
 	}
+	s.losses(&s.descs.lost, labels, &iface.Lost, began)
+	if iface.Lost.Followed {
+		s.counter(s.descs.undelivered, labels, iface.Lost.Undelivered, since)
+	}
 	if s.settings.shows(FamilyProtocol) {
 		s.protocols(iface, of, since)
 	}
@@ -299,6 +303,18 @@ func (s *scrape) compat(iface *usage.Interface, began began, values [6]string) {
 	labels := pairs(cadvisorLabels, values[:]...)
 	for d, counts := range directions(iface) {
 		s.volume(s.descs.cadvisor[d], labels, counts.Interface, began.all)
+	}
+	s.losses(&s.descs.lostAs, labels, &iface.Lost, began)
+}
+
+// losses sends what was lost at the container's end, if that is known.
+func (s *scrape) losses(to *[2]lossDescs, labels []*dto.LabelPair, lost *usage.Lost, began began) {
+	if !lost.Known {
+		return
+	}
+	for d, n := range [2]usage.Loss{receive: lost.Receive, transmit: lost.Transmit} {
+		s.counter(to[d].dropped, labels, n.Dropped, began.lost)
+		s.counter(to[d].errors, labels, n.Errors, began.lost)
 	}
 }
 
@@ -364,18 +380,20 @@ func directions(iface *usage.Interface) [2]*usage.Counts {
 }
 
 // began says when counters were at 0: all, and those of what we saw ourselves. They
-// differ where an interface began with what the kernel had counted before us.
-type began struct{ all, ours *timestamppb.Timestamp }
+// differ where an interface began with what the kernel had counted before us. What was lost
+// at the container's end is the kernel's from the interface's beginning.
+type began struct{ all, ours, lost *timestamppb.Timestamp }
 
 func beginnings(c *usage.Container, iface *usage.Interface) began {
 	ours := created(iface.AttachedAt)
-	if iface.Receive.Seeded == (usage.Volume{}) && iface.Transmit.Seeded == (usage.Volume{}) {
-		return began{all: ours, ours: ours}
-	}
 	if c.StartedAt.After(iface.AttachedAt) { // it has been restarted since
-		return began{all: ours, ours: ours}
+		return began{all: ours, ours: ours, lost: ours}
 	}
-	return began{all: created(c.StartedAt), ours: ours}
+	start := created(c.StartedAt)
+	if iface.Receive.Seeded == (usage.Volume{}) && iface.Transmit.Seeded == (usage.Volume{}) {
+		return began{all: ours, ours: ours, lost: start}
+	}
+	return began{all: start, ours: ours, lost: start}
 }
 
 // created is when a series began to count from 0. There is none where that is

@@ -30,11 +30,15 @@ var (
 type descs struct {
 	network  [2]networkDescs
 	ip       [2]networkDescs
+	lost     [2]lossDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
 	family   [2]volumeDescs
 	tcpFlags [2]*prometheus.Desc
 	cadvisor [2]volumeDescs
+	lostAs   [2]lossDescs // as cAdvisor names them
+
+	undelivered *prometheus.Desc
 
 	accounted               *prometheus.Desc
 	containers, attachments *prometheus.Desc
@@ -56,6 +60,9 @@ type unownedDescs struct {
 
 type volumeDescs struct{ bytes, packets *prometheus.Desc }
 
+// lossDescs are of packets that were lost, by what the kernel calls that.
+type lossDescs struct{ dropped, errors *prometheus.Desc }
+
 type networkDescs struct {
 	volumeDescs
 	syn *prometheus.Desc
@@ -69,6 +76,9 @@ func newDescs() descs {
 	} {
 		d.direction(i, dir.name, dir.verb)
 	}
+	d.undelivered = d.add("nettally_container_network_receive_undelivered_packets_total",
+		"Packets that the host's end of the interface has dropped behind our hook, for a shaper or since the container's end took no more. "+
+			"They are part of receive_packets_total.", seriesLabels...)
 	d.accounted = d.add("nettally_container_accounted",
 		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
 	d.containers = d.add("nettally_containers", "Containers that run on this host.")
@@ -108,6 +118,7 @@ func (d *descs) direction(i int, name, verb string) {
 			"TCP packets with SYN and without ACK that sockets of the container's cgroup "+verb+", without loopback. A retransmitted SYN counts again.",
 			ipLabels...),
 	}
+	d.losses(i, name, verb)
 	d.iface[i] = d.volume("nettally_container_interface_"+name,
 		"The container "+verb+", a super-packet counted as one packet as the kernel's interface counters do", seriesLabels...)
 	d.protocol[i] = d.volume("nettally_container_protocol_"+name, wire+", by transport protocol", protocolLabels...)
@@ -117,6 +128,22 @@ func (d *descs) direction(i int, name, verb string) {
 			"A packet with several flags is in several of them.", flagLabels...)
 	d.cadvisor[i] = d.volume("container_network_"+name,
 		"The container "+verb+", as cAdvisor names it, counted as the kernel's interface counters do", cadvisorLabels...)
+}
+
+// losses adds what the kernel's counters of the container's end say.
+func (d *descs) losses(i int, name, verb string) {
+	prefix := "nettally_container_network_" + name
+	d.lost[i] = lossDescs{
+		dropped: d.add(prefix+"_dropped_packets_total",
+			"Packets that the container would have "+verb+", dropped by the kernel at its interface: the column drop of /proc/net/dev there.", seriesLabels...),
+		errors: d.add(prefix+"_error_packets_total",
+			"Packets that the container would have "+verb+", lost to an error at its interface: the column errs of /proc/net/dev there.", seriesLabels...),
+	}
+	prefix = "container_network_" + name
+	d.lostAs[i] = lossDescs{
+		dropped: d.add(prefix+"_packets_dropped_total", "Packets that the container would have "+verb+", dropped at its interface, as cAdvisor names it.", cadvisorLabels...),
+		errors:  d.add(prefix+"_errors_total", "Packets that the container would have "+verb+", lost to an error at its interface, as cAdvisor names it.", cadvisorLabels...),
+	}
 }
 
 func (d *descs) volume(prefix, help string, labels ...string) volumeDescs {

@@ -94,10 +94,16 @@ type Counts struct {
 	SeededPackets    uint64 `json:"seeded_packets"`
 	MendedBytes      uint64 `json:"mended_bytes"` // the same, but in the history and in quotas
 	MendedPackets    uint64 `json:"mended_packets"`
-	TCPSYN           uint64 `json:"tcp_syn"` // without ACK; retransmitted ones too
-	TCPSYNACK        uint64 `json:"tcp_synack"`
-	TCPRST           uint64 `json:"tcp_rst"`
-	TCPFIN           uint64 `json:"tcp_fin"`
+	// What the kernel has lost at the container's end, of nothing above; nil if nobody knows.
+	DroppedPackets *uint64 `json:"dropped_packets"`
+	ErrorPackets   *uint64 `json:"error_packets"`
+	// UndeliveredPackets are part of Packets: the host's end has dropped them behind our hook.
+	// Nil in transmit, and where the host's end has none.
+	UndeliveredPackets *uint64 `json:"undelivered_packets"`
+	TCPSYN             uint64  `json:"tcp_syn"` // without ACK; retransmitted ones too
+	TCPSYNACK          uint64  `json:"tcp_synack"`
+	TCPRST             uint64  `json:"tcp_rst"`
+	TCPFIN             uint64  `json:"tcp_fin"`
 
 	Protocols ByProtocol `json:"protocols"`
 	Families  ByFamily   `json:"families"`
@@ -157,8 +163,8 @@ func containerOf(c *usage.Container) Container {
 		Accounted:   c.Accounted(),
 		Reason:      string(c.Reason),
 		Interfaces:  interfacesOf(c.Interfaces),
-		Receive:     countsOf(&c.Receive),
-		Transmit:    countsOf(&c.Transmit),
+		Receive:     receiveOf(&c.Traffic),
+		Transmit:    transmitOf(&c.Traffic),
 		IP:          ipOf(c.IP),
 	}
 }
@@ -197,8 +203,8 @@ func interfacesOf(interfaces []usage.Interface) []Interface {
 			Reason:        reasonOf(iface),
 			SeededBytes:   usage.Add(iface.Receive.Seeded.Bytes, iface.Transmit.Seeded.Bytes),
 			MendedBytes:   usage.Add(iface.Receive.Mended.Bytes, iface.Transmit.Mended.Bytes),
-			Receive:       countsOf(&iface.Receive),
-			Transmit:      countsOf(&iface.Transmit),
+			Receive:       receiveOf(&iface.Traffic),
+			Transmit:      transmitOf(&iface.Traffic),
 		}
 	}
 	return out
@@ -209,6 +215,27 @@ func reasonOf(iface *usage.Interface) string {
 		return string(usage.Shadowed)
 	}
 	return ""
+}
+
+func receiveOf(t *usage.Traffic) Counts {
+	c := countsOf(&t.Receive)
+	c.lose(t.Lost.Known, t.Lost.Receive)
+	if t.Lost.Followed {
+		c.UndeliveredPackets = &t.Lost.Undelivered
+	}
+	return c
+}
+
+func transmitOf(t *usage.Traffic) Counts {
+	c := countsOf(&t.Transmit)
+	c.lose(t.Lost.Known, t.Lost.Transmit)
+	return c
+}
+
+func (c *Counts) lose(known bool, lost usage.Loss) {
+	if known {
+		c.DroppedPackets, c.ErrorPackets = &lost.Dropped, &lost.Errors
+	}
 }
 
 func countsOf(c *usage.Counts) Counts {

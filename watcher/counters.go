@@ -30,6 +30,23 @@ type LinkCounters struct {
 	TransmitBytes, TransmitPackets uint64
 }
 
+// Losses is what the kernel has lost at an interface, in packets, as the container sees it. At
+// a host veth, ReceiveDropped is what that could not hand over to the other end. What a qdisc
+// drops is not in them, see [Watcher.RootQdiscs], nor what a firewall does.
+//
+// ReceiveDropped of a container's end is what /proc/net/dev calls so, which has rx_missed_errors
+// in it (dev_seq_printf_stats, net/core/net-procfs.c).
+type Losses struct {
+	ReceiveDropped, ReceiveErrors   uint64
+	TransmitDropped, TransmitErrors uint64
+}
+
+// LinkReading is all that is read of an interface's counters.
+type LinkReading struct {
+	LinkCounters
+	Losses
+}
+
 // Counters returns the kernel's counters of an interface in the host's namespace. asked, if
 // it is not nil, is called when the kernel has read them, and before the answer is: whoever
 // counts the same packets can look at once.
@@ -56,8 +73,8 @@ func (w *Watcher) Counters(ifindex int, asked func()) (LinkCounters, error) {
 // 140 interfaces at a time. It requires what Counters does. The error wraps
 // [ErrPartial], beside what was read, if interfaces came or went meanwhile: a missing one
 // may exist.
-func (w *Watcher) AllCounters() (map[int]LinkCounters, error) {
-	var all map[int]LinkCounters
+func (w *Watcher) AllCounters() (map[int]LinkReading, error) {
+	var all map[int]LinkReading
 	err := w.stats.ask(w.netns, func(conn *netlink.Conn) (err error) {
 		all, err = w.stats.dump(conn)
 		return err
@@ -107,12 +124,17 @@ func (s *stats) close() error {
 	return conn.Close()
 }
 
-func (s *stats) dump(conn *netlink.Conn) (map[int]LinkCounters, error) {
+// buffer is for dumps. The caller holds mu.
+func (s *stats) buffer() []byte {
 	if s.buf == nil {
 		s.buf = make([]byte, dumpBuffer)
 	}
-	all := make(map[int]LinkCounters, s.count)
-	err := dump(conn, unix.RTM_GETSTATS, statsRequest(0), s.buf, func(answer []byte) error {
+	return s.buf
+}
+
+func (s *stats) dump(conn *netlink.Conn) (map[int]LinkReading, error) {
+	all := make(map[int]LinkReading, s.count)
+	err := dump(conn, unix.RTM_GETSTATS, statsRequest(0), s.buffer(), func(answer []byte) error {
 		index, c, err := parseStats(answer)
 		if err == nil {
 			all[index] = c
@@ -154,7 +176,7 @@ func getStats(conn *netlink.Conn, index int, asked func()) (LinkCounters, error)
 		return LinkCounters{}, fmt.Errorf("%d answers", len(reply))
 	}
 	_, c, err := parseStats(reply[0].Data)
-	return c, err
+	return c.LinkCounters, err
 }
 
 // struct if_stats_msg: family, padding, ifindex, filter_mask.
@@ -168,8 +190,42 @@ func statsRequest(index int) []byte {
 	return b
 }
 
+// sizeofLinkStats is as much of struct rtnl_link_stats64 as is read: 16 of its numbers, which it
+// always had. More come with each kernel.
+const sizeofLinkStats = 16 * 8
+
+// parseLinkStats reads a struct rtnl_link_stats64 as the interface's own namespace has it. It is
+// of sizeofLinkStats bytes or more.
+func parseLinkStats(b []byte) LinkReading {
+	number := func(i int) uint64 { return native.Uint64(b[8*i:]) }
+	return LinkReading{
+		LinkCounters{
+			ReceivePackets: number(0), TransmitPackets: number(1),
+			ReceiveBytes: number(2), TransmitBytes: number(3),
+		},
+		Losses{
+			ReceiveErrors: number(4), TransmitErrors: number(5),
+			ReceiveDropped: number(6) + number(15), TransmitDropped: number(7),
+		},
+	}
+}
+
+// swapped is what one end of a veth has, as the other one sees it.
+func (r LinkReading) swapped() LinkReading {
+	return LinkReading{
+		LinkCounters{
+			ReceivePackets: r.TransmitPackets, TransmitPackets: r.ReceivePackets,
+			ReceiveBytes: r.TransmitBytes, TransmitBytes: r.ReceiveBytes,
+		},
+		Losses{
+			ReceiveErrors: r.TransmitErrors, TransmitErrors: r.ReceiveErrors,
+			ReceiveDropped: r.TransmitDropped, TransmitDropped: r.ReceiveDropped,
+		},
+	}
+}
+
 // parseStats reads the payload of a statistics message. It takes no memory.
-func parseStats(b []byte) (index int, c LinkCounters, err error) {
+func parseStats(b []byte) (index int, c LinkReading, err error) {
 	if len(b) < sizeofIfStatsMsg {
 		return 0, c, fmt.Errorf("parse statistics message: %d bytes", len(b))
 	}
@@ -179,15 +235,8 @@ func parseStats(b []byte) (index int, c LinkCounters, err error) {
 		if size < unix.SizeofRtAttr || size > len(attrs) {
 			return 0, c, fmt.Errorf("parse statistics message: attribute of %d bytes in %d", size, len(attrs))
 		}
-		// struct rtnl_link_stats64: packets received and sent, bytes received and sent,
-		// then what we don't read, and more with each kernel.
-		if value := attrs[unix.SizeofRtAttr:size]; kind == unix.IFLA_STATS_LINK_64 && len(value) >= 32 {
-			return index, LinkCounters{
-				TransmitPackets: native.Uint64(value),
-				ReceivePackets:  native.Uint64(value[8:]),
-				TransmitBytes:   native.Uint64(value[16:]),
-				ReceiveBytes:    native.Uint64(value[24:]),
-			}, nil
+		if value := attrs[unix.SizeofRtAttr:size]; kind == unix.IFLA_STATS_LINK_64 && len(value) >= sizeofLinkStats {
+			return index, parseLinkStats(value).swapped(), nil
 		}
 		attrs = attrs[aligned(size, len(attrs)):]
 	}
@@ -201,24 +250,24 @@ func parseStats(b []byte) (index int, c LinkCounters, err error) {
 //
 // Requires Linux 4.20 and CAP_NET_ADMIN. The error wraps [ErrGone] if there is no such
 // interface.
-func (w *Watcher) CountersIn(nsid, ifindex int) (LinkCounters, error) {
-	var c LinkCounters
+func (w *Watcher) CountersIn(nsid, ifindex int) (LinkReading, error) {
+	var c LinkReading
 	err := w.statsIn.ask(w.netns, func(conn *netlink.Conn) (err error) {
 		c, err = getStatsIn(conn, nsid, ifindex)
 		return err
 	})
 	if err != nil {
-		return LinkCounters{}, fmt.Errorf("read counters of interface %d in namespace %d: %w", ifindex, nsid, err)
+		return LinkReading{}, fmt.Errorf("read counters of interface %d in namespace %d: %w", ifindex, nsid, err)
 	}
 	return c, nil
 }
 
-func getStatsIn(conn *netlink.Conn, nsid, ifindex int) (LinkCounters, error) {
+func getStatsIn(conn *netlink.Conn, nsid, ifindex int) (LinkReading, error) {
 	attrs := netlink.NewAttributeEncoder()
 	attrs.Int32(unix.IFLA_TARGET_NETNSID, int32(nsid))
 	b, err := attrs.Encode()
 	if err != nil {
-		return LinkCounters{}, err
+		return LinkReading{}, err
 	}
 	header := make([]byte, unix.SizeofIfInfomsg)
 	native.PutUint32(header[4:], uint32(ifindex))
@@ -228,33 +277,29 @@ func getStatsIn(conn *netlink.Conn, nsid, ifindex int) (LinkCounters, error) {
 	})
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // no such namespace any more
-		return LinkCounters{}, ErrGone
+		return LinkReading{}, ErrGone
 	case err != nil:
-		return LinkCounters{}, err
+		return LinkReading{}, err
 	case len(reply) != 1:
-		return LinkCounters{}, fmt.Errorf("%d answers", len(reply))
+		return LinkReading{}, fmt.Errorf("%d answers", len(reply))
 	}
 	return parseStatsIn(reply[0].Data)
 }
 
 // parseStatsIn reads the counters in the payload of a link message, as the link's own namespace
 // has them.
-func parseStatsIn(b []byte) (LinkCounters, error) {
+func parseStatsIn(b []byte) (LinkReading, error) {
 	if len(b) < unix.SizeofIfInfomsg {
-		return LinkCounters{}, fmt.Errorf("parse link message: %d bytes", len(b))
+		return LinkReading{}, fmt.Errorf("parse link message: %d bytes", len(b))
 	}
 	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return LinkCounters{}, fmt.Errorf("parse link message: %w", err)
+		return LinkReading{}, fmt.Errorf("parse link message: %w", err)
 	}
 	for attrs.Next() {
-		// The same struct as parseStats reads, as the container has it.
-		if value := attrs.Bytes(); attrs.Type() == unix.IFLA_STATS64 && len(value) >= 32 {
-			return LinkCounters{
-				ReceivePackets: native.Uint64(value), TransmitPackets: native.Uint64(value[8:]),
-				ReceiveBytes: native.Uint64(value[16:]), TransmitBytes: native.Uint64(value[24:]),
-			}, nil
+		if value := attrs.Bytes(); attrs.Type() == unix.IFLA_STATS64 && len(value) >= sizeofLinkStats {
+			return parseLinkStats(value), nil
 		}
 	}
-	return LinkCounters{}, errors.Join(errors.New("parse link message: no counters"), attrs.Err())
+	return LinkReading{}, errors.Join(errors.New("parse link message: no counters"), attrs.Err())
 }

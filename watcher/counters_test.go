@@ -67,7 +67,7 @@ func (c counted) both(t *testing.T) (one LinkCounters) {
 	eventually(t, func() error {
 		one = nettest.Must(c.Counters(c.index, nil))(t)
 		all := nettest.Must(c.AllCounters())(t)
-		if diff := cmp.Diff(one, all[c.index]); diff != "" {
+		if diff := cmp.Diff(one, all[c.index].LinkCounters); diff != "" {
 			return fmt.Errorf("one and all (-one +all):\n%s", diff)
 		}
 		return nil
@@ -167,7 +167,7 @@ func TestCountersOfGone(t *testing.T) {
 		t.Errorf("after an error: %v", err)
 	}
 	all, err := w.AllCounters()
-	if diff := cmp.Diff(map[int]LinkCounters{lo: {}}, all); err != nil || diff != "" {
+	if diff := cmp.Diff(map[int]LinkReading{lo: {}}, all); err != nil || diff != "" {
 		t.Errorf("all, error %v (-want +got):\n%s", err, diff)
 	}
 }
@@ -263,12 +263,13 @@ func TestCountersSocket(t *testing.T) {
 // FuzzParseStats feeds what no kernel sends.
 func FuzzParseStats(f *testing.F) {
 	f.Add(make([]byte, 12))
-	f.Add(append(make([]byte, 12), append([]byte{36, 0, 1, 0}, make([]byte, 32)...)...))
+	f.Add(append(make([]byte, 12), append([]byte{132, 0, 1, 0}, make([]byte, 128)...)...))
 	f.Add(append(make([]byte, 12), 5, 0, 2, 0, 1))
-	f.Add(append(make([]byte, 16), append([]byte{36, 0, unix.IFLA_STATS64, 0}, make([]byte, 32)...)...))
+	f.Add(append(make([]byte, 16), append([]byte{132, 0, unix.IFLA_STATS64, 0}, make([]byte, 128)...)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _, _ = parseStats(b)
 		_, _ = parseStatsIn(b)
+		_, _, _, _ = parseQdisc(b)
 	})
 }
 
@@ -313,6 +314,23 @@ func BenchmarkCounters(b *testing.B) {
 			}
 		}
 		perLink(b)
+	})
+	b.Run("qdiscs", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if all, err := w.RootQdiscs(); err != nil || len(all) < veths {
+				b.Fatal(len(all), err)
+			}
+		}
+		perLink(b)
+	})
+	b.Run("other end", func(b *testing.B) {
+		b.ReportAllocs()
+		found := nettest.Must(w.HostVeths())(b)[0]
+		for b.Loop() {
+			_, err := w.CountersIn(found.NetNSID, found.PeerIndex)
+			check(b, err)
+		}
 	})
 	b.Run("one", func(b *testing.B) {
 		b.ReportAllocs()

@@ -60,7 +60,7 @@ func (s *veths) anyUncounted() bool {
 
 // packets returns the kernel's counters of all interfaces in the host, nil if they can't be
 // read.
-func (s *veths) packets() map[int]watcher.LinkCounters {
+func (s *veths) packets() map[int]watcher.LinkReading {
 	all, err := (witness{s.Host}).counters(context.Background(), nil)
 	if err != nil {
 		s.Log.Debug("could not read the kernel's counters", "err", err)

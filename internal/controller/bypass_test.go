@@ -36,6 +36,17 @@ func redirectPeer(t *testing.T, host *testnet.Namespace, from, veth string) {
 	}))
 }
 
+// reaches gives a container's eth0 an address in the network beyond nic, and tells that network
+// whose it is.
+func (l lan) reaches(t *testing.T, c *testnet.Container) netip.Addr {
+	t.Helper()
+	ip := netip.MustParseAddr("10.99.0.10")
+	inner := nettest.Must(c.Namespace.LinkByName("eth0"))(t)
+	address(t, c.Namespace, inner, ip)
+	l.introduce(t, l.far, nettest.Must(l.far.LinkByName("far"))(t), ip, inner.Attrs().HardwareAddr)
+	return ip
+}
+
 // TestRedirectPeer goes where packets are that no hook of the host veth sees, and counts none
 // twice, over a restart too.
 func TestRedirectPeer(t *testing.T) {
@@ -58,10 +69,7 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	r.wait(c.ID, "counted", func(u usage.Container) bool {
 		return u.Accounted() && len(u.Interfaces) == 1 && u.Interfaces[0].Hook == string(mode)
 	})
-	ip := netip.MustParseAddr("10.99.0.10")
-	inner := nettest.Must(c.Namespace.LinkByName("eth0"))(t)
-	address(t, c.Namespace, inner, ip)
-	l.introduce(t, l.far, nettest.Must(l.far.LinkByName("far"))(t), ip, inner.Attrs().HardwareAddr)
+	ip := l.reaches(t, c)
 	redirectPeer(t, host, "nic", nic.HostName)
 	bypass := func(count int) {
 		t.Helper()
@@ -108,4 +116,54 @@ func testRedirectPeer(t *testing.T, mode Mode) {
 	if u.Receive.Counted() != datagrams(117) {
 		t.Errorf("at last %+v", u.Receive.Counted())
 	}
+}
+
+// TestRedirected counts what a filter redirects to a host veth (mirred) as what is sent there.
+func TestRedirected(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "tc")
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := nettest.Container(t, host, testnet.ContainerOptions{})
+	ip := l.reaches(t, c)
+	r := start(t, host, "")
+	r.waitCounted(c.ID, 1)
+	_, _ = host.Run("tc", "qdisc", "add", "dev", "nic", "clsact") // it has ours, if it is counted by now
+	nettest.Must(host.Run("tc", "filter", "add", "dev", "nic", "ingress", "protocol", "ip", "u32", "match", "u32", "0", "0",
+		"action", "mirred", "egress", "redirect", "dev", c.Interfaces[0].HostName))(t)
+	here := nettest.Must(c.Listen("udp", ip))(t)
+	must(t, l.peer.SendUDP(here.Addr, 50, 100))
+	nettest.Must(here.Received(50))(t)
+	r.talked(c.ID, 0, 50)
+}
+
+// What a container has lost is said once, though its interface is counted inside by then.
+func TestLossesGoInside(t *testing.T) {
+	need.Root(t)
+	host := nettest.Host(t)
+	l := newLAN(t, host)
+	c := newLossy(t, host)
+	ip := l.reaches(t, c.Container)
+	r := start(t, host, "")
+	r.waitCounted(c.ID, 1)
+	sent := uint64(0)
+	loses := func(at usage.Place) {
+		t.Helper()
+		nettest.SendUnwanted(t, c.local, c.Interfaces[0].HostName, c.mac, 10)
+		sent += 10
+		r.wait(c.ID, "said to have lost what the kernel says, there", func(u usage.Container) bool {
+			kernel := nettest.Must(testnet.InterfaceLosses(c.PID()))(t)["eth0"].ReceiveDropped
+			return kernel >= sent && u.Interfaces[0].At == at && u.Lost.Known && u.Lost.Receive.Dropped == kernel
+		})
+	}
+	loses(usage.AtHost)
+	redirectPeer(t, host, "nic", c.Interfaces[0].HostName)
+	here := nettest.Must(c.Listen("udp", ip))(t)
+	must(t, l.peer.SendUDP(here.Addr, 50, 100))
+	nettest.Must(here.Received(50))(t)
+	r.reload()
+	r.wait(c.ID, "counted inside", func(u usage.Container) bool {
+		return u.Interfaces[0].At == usage.AtContainer && u.Interfaces[0].Attached
+	})
+	loses(usage.AtContainer)
 }

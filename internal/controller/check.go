@@ -154,8 +154,8 @@ func (k keeper) read(a *attachment, at site) (r reading, err error) {
 
 // kernelCounters are what the kernel has counted on all interfaces.
 type kernelCounters struct {
-	host   map[int]watcher.LinkCounters // nil if they can't be read
-	inside map[usage.Target]watcher.LinkCounters
+	host   map[int]watcher.LinkReading // nil if they can't be read
+	inside map[usage.Target]watcher.LinkReading
 }
 
 // witness reads the kernel's counters, beside the roster's goroutine.
@@ -198,7 +198,7 @@ func (c *Controller) beginReadings() map[usage.Target]int {
 // counters reads the kernel's counters of all interfaces. The kernel takes some milliseconds
 // for thousands, and longer while others configure networks.
 func (w witness) counters(ctx context.Context, inside map[usage.Target]int) (all kernelCounters, err error) {
-	all.inside = map[usage.Target]watcher.LinkCounters{}
+	all.inside = map[usage.Target]watcher.LinkReading{}
 	all.host, err = w.host.AllCounters()
 	if errors.Is(err, watcher.ErrPartial) {
 		err = nil
@@ -233,17 +233,19 @@ func (c *Controller) selfCheck(all kernelCounters) (hints []roster.Hint) {
 	var seen completeness
 	for index, kernel := range all.host {
 		if v := c.veths.known[index]; v != nil {
-			hints = append(hints, c.veths.checkOne(v, kernel, &seen)...)
+			hints = append(hints, c.veths.checkOne(v, kernel.LinkCounters, &seen)...)
 		}
 	}
 	for target, in := range c.uplinks.known {
 		if kernel, ok := all.inside[target]; ok {
-			hints = append(hints, c.glance(in, kernel)...)
+			c.lose(&in.attachment, kernel.Losses)
+			hints = append(hints, c.glance(in, kernel.LinkCounters)...)
 		}
 		if in.check != nil && !in.physical() {
 			seen.add(in.check.last, in.check.first)
 		}
 	}
+	c.askForLosses()
 	c.metrics.completeness.Set(seen.ratio())
 	c.gauge()
 	return hints

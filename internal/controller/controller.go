@@ -31,8 +31,9 @@ type host interface {
 	Unified(watcher.Container) (dir string, ok bool)
 	Processes(watcher.Container) []int
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
-	AllCounters() (map[int]watcher.LinkCounters, error)
-	CountersIn(nsid, ifindex int) (watcher.LinkCounters, error)
+	AllCounters() (map[int]watcher.LinkReading, error)
+	CountersIn(nsid, ifindex int) (watcher.LinkReading, error)
+	RootQdiscs() (map[int]watcher.RootQdisc, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
 	NamespaceThere(nsid int) (bool, error)
 }
@@ -90,9 +91,9 @@ type Controller struct {
 	uplinks uplinks
 	groups  groups
 	members map[roster.Key]*member
-	spaces  map[uint64]*space       // by inode of the network namespace
-	started bool                    // everything was looked at once
-	ends    chan []watcher.HostVeth // to be looked at on both ends
+	spaces  map[uint64]*space // by inode of the network namespace
+	started bool              // everything was looked at once
+	ends    ends
 	adopted chan struct{}
 }
 
@@ -104,7 +105,7 @@ func New(o Options) *Controller {
 		keeper:  keeper{&o, newMetrics()},
 		members: map[roster.Key]*member{},
 		spaces:  map[uint64]*space{},
-		ends:    make(chan []watcher.HostVeth, 1),
+		ends:    ends{asked: make(chan look, 1)},
 		adopted: make(chan struct{}),
 	}
 	c.veths = veths{
@@ -203,6 +204,7 @@ func (c *Controller) Relist() (hints []roster.Hint) {
 func (c *Controller) Reconcile(there func(roster.Key) bool) []roster.Hint {
 	c.groups.reconcile(c.members, there)
 	hints := c.reconcileInside()
+	c.ends.bypassed = true
 	c.askForEnds()
 	c.veths.busy, c.started = nil, true
 	return hints

@@ -284,13 +284,19 @@ func (h *fakeHost) Counters(ifindex int, asked func()) (watcher.LinkCounters, er
 	return c, nil
 }
 
-func (h *fakeHost) AllCounters() (map[int]watcher.LinkCounters, error) {
-	return maps.Clone(h.counters), nil
+func (h *fakeHost) AllCounters() (map[int]watcher.LinkReading, error) {
+	all := map[int]watcher.LinkReading{}
+	for index, c := range h.counters {
+		all[index] = watcher.LinkReading{LinkCounters: c}
+	}
+	return all, nil
 }
 
-func (h *fakeHost) CountersIn(int, int) (watcher.LinkCounters, error) {
-	return watcher.LinkCounters{}, watcher.ErrGone
+func (h *fakeHost) CountersIn(int, int) (watcher.LinkReading, error) {
+	return watcher.LinkReading{}, watcher.ErrGone
 }
+
+func (h *fakeHost) RootQdiscs() (map[int]watcher.RootQdisc, error) { return nil, nil }
 
 func (h *fakeHost) VisitNamespaces(map[uint64]bool, func(*watcher.Namespace) error) error { return nil }
 func (h *fakeHost) NamespaceThere(nsid int) (bool, error)                                 { return h.there[nsid], nil }

@@ -14,6 +14,7 @@ import (
 type gap struct {
 	since reading
 	kind  gapKind
+	lost  usage.LostMark // of a host veth's other end, where the gap is to be filled there
 }
 
 // gapKind says what becomes of a gap, which is part of the totals always.
@@ -33,7 +34,7 @@ const (
 // missing in all.
 func (k keeper) mendSince(a *attachment, at site, as gapKind) {
 	now, err := k.readQuiet(a, at)
-	open := k.fill(a, at, gap{a.check.sound, as})
+	open := k.fill(a, at, gap{since: a.check.sound, kind: as})
 	if err == nil {
 		*a.check = check{first: a.check.first, sound: now, last: now, open: open, excess: a.check.excess, still: time.Now()}
 	}

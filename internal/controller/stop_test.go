@@ -20,12 +20,12 @@ type slowHost struct {
 	reading   atomic.Int32
 }
 
-func (s *slowHost) AllCounters() (map[int]watcher.LinkCounters, error) {
+func (s *slowHost) AllCounters() (map[int]watcher.LinkReading, error) {
 	defer s.linger(s.all)()
 	return s.host.AllCounters()
 }
 
-func (s *slowHost) CountersIn(nsid, ifindex int) (watcher.LinkCounters, error) {
+func (s *slowHost) CountersIn(nsid, ifindex int) (watcher.LinkReading, error) {
 	defer s.linger(s.ends)()
 	return s.host.CountersIn(nsid, ifindex)
 }

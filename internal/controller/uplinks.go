@@ -104,6 +104,11 @@ func (s *uplinks) keep(in visit, u *uplink, container string) error {
 	// A physical interface's counters have what it did for others, and those of one with
 	// our filters what an earlier owner did.
 	missing := u.missed
+	if missing != nil {
+		if err := s.Accounts.FollowLost(u.Target, missing.lost); err != nil {
+			s.Log.Warn("note what was lost", "interface", u.name, "target", u.Target, "err", err)
+		}
+	}
 	if missing == nil && on == "" && !ours && !u.physical() {
 		missing = &gap{kind: beforeUs}
 	}

@@ -50,6 +50,7 @@ func TestMetrics(t *testing.T) {
 	l := &life{t: t, docker: docker, d: d, sent: map[string]uint64{}}
 	host := client(docker.Namespace)
 	p.traffic(l)
+	p.loses(t)
 
 	scrapes := map[string]func() (string, error){
 		"unix socket": func() (string, error) { return d.get("/metrics") },
@@ -118,6 +119,51 @@ func (p *pair) traffic(l *life) {
 	if want := uint64(2 * (connected + refused + 1)); c.Transmit.TCPSYN != want || c.Receive.TCPSYN != 1 {
 		l.t.Errorf("client sent %d SYN and got %d, want %d and 1", c.Transmit.TCPSYN, c.Receive.TCPSYN, want)
 	}
+}
+
+// loses has the server lose packets, as /proc/<pid>/net/dev says, where cAdvisor reads it.
+func (p *pair) loses(t *testing.T) {
+	t.Helper()
+	veth := p.docker.HostVeth(p.server, "eth0")
+	mac := nettest.Must(p.docker.ContainerNamespace(p.server).LinkByName("eth0"))(t).Attrs().HardwareAddr
+	nettest.SendUnwanted(t, nettest.Agent(t, p.docker.Namespace), veth, mac, 40)
+	pid := p.docker.PID(p.server)
+	p.daemon.poll("said to have lost what the kernel says", func() error {
+		kernel := nettest.Must(testnet.InterfaceLosses(pid))(t)
+		text, err := p.daemon.get("/metrics")
+		if err != nil {
+			return err
+		}
+		all := nettest.Must(parse(text))(t)
+		for name, of := range kernel {
+			if name == "lo" {
+				continue
+			}
+			for family, want := range map[string]uint64{
+				"receive_packets_dropped": of.ReceiveDropped, "receive_errors": of.ReceiveErrors,
+				"transmit_packets_dropped": of.TransmitDropped, "transmit_errors": of.TransmitErrors,
+			} {
+				got, ok := find(all, "container_network_"+family+"_total", "server", name)
+				if !ok || got != float64(want) {
+					return fmt.Errorf("%s of %s is %v (%t), in /proc %d", family, name, got, ok, want)
+				}
+			}
+		}
+		if kernel["eth0"].ReceiveDropped < 40 {
+			return fmt.Errorf("the kernel has dropped %+v", kernel["eth0"])
+		}
+		return nil
+	})
+}
+
+// find returns the sample of a container's interface.
+func find(all samples, metric, container, iface string) (value float64, ok bool) {
+	for key, value := range all {
+		if strings.HasPrefix(key, metric+"{") && strings.Contains(key, `name="`+container+`"`) && strings.Contains(key, `interface="`+iface+`"`) {
+			return value, true
+		}
+	}
+	return 0, false
 }
 
 // agree expects the metrics to be what the JSON says, at a moment when nothing is counted.
@@ -226,8 +272,17 @@ func (s samples) addDirection(direction string, c exporter.Container, iface stri
 	volume("nettally_container_network_", n.Volume, of...)
 	s.add(labels("nettally_container_network_"+direction+"_tcp_syn_total", of...), float64(n.TCPSYN))
 	volume("nettally_container_interface_", asKernel, of...)
-	volume("container_network_", asKernel, "id", c.Cgroup, "name", c.Name, "image", c.Image,
-		"interface", iface, "namespace", c.Namespace, "pod", c.Pod)
+	asCAdvisor := []string{"id", c.Cgroup, "name", c.Name, "image", c.Image, "interface", iface, "namespace", c.Namespace, "pod", c.Pod}
+	volume("container_network_", asKernel, asCAdvisor...)
+	for name, lost := range map[string]*uint64{"dropped_packets": n.DroppedPackets, "error_packets": n.ErrorPackets, "undelivered_packets": n.UndeliveredPackets} {
+		if lost != nil {
+			s.add(labels("nettally_container_network_"+direction+"_"+name+"_total", of...), float64(*lost))
+		}
+	}
+	if n.DroppedPackets != nil {
+		s.add(labels("container_network_"+direction+"_packets_dropped_total", asCAdvisor...), float64(*n.DroppedPackets))
+		s.add(labels("container_network_"+direction+"_errors_total", asCAdvisor...), float64(*n.ErrorPackets))
+	}
 	for protocol, v := range map[string]exporter.Volume{
 		"tcp": n.Protocols.TCP, "udp": n.Protocols.UDP, "icmp": n.Protocols.ICMP, "other": n.Protocols.Other,
 	} {

@@ -17,6 +17,15 @@ type volume = usage.Volume
 // duplex is both directions, as the container sees them.
 type duplex struct{ receive, transmit volume }
 
+// deviceReading is what the kernel has counted on an interface.
+type deviceReading struct {
+	duplex
+	lost losses
+}
+
+// losses is what the kernel has lost on an interface, in packets.
+type losses struct{ receive, transmit usage.Loss }
+
 // less says whether a number is lower than it was.
 func (d duplex) less(was duplex) bool {
 	return d.receive.Bytes < was.receive.Bytes || d.receive.Packets < was.receive.Packets ||
@@ -25,11 +34,11 @@ func (d duplex) less(was duplex) bool {
 
 // parseDev reads a net/dev file: what the kernel has counted on each interface of a
 // namespace, by name. Two lines of headings come first, then a line per interface with 8
-// numbers of what it received and 8 of what it transmitted, bytes and packets first
-// (dev_seq_printf_stats in net/core/net-procfs.c).
-func parseDev(text []byte) (map[string]duplex, error) {
+// numbers of what it received and 8 of what it transmitted: bytes, packets, errors, drops, and
+// what is not used (dev_seq_printf_stats in net/core/net-procfs.c).
+func parseDev(text []byte) (map[string]deviceReading, error) {
 	const columns, transmit = 16, 8
-	found := map[string]duplex{}
+	found := map[string]deviceReading{}
 	for number, line := range bytes.Split(text, []byte("\n")) {
 		if number < 2 || len(line) == 0 {
 			continue
@@ -41,14 +50,18 @@ func parseDev(text []byte) (map[string]duplex, error) {
 		if len(name) == 0 || len(fields) < columns {
 			return nil, fmt.Errorf("parse net/dev: line %d: expected a name and %d numbers, got %q", number+1, columns, line)
 		}
-		var numbers [4]uint64
-		for i, field := range [][]byte{fields[0], fields[1], fields[transmit], fields[transmit+1]} {
+		var numbers [columns]uint64
+		for i := range numbers {
 			var err error
-			if numbers[i], err = parseNumber(field); err != nil {
+			if numbers[i], err = parseNumber(fields[i]); err != nil {
 				return nil, fmt.Errorf("parse net/dev: line %d: %w", number+1, err)
 			}
 		}
-		found[string(name)] = duplex{receive: volume{Bytes: numbers[0], Packets: numbers[1]}, transmit: volume{Bytes: numbers[2], Packets: numbers[3]}}
+		in, out := numbers[:transmit], numbers[transmit:]
+		found[string(name)] = deviceReading{
+			duplex{receive: volume{Bytes: in[0], Packets: in[1]}, transmit: volume{Bytes: out[0], Packets: out[1]}},
+			losses{receive: usage.Loss{Errors: in[2], Dropped: in[3]}, transmit: usage.Loss{Errors: out[2], Dropped: out[3]}},
+		}
 	}
 	return found, nil
 }

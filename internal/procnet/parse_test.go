@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 const devHead = `Inter-|   Receive                                                |  Transmit
@@ -37,14 +39,17 @@ func TestParse(t *testing.T) {
 
 	for name, test := range map[string]struct{ want, got any }{
 		"dev": {
-			map[string]duplex{
-				"lo":   {},
-				"eth0": {receive: volume{Bytes: 18446744073709551615, Packets: 2}, transmit: volume{Bytes: 3, Packets: 4}},
+			map[string]deviceReading{
+				"lo": {},
+				"eth0": {
+					duplex{receive: volume{Bytes: 18446744073709551615, Packets: 2}, transmit: volume{Bytes: 3, Packets: 4}},
+					losses{receive: usage.Loss{Errors: 6, Dropped: 7}, transmit: usage.Loss{Errors: 8, Dropped: 9}},
+				},
 			},
 			dev(devHead + "    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n" +
-				"  eth0:18446744073709551615 2 5 5 5 5 5 5 3 4 5 5 5 5 5 5\n"),
+				"  eth0:18446744073709551615 2 6 7 5 5 5 5 3 4 8 9 5 5 5 5\n"),
 		},
-		"dev, nothing":       {map[string]duplex{}, dev("")},
+		"dev, nothing":       {map[string]deviceReading{}, dev("")},
 		"dev, short":         {`parse net/dev: line 3: expected a name and 16 numbers, got " eth0: 1 2"`, dev(devHead + " eth0: 1 2")},
 		"dev, no name":       {`parse net/dev: line 3: expected a name and 16 numbers, got ": 1"`, dev(devHead + ": 1")},
 		"dev, negative":      {`parse net/dev: line 3: expected a number, got "-1"`, dev(devHead + "e: -1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0")},
@@ -66,7 +71,7 @@ func TestParse(t *testing.T) {
 		"igmp, zero":     {`parse net/igmp: line 2: expected an index, got "0"`, igmp("Idx\n0 eth0 : 1")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, test.got, cmp.AllowUnexported(duplex{}, connections{})); diff != "" {
+			if diff := cmp.Diff(test.want, test.got, cmp.AllowUnexported(deviceReading{}, duplex{}, losses{}, connections{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -107,7 +112,7 @@ func FuzzParse(f *testing.F) {
 		line := fmt.Sprintf("%6s:%8d %7d 0 0 0 0 0 0 %d %d 0 0 0 0 0 0\n", "eth0", bytes, packets, packets, bytes)
 		found, err := parseDev([]byte(devHead + line))
 		want := duplex{receive: volume{Bytes: bytes, Packets: packets}, transmit: volume{Bytes: packets, Packets: bytes}}
-		if err != nil || found["eth0"] != want {
+		if err != nil || found["eth0"].duplex != want {
 			t.Errorf("%q is %+v, %v", line, found, err)
 		}
 	})

@@ -167,6 +167,11 @@ func (b *Backend) track(s *space, r interfaceReading) {
 	}
 	i.seen = r.duplex
 	b.count(i, r.duplex, r.ipv6)
+	if i.counted {
+		if err := b.Accounts.Lose(i.target, r.lost.receive, r.lost.transmit); err != nil {
+			b.Log.Debug("note what was lost", "interface", r.name, "target", i.target, "err", err)
+		}
+	}
 }
 
 // hostEnd returns the host's end of an interface.

@@ -31,7 +31,7 @@ type interfaceReading struct {
 	name  string
 	index int
 	up    bool
-	duplex
+	deviceReading
 	ipv6 duplex // what of it was IPv6, about, with a link header for each packet
 }
 
@@ -96,7 +96,7 @@ func (f files) readAll(pid int) (r reading, err error) {
 	}
 	for name, counted := range counters {
 		index, isUp := up[name]
-		i := interfaceReading{name: name, index: index, up: isUp || anyUp, duplex: counted}
+		i := interfaceReading{name: name, index: index, up: isUp || anyUp, deviceReading: counted}
 		six, err := parsed(f.path(pid, filepath.Join("net/dev_snmp6", name)), parseSNMP6)
 		switch {
 		case err == nil:

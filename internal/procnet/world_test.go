@@ -65,6 +65,7 @@ type device struct {
 	index int
 	up    bool
 	duplex
+	lost losses
 }
 
 func traffic(receive, transmit uint64) duplex {
@@ -77,8 +78,9 @@ func (w *world) write(namespace string, devices []device) {
 	dir := filepath.Join(w.proc, "namespaces", namespace)
 	dev, igmp := devHead, "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n"
 	for _, d := range devices {
-		dev += fmt.Sprintf("%s: %d %d 0 0 0 0 0 0 %d %d 0 0 0 0 0 0\n", d.name,
-			d.receive.Bytes, d.receive.Packets, d.transmit.Bytes, d.transmit.Packets)
+		in, out := d.lost.receive, d.lost.transmit
+		dev += fmt.Sprintf("%s: %d %d %d %d 0 0 0 0 %d %d %d %d 0 0 0 0\n", d.name,
+			d.receive.Bytes, d.receive.Packets, in.Errors, in.Dropped, d.transmit.Bytes, d.transmit.Packets, out.Errors, out.Dropped)
 		if d.up {
 			igmp += fmt.Sprintf("%d\t%s : 1 V3\n\t\t\t\t010000E0 1 0:00000000\t\t0\n", d.index, d.name)
 		}

@@ -40,6 +40,38 @@ func InterfaceCounters(pid int) (map[string]Counters, error) {
 	return all, nil
 }
 
+// Losses are the kernel's own numbers of packets that were lost at an interface.
+type Losses struct {
+	ReceiveErrors, ReceiveDropped   uint64
+	TransmitErrors, TransmitDropped uint64
+}
+
+// InterfaceLosses reads the columns errs and drop of all interfaces that a process sees, by
+// name, from /proc/<pid>/net/dev, as cAdvisor does.
+func InterfaceLosses(pid int) (map[string]Losses, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
+	if err != nil {
+		return nil, fmt.Errorf("read interface losses: %w", err)
+	}
+	all := make(map[string]Losses)
+	for line := range strings.Lines(string(data)) {
+		name, numbers, ok := strings.Cut(line, ":")
+		if !ok {
+			continue // heading
+		}
+		var columns [12]uint64
+		to := make([]any, len(columns))
+		for i := range columns {
+			to[i] = &columns[i]
+		}
+		if _, err := fmt.Sscan(numbers, to...); err != nil {
+			return nil, fmt.Errorf("read interface losses of %s: %w", name, err)
+		}
+		all[strings.TrimSpace(name)] = Losses{columns[2], columns[3], columns[10], columns[11]}
+	}
+	return all, nil
+}
+
 // SetOffloads switches segmentation and receive offloads of an interface. Off,
 // every packet on the link is one that fits its MTU. Requires ethtool.
 func (n *Namespace) SetOffloads(name string, on bool) error {

@@ -121,6 +121,7 @@ func (a *Accounts) ownAgain(at *attachment) {
 	note, then := &at.slot.Note, a.restored[at.slot.Generation]
 	delete(a.restored, at.slot.Generation)
 	at.earlier = then.earlier
+	extend(&at.slot.Lost, then.lost)
 	if note.Container == "" {
 		note.Container, note.Interface, note.Others = cmp.Or(then.guest, then.container), then.name, then.guest != ""
 	}

@@ -16,6 +16,7 @@ type restored struct {
 	name      string // of the interface
 	folded    bool
 	earlier   Traffic
+	lost      Lost // as it was written
 }
 
 // settleAfter is how long after its end an attachment's counts are taken as final: a
@@ -92,7 +93,7 @@ func (a *Accounts) expect(c *account, t *tally, name string, at Attachment) {
 	if slices.ContainsFunc(t.live, func(l *attachment) bool { return l.slot.Generation == at.Generation }) {
 		return
 	}
-	a.restored[at.Generation] = restored{container: c.ID, guest: at.Guest, name: name, folded: at.Folded, earlier: at.Earlier}
+	a.restored[at.Generation] = restored{container: c.ID, guest: at.Guest, name: name, folded: at.Folded, earlier: at.Earlier, lost: at.Counted.Lost}
 }
 
 // lost takes over what was written of an attachment whose slot is gone: the host was

@@ -62,6 +62,10 @@ type machine struct {
 
 	seeded, mended map[string]uint64 // of these
 
+	drops map[int]uint64    // that the kernel has had at an interface: half as many behind our hook
+	said  map[int]uint64    // of these, to the accounts
+	lost  map[string]uint64 // packets by container
+
 	user   string // whose containers they are
 	limits func() Limits
 }
@@ -113,7 +117,7 @@ func (m *machine) recall() {
 func (m *machine) step() {
 	m.clock.now = m.clock.now.Add(time.Duration(m.random.IntN(1500)) * time.Millisecond)
 	id := InScope(m.user, fmt.Sprint("c", m.random.IntN(3)))
-	switch m.random.IntN(14) {
+	switch m.random.IntN(16) {
 	case 0, 1:
 		m.next++
 		m.veths[m.next] = veth{id, open(m.t, m.a, m.next, fmt.Sprint("veth", m.next))}
@@ -141,6 +145,12 @@ func (m *machine) step() {
 		}
 	case 13:
 		m.miss()
+	case 14:
+		for _, ifindex := range slices.Sorted(maps.Keys(m.veths)) {
+			m.drops[ifindex] += 2 * uint64(m.random.IntN(100))
+		}
+	case 15:
+		m.lose()
 	case 12:
 		for _, ifindex := range slices.Sorted(maps.Keys(m.veths)) {
 			m.a.Start(Container{ID: id})
@@ -192,6 +202,20 @@ func (m *machine) miss() {
 	}
 }
 
+// lose tells of what the kernel has dropped by now.
+func (m *machine) lose() {
+	for ifindex, v := range m.veths {
+		had := m.drops[ifindex]
+		err := m.a.Lose(OnHost(ifindex), Loss{Dropped: had}, Loss{Dropped: had / 2})
+		err = errors.Join(err, m.a.Undeliver(OnHost(ifindex), HostLoss{Dropped: had / 2}, true))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		m.lost[v.owner] += had - m.said[ifindex]
+		m.said[ifindex] = had
+	}
+}
+
 // flush writes to the disk, and is killed before or after that, or not at all.
 func (m *machine) flush(killed int) {
 	pending := m.a.Pending(false)
@@ -214,6 +238,8 @@ func (m *machine) reboot() {
 	m.kernel = newSlots()
 	m.veths = map[int]veth{}
 	m.next = 0
+	clear(m.drops)
+	clear(m.said)
 	m.boot++
 	m.start()
 }
@@ -228,6 +254,11 @@ func (m *machine) check(step int) {
 		if !slices.Equal(got, want) {
 			m.t.Fatalf("step %d: %s has %d packets, by the interface, seeded and mended; want %d", step, c.ID, got, want)
 		}
+		n, lost := m.lost[c.ID], c.Lost
+		lost.Known, lost.Followed = false, false
+		if want := (Lost{Receive: Loss{Dropped: n}, Transmit: Loss{Dropped: n / 2}, Undelivered: n / 2}); lost != want {
+			m.t.Fatalf("step %d: %s has lost %+v, want %+v", step, c.ID, lost, want)
+		}
 	}
 }
 
@@ -236,6 +267,7 @@ func newMachine(t *testing.T, seed uint64) *machine {
 		t: t, random: rand.New(rand.NewPCG(seed, 1)), kernel: newSlots(), disk: disk{},
 		clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
 		veths: map[int]veth{}, want: map[string]uint64{}, seeded: map[string]uint64{}, mended: map[string]uint64{},
+		drops: map[int]uint64{}, said: map[int]uint64{}, lost: map[string]uint64{},
 	}
 }
 

@@ -122,6 +122,7 @@ func (s *Slots) takeOver(target Target, swap func(slot uint16) error) (old *atta
 		return nil, 0, err
 	}
 	taken.OwnQdisc = old.slot.OwnQdisc
+	taken.Lost = bpf.Lost{Known: old.slot.Lost.Known, Followed: old.slot.Lost.Followed, Mark: old.slot.Lost.Mark}
 	err = s.Datapath.Keep(taken)
 	switch {
 	case err != nil:
@@ -259,6 +260,7 @@ func (at *attachment) read(d Datapath) Traffic {
 	t := traffic(at.slot.Target, rx, tx)
 	t.Receive.add(at.slot.SeededReceive, at.slot.MendedReceive)
 	t.Transmit.add(at.slot.SeededTransmit, at.slot.MendedTransmit)
+	t.Lost = lost(at.slot.Lost)
 	return t
 }
 

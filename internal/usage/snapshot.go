@@ -100,6 +100,7 @@ func (a *Accounts) container(c *account) Container {
 			out.Reason = Shadowed
 		}
 	}
+	out.Lost = out.Lost.withoutUnknown(out.Interfaces)
 	if c.tellsCgroup() {
 		out.addCgroup(c.cgroup.owned(a.Datapath, ""))
 	}

@@ -149,11 +149,12 @@ func (c Counts) Plus(d Counts) Counts {
 type Traffic struct {
 	Receive  Counts
 	Transmit Counts
+	Lost     Lost `json:",omitzero"`
 }
 
 // Plus returns the sum of two traffics.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit)}
+	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), Lost: t.Lost.plus(u.Lost)}
 }
 
 // State says whether a container runs.
