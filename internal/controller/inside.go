@@ -365,7 +365,8 @@ func (c *Controller) endUnreachable() {
 			c.Log.Warn("look for the namespace of an interface", "target", u.Target, "err", err)
 			continue
 		}
-		if !there || taken[u.nsid] {
+		_, err = c.Host.CountersIn(u.nsid, u.Ifindex)
+		if !there || taken[u.nsid] || errors.Is(err, watcher.ErrGone) {
 			c.uplinks.end(u)
 		}
 	}
