@@ -227,6 +227,8 @@ func TestListenErrors(t *testing.T) {
 
 // TestListenEarly: the address comes minutes after the exporter, as that of a VPN.
 func TestListenEarly(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "ip")
 	host := nettest.Host(t)
 	for _, address := range []string{"192.0.2.1", "2001:db8::1"} {
 		t.Run(address, func(t *testing.T) {

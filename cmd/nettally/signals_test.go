@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 const runHelper = "NETTALLY_TEST_RUN"
@@ -80,6 +82,7 @@ func asRun() {
 // TestHangupAtTheStart: `systemctl reload` comes before nettally has read anything.
 func TestHangupAtTheStart(t *testing.T) {
 	asRun()
+	need.Native(t) // it starts itself
 	out, in, err := os.Pipe()
 	must(t, err)
 	defer out.Close()
@@ -99,6 +102,7 @@ func TestHangupAtTheStart(t *testing.T) {
 // TestNobodyReadsTheLog: journald, or whatever read the standard error, has ended.
 func TestNobodyReadsTheLog(t *testing.T) {
 	asRun()
+	need.Native(t) // it starts itself
 	out, in, err := os.Pipe()
 	must(t, err)
 	s := start(t, in)
