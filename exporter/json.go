@@ -36,6 +36,7 @@ type Container struct {
 	StartedAt   *time.Time        `json:"started_at"`
 	StoppedAt   *time.Time        `json:"stopped_at"` // nil while running
 	NetworkMode string            `json:"network_mode"`
+	Kernel      string            `json:"kernel"`  // "gvisor" or "kata", its own, or ""
 	OnHost      bool              `json:"on_host"` // found in the host's network: IP has all of it
 	Accounted   bool              `json:"accounted"`
 	Reason      string            `json:"reason"` // why not accounted, or ""
@@ -151,6 +152,7 @@ func containerOf(c *usage.Container) Container {
 		StartedAt:   utc(c.StartedAt),
 		StoppedAt:   utc(c.StoppedAt),
 		NetworkMode: c.NetworkMode,
+		Kernel:      c.Kernel,
 		OnHost:      c.OnHost,
 		Accounted:   c.Accounted(),
 		Reason:      string(c.Reason),

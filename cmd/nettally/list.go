@@ -150,6 +150,8 @@ func state(c exporter.Container) string {
 		return "not counted: " + strings.ReplaceAll(c.Reason, "_", " ")
 	case byIP(c):
 		return c.State + ", by IP"
+	case c.Kernel != "":
+		return c.State + ", on " + c.Kernel
 	}
 	return c.State
 }
