@@ -50,10 +50,9 @@ counted() {
 
 # rolled waits until the hours of the first days are in days.
 rolled() {
-	for i in $(seq 2000); do
-		nettally history --step hour --from 2026-11-01 --to 2026-11-19 -o csv >/history
-		grep -q old /history || return
-		usleep 50000
+	for i in $(seq 1000); do
+		nettally history --step hour --from 2026-11-01 --to 2026-11-19 -o csv >/history && ! grep -q old /history && return
+		usleep 200000
 	done
 	cat /history
 	return 1
@@ -80,6 +79,8 @@ if [ "$DATE" ]; then
 	step 'synced' inside synced
 	step 'clock trusted' trusted 'reason=""'
 	step 'send again' send 200
+	step 'stop first' stop # a minute sooner than it would look again by itself
+	step 'start again' start
 	step 'rolled up' rolled
 	step 'months' nettally history --by container --step month --from 1970-01-01 --to 2100-01-01 -o csv
 else
