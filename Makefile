@@ -28,7 +28,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -E env PATH=$$PATH")
 export CGO_ENABLED := 0
 
 # What a program is called, and the package that brings it.
-TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables \
+TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc runsc:runsc iptables:iptables \
 	busybox:busybox-static tcpdump:tcpdump ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \

@@ -188,7 +188,7 @@ func (s *scrape) container(c *usage.Container, id string) {
 	name, namespace, pod := s.text(c.Name), s.text(c.Namespace), s.text(c.Pod)
 	image, cgroup := s.text(c.Image), s.text(c.Cgroup)
 
-	s.info(c, cgroup, id, image, name, namespace, s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User())
+	s.info(c, cgroup, id, image, s.text(c.Kernel), name, namespace, s.text(c.NetworkMode), s.text(c.ParentID), pod, s.text(c.Runtime), c.User())
 	accounted := 0.0
 	if c.Accounted() {
 		accounted = 1

@@ -18,7 +18,7 @@ var (
 	familyLabels    = []string{"container_id", "family", "interface", "name", "namespace", "pod"}
 	flagLabels      = []string{"container_id", "flag", "interface", "name", "namespace", "pod"}
 	ipLabels        = []string{"container_id", "name", "namespace", "pod"}
-	infoLabels      = []string{"cgroup", "container_id", "image", "name", "namespace", "network_mode", "parent_id", "pod", "runtime", "user"}
+	infoLabels      = []string{"cgroup", "container_id", "image", "kernel", "name", "namespace", "network_mode", "parent_id", "pod", "runtime", "user"}
 	accountedLabels = []string{"container_id", "name", "reason"}
 	cadvisorLabels  = []string{"id", "image", "interface", "name", "namespace", "pod"}
 	causeLabels     = []string{"cause"}

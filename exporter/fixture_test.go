@@ -69,7 +69,7 @@ func snapshot() usage.Snapshot {
 	shared.Receive.Loopback = usage.Volume{Bytes: 500, Packets: 5}
 	vpn := usage.Container{
 		ID: "ccc444", ParentID: "aaa111", Name: "vpn", Cgroup: "/docker/aaa111/docker/ccc444", State: usage.Running,
-		StartedAt: noon, NetworkMode: "container", IP: &shared, IPSince: noon,
+		StartedAt: noon, NetworkMode: "container", Kernel: "gvisor", IP: &shared, IPSince: noon,
 	}
 	return usage.Snapshot{
 		Cgroups:    1,

@@ -35,8 +35,8 @@ func TestLabelsInMetrics(t *testing.T) {
 	want := `
 # HELP nettally_container_info 1, labelled by what is known of the container. Joins with the other metrics by container_id.
 # TYPE nettally_container_info gauge
-nettally_container_info{cgroup="",container_id="a1",image="",label_com_docker_compose_project="shop",label_team="a�",name="web",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
-nettally_container_info{cgroup="",container_id="b2",image="",label_com_docker_compose_project="",label_team="",name="db",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
+nettally_container_info{cgroup="",container_id="a1",image="",kernel="",label_com_docker_compose_project="shop",label_team="a�",name="web",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
+nettally_container_info{cgroup="",container_id="b2",image="",kernel="",label_com_docker_compose_project="",label_team="",name="db",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
 `
 	c := newCollector(settings).of(snap)
 	if err := testutil.CollectAndCompare(c, strings.NewReader(want), "nettally_container_info"); err != nil {

@@ -36,6 +36,7 @@ type Container struct {
 	StartedAt   *time.Time        `json:"started_at"`
 	StoppedAt   *time.Time        `json:"stopped_at"` // nil while running
 	NetworkMode string            `json:"network_mode"`
+	Kernel      string            `json:"kernel"`       // "gvisor" or "kata", its own, or ""
 	OnHost      bool              `json:"on_host"`      // found in the host's network: IP has all of it
 	NoInterface bool              `json:"no_interface"` // none is known that leads out of its network
 	Accounted   bool              `json:"accounted"`
@@ -158,6 +159,7 @@ func containerOf(c *usage.Container) Container {
 		StartedAt:   utc(c.StartedAt),
 		StoppedAt:   utc(c.StoppedAt),
 		NetworkMode: c.NetworkMode,
+		Kernel:      c.Kernel,
 		OnHost:      c.OnHost,
 		NoInterface: c.NoInterface,
 		Accounted:   c.Accounted(),

@@ -41,6 +41,12 @@ var shapes = []shape{
 	// containerd's CRI with systemd's form of a path and without its driver: slice,
 	// prefix and id in one directory name.
 	{runtime: "containerd", after: ":cri-containerd:", id: isHex64},
+	// Kata makes the same of the paths of others, too.
+	{runtime: "docker", after: ":docker:", id: isHex64},
+	{runtime: "crio", after: ":crio:", id: isHex64},
+	// Where Kata names the cgroup of its sandbox anew, which has its virtual machine. What it
+	// keeps out of there is the same sandbox.
+	{prefix: kataPrefix, above: notKataOverhead, id: isHex64},
 
 	// A bare id: what is above it names the runtime.
 	{runtime: "podman", above: inPodmanScope, id: isHex64},
@@ -69,7 +75,7 @@ var shapes = []shape{
 
 	// Docker with --cgroup-parent, podman inside a service, containerd in another
 	// namespace: surely a container, and the path does not say whose.
-	{above: notPodmanPods, id: isHex64},
+	{above: mayHoldAny, id: isHex64},
 }
 
 // Identify says which container a cgroup belongs to, by its path within the
@@ -259,9 +265,13 @@ func inPodmanScope(parent string) bool {
 	return strings.HasPrefix(name, "podman-") && strings.HasSuffix(name, ".scope")
 }
 
-// notPodmanPods refuses libpod_parent, where a bare id is a pod with containers
-// in it.
-func notPodmanPods(parent string) bool { return path.Base(parent) != "libpod_parent" }
+// mayHoldAny refuses libpod_parent, where a bare id is a pod with containers in it, and
+// where Kata has the rest of a sandbox.
+func mayHoldAny(parent string) bool {
+	return path.Base(parent) != "libpod_parent" && notKataOverhead(parent)
+}
+
+func notKataOverhead(parent string) bool { return parent != kataOverhead }
 
 func notEmpty(id string) bool { return id != "" }
 

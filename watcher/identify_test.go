@@ -99,6 +99,13 @@ func TestIdentify(t *testing.T) {
 		{"ctr in k8s.io", "/k8s.io/debug", Container{ID: "k8s.io~debug", Runtime: "containerd"}},
 		{"nerdctl in another namespace", "/build/" + idA, Container{ID: idA}},
 
+		{"Kata of Rust", "/kubepods/burstable/pod" + uid + "/kata_" + idA, pod("", "")},
+		{"Kata of Rust, in threads", "/k8s.io/kata_" + idA + "/sandbox", Container{ID: idA, Cgroup: "/k8s.io/kata_" + idA}},
+		{"Kata of Rust, in one name", "/kata_kubepods-pod" + uidSlice + ".slice:cri-containerd:" + idA,
+			pod("", "containerd")},
+		{"Kata in one name, CRI-O", "/kubepods-pod" + uidSlice + ".slice:crio:" + idA, pod("", "crio")},
+		{"Kata in one name, Docker", "/system.slice:docker:" + idA, Container{ID: idA, Runtime: "docker"}},
+
 		{"LXC", "/lxc.payload.mail", Container{ID: "mail", Runtime: "lxc"}},
 		{"inside LXC", "/lxc.payload.mail/system.slice/postfix.service", Container{ID: "mail", Runtime: "lxc", Cgroup: "/lxc.payload.mail"}},
 		{"LXC 3", "/lxc/101", Container{ID: "101", Runtime: "lxc"}},
@@ -148,6 +155,7 @@ func TestIdentifyNot(t *testing.T) {
 		"/libpod_parent/" + idA, "/libpod_parent/conmon", "/libpod_parent/" + idA + "/conmon",
 		"/machine.slice/libpod-conmon-" + idA + ".scope", "/machine.slice/machine-libpod_pod_" + idA + ".slice",
 		"/system.slice/web.service/runtime",
+		"/kata_overhead/" + idA, "/kata_overhead/kata_" + idA, "/kata_overhead", "/vc/kata_vc", "/kubepods/pod" + uid + "/kata_",
 		"/system.slice/crio-conmon-" + idA + ".scope", "/kubepods/pod" + uid + "/crio-conmon-" + idA,
 		"/kubepods/burstable/pod" + uid, "/kubepods.slice/kubepods-pod" + uidSlice + ".slice",
 		"/ecs", "/ecs/0123456789abcdef0123456789abcdef",

@@ -32,6 +32,7 @@ type Sandbox struct {
 	Given bool
 	// Spread is where the container's other threads are, if it was asked for the container.
 	Spread Spread
+	Kernel Kernel // that the container runs on, if it was asked for the container
 }
 
 // Interface is one interface of a container, loopback excepted.
@@ -73,8 +74,9 @@ const maxDirectories = 1000
 // A container that starts is in the host's namespace first and has no interfaces
 // then: Host is true, and the caller has to ask again. Where the processes of a
 // container differ, the first namespace counts that is not the host's and has an interface
-// from there, or else the first that is not the host's, and Spread says that they differ. For
-// the host's own namespace no interfaces are listed.
+// from there, or else leads anywhere, or else the first that is not the host's, and Spread says
+// that they differ. For the host's own namespace no interfaces are listed. A container that has no
+// process of its own is where those are that work for it, as for the containers of a pod in gVisor.
 //
 // A namespace with an uplink gets a number in the host's one if it has none, so that
 // [NamespaceGone] can tell its end. The kernel forgets it with the namespace.
@@ -88,7 +90,7 @@ func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 	}
 	defer n.Close()
 	s, err := n.Inspect()
-	s.Spread = n.spread
+	s.Spread, s.Kernel = n.spread, w.Kernel(c)
 	return s, err
 }
 
@@ -207,9 +209,10 @@ const maxNamespaces = 16
 
 // sandboxNamespace opens the namespace that a container is in: of those of its processes
 // that are not the host's the first that has an interface from the host, since it may make
-// others itself; else the first, or else the host's.
-func (w *Watcher) sandboxNamespace(c Container, spread Spread) (namespace, error) {
-	found, err := w.namespacesOf(c, spread != Together)
+// others itself; else the first that anything leads out of, else the first, or else the host's.
+// several: they may be in several.
+func (w *Watcher) sandboxNamespace(c Container, several bool) (namespace, error) {
+	found, err := w.namespacesOf(c, several)
 	if len(found) == 0 {
 		return namespace{}, cmp.Or(err, ErrNoProcess)
 	}
@@ -229,12 +232,17 @@ func (w *Watcher) choose(among []namespace) int {
 			own = append(own, i)
 		}
 	}
-	if len(own) == 0 {
+	switch len(own) {
+	case 0:
 		return 0
+	case 1:
+		return own[0]
 	}
-	for _, i := range own {
-		if len(own) > 1 && w.isGiven(among[i]) {
-			return i
+	for _, is := range []func(namespace) bool{w.isGiven, isOpen} {
+		for _, i := range own {
+			if is(among[i]) {
+				return i
+			}
 		}
 	}
 	return own[0]
@@ -250,7 +258,8 @@ func (w *Watcher) isGiven(ns namespace) bool {
 // namespacesOf opens the namespaces of a container's processes, oldest process first: up to
 // the first that is not the host's, or all.
 func (w *Watcher) namespacesOf(c Container, all bool) (found []namespace, failure error) {
-	processes, failure := w.processes(c)
+	processes, own, failure := w.workers(c)
+	all = all || !own
 	for _, p := range processes {
 		ns, err := w.processNamespace(p)
 		switch known := func(n namespace) bool { return n.id == ns.id }; {

@@ -30,12 +30,12 @@ type Namespace struct {
 
 // Hold opens the network namespace that Inspect would look at.
 func (w *Watcher) Hold(c Container) (*Namespace, error) {
-	spread := w.Stand(c).Spread
-	ns, err := w.sandboxNamespace(c, spread)
+	stand := w.Stand(c)
+	ns, err := w.sandboxNamespace(c, stand.Spread != Together || stand.Aside)
 	if err != nil {
 		return nil, fmt.Errorf("inspect container %s: %w", c.ID, err)
 	}
-	return &Namespace{w: w, of: c, ns: ns, spread: spread}, nil
+	return &Namespace{w: w, of: c, ns: ns, spread: stand.Spread}, nil
 }
 
 // Close gives the namespace up.

@@ -8,13 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Processes returns the pids of a container's processes, oldest first and 64 at most:
-// none if it has none. One of them may end at any time, and its pid be another's.
+// Processes returns the pids of the processes that tell where a container is, oldest first
+// and 64 at most: its own, or else those that work for it, or none. One of them may end at any
+// time, and its pid be another's.
 //
 // It needs no capability.
 func (w *Watcher) Processes(c Container) []int {
 	var pids []int
-	processes, _ := w.processes(c) // of those that can't be read nothing can be told
+	processes, _, _ := w.workers(c) // of those that can't be read nothing can be told
 	for _, p := range processes {
 		pids = append(pids, p.pid)
 	}

@@ -35,6 +35,22 @@ func (s Spread) WithHost() bool { return s == AlsoInHost || s == Unsure }
 type Standing struct {
 	NetNS  uint64 // the inode of a network namespace in which some are; 0 if there are none
 	Spread Spread
+	// Aside: some are elsewhere, and are left out, since nothing of the container passes there.
+	Aside bool
+}
+
+// Eyes look at threads.
+type Eyes struct {
+	Host uint64 // the number of the host's network namespace
+	// NetNS returns the number of a thread's namespace. The error is [fs.ErrNotExist] if the
+	// thread has ended.
+	NetNS func(task int) (uint64, error)
+	// Open reports whether anything leads out of the namespace of that number that a thread
+	// is in. When in doubt it does.
+	Open func(task int, netns uint64) bool
+	// Aside reports whether a thread in the host's namespace is not the container's: see
+	// [Watcher.Aside].
+	Aside func(task int) bool
 }
 
 // maxTasks bounds how many threads of a container are asked for their namespace. Who has
@@ -47,20 +63,62 @@ const maxTasks = 4096
 // It needs CAP_SYS_PTRACE for other users' processes.
 func (w *Watcher) Stand(c Container) Standing {
 	tasks, all := w.Tasks(c)
-	return StandingOf(tasks, all, w.host.inode, w.namespaceOfTask)
+	return Eyes{Host: w.host.inode, NetNS: w.namespaceOfTask, Open: w.leadsOut, Aside: w.Aside}.Stand(tasks, all)
 }
 
-// StandingOf says where threads are; all: they are all. of returns the number of a thread's
-// namespace; the error is [fs.ErrNotExist] if the thread has ended.
-func StandingOf(tasks []int, all bool, host uint64, of func(task int) (uint64, error)) (s Standing) {
+// Stand says where threads are; all: they are all.
+//
+// Those in a namespace that nothing leads out of are in none: a gofer of gVisor, a browser's
+// own sandbox. What they have opened elsewhere before is counted there. And those that are not
+// the container's are not looked at, unless all are.
+func (e Eyes) Stand(tasks []int, all bool) Standing {
+	s := e.stand(tasks, all)
+	if s.Spread == Apart || s.Spread == AlsoInHost {
+		if one, ok := e.only(tasks); ok {
+			return Standing{NetNS: one, Aside: true}
+		}
+	}
+	return s
+}
+
+// only returns the one namespace that threads are in if they are in no other one that counts.
+func (e Eyes) only(tasks []int) (one uint64, ok bool) {
+	seen := map[uint64]bool{}
+	for _, task := range tasks {
+		number, err := e.NetNS(task)
+		switch {
+		case gone(err), seen[number]:
+			continue
+		case err != nil:
+			return 0, false
+		case number == e.Host && e.Aside(task):
+			continue
+		case number == e.Host, len(seen) == maxNamespaces:
+			return 0, false
+		}
+		seen[number] = true
+		switch {
+		case !e.Open(task, number):
+		case ok:
+			return 0, false
+		default:
+			one, ok = number, true
+		}
+	}
+	return one, ok
+}
+
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+func (e Eyes) stand(tasks []int, all bool) (s Standing) {
 	if !all {
 		return Standing{Spread: Unsure} // whatever these say
 	}
 	inHost, elsewhere := false, false
 	for _, task := range tasks {
-		number, err := of(task)
+		number, err := e.NetNS(task)
 		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+		case gone(err):
 			continue
 		case err != nil:
 			all = false
@@ -70,7 +128,7 @@ func StandingOf(tasks []int, all bool, host uint64, of func(task int) (uint64, e
 		case s.NetNS != number:
 			s.Spread = Apart
 		}
-		inHost, elsewhere = inHost || number == host, elsewhere || number != host
+		inHost, elsewhere = inHost || number == e.Host, elsewhere || number != e.Host
 		if inHost && elsewhere {
 			s.Spread = AlsoInHost
 			return s
@@ -92,6 +150,23 @@ func (w *Watcher) namespaceOfTask(task int) (uint64, error) {
 		}
 	}
 	return st.Ino, err
+}
+
+// leadsOut is for [Eyes].
+func (w *Watcher) leadsOut(task int, netns uint64) bool {
+	file, err := os.Open(filepath.Join(w.proc, strconv.Itoa(task), "ns/net"))
+	if err != nil {
+		return true
+	}
+	defer file.Close()
+	id, err := namespaceOf(int(file.Fd()))
+	return err != nil || id.inode != netns || isOpen(namespace{file: file})
+}
+
+// isOpen says whether anything leads out of a namespace, to wherever.
+func isOpen(ns namespace) bool {
+	links, err := listLinks(int(ns.file.Fd()), "")
+	return err != nil || slices.ContainsFunc(links, func(l link) bool { return l.crosses() || l.way() != staysInside })
 }
 
 // Tasks returns the ids of a container's threads: of those in its cgroup, and in those below

@@ -40,8 +40,13 @@ func TestSpread(t *testing.T) {
 		if s := c.Stand(c.container); s.NetNS != inode(t, c.inner) {
 			t.Errorf("standing %+v", s)
 		}
-		stop := startIn(t, newNamespace(t), c.dir())
+		third := newNamespace(t)
+		stop := startIn(t, third, c.dir())
 		c.wantSpread(t, "in two", Apart)
+		veth(t, c.host, "vethhost", c.inner, "eth0")
+		c.wantSpread(t, "in two, of which one leads nowhere", Together)
+		veth(t, newNamespace(t), "far", third, "eth0")
+		c.wantSpread(t, "in two, which lead somewhere", Apart)
 		if s := c.inspect(t); s.Spread != Apart || s.NetNS != inode(t, c.inner) {
 			t.Errorf("sandbox %+v", s)
 		}
@@ -170,8 +175,8 @@ func enterAndWait(ns *testnet.Namespace) {
 	_, _ = os.Stdin.Read(make([]byte, 1))
 }
 
-func TestStandingOf(t *testing.T) {
-	const host = 1
+func TestEyes(t *testing.T) {
+	const host = 1 // 2 is a helper's in it; 70 and more lead nowhere
 	denied := errors.New("denied")
 	for name, row := range map[string]struct {
 		in   []uint64 // by thread; 0: it has ended; 99: it can't be looked at
@@ -182,27 +187,44 @@ func TestStandingOf(t *testing.T) {
 		"nobody known":       {nil, false, Standing{Spread: Unsure}},
 		"one":                {[]uint64{7, 0, 7}, true, Standing{NetNS: 7}},
 		"host":               {[]uint64{1, 1}, true, Standing{NetNS: 1}},
-		"two":                {[]uint64{7, 8}, true, Standing{7, Apart}},
-		"two and the host":   {[]uint64{7, 8, 1}, true, Standing{7, AlsoInHost}},
-		"the host first":     {[]uint64{1, 8}, true, Standing{1, AlsoInHost}},
+		"two":                {[]uint64{7, 8}, true, Standing{NetNS: 7, Spread: Apart}},
+		"two and the host":   {[]uint64{7, 8, 1}, true, Standing{NetNS: 7, Spread: AlsoInHost}},
+		"the host first":     {[]uint64{1, 8}, true, Standing{NetNS: 1, Spread: AlsoInHost}},
+		"one leads nowhere":  {[]uint64{70, 7, 0, 71, 7}, true, Standing{NetNS: 7, Aside: true}},
+		"both lead nowhere":  {[]uint64{70, 71}, true, Standing{NetNS: 70, Spread: Apart}},
+		"two lead somewhere": {[]uint64{70, 7, 8}, true, Standing{NetNS: 70, Spread: Apart}},
+		"nowhere and host":   {[]uint64{70, 1}, true, Standing{NetNS: 70, Spread: AlsoInHost}},
+		"a helper":           {[]uint64{2, 2, 7}, true, Standing{NetNS: 7, Aside: true}},
+		"a helper alone":     {[]uint64{2, 2}, true, Standing{NetNS: 1}},
+		"a helper, and more": {[]uint64{2, 7}, false, Standing{Spread: Unsure}},
+		"a helper and host":  {[]uint64{2, 7, 1}, true, Standing{NetNS: 1, Spread: AlsoInHost}},
+		"hidden, and two":    {[]uint64{70, 7, 99}, true, Standing{NetNS: 70, Spread: Unsure}},
 		"more":               {[]uint64{7, 7}, false, Standing{Spread: Unsure}},
 		"two, and more":      {[]uint64{7, 8}, false, Standing{Spread: Unsure}},
 		"the host, and more": {[]uint64{7, 1}, false, Standing{Spread: Unsure}},
-		"hidden":             {[]uint64{7, 99}, true, Standing{7, Unsure}},
+		"hidden":             {[]uint64{7, 99}, true, Standing{NetNS: 7, Spread: Unsure}},
 	} {
 		var ids []int
 		for i := range row.in {
 			ids = append(ids, i)
 		}
-		got := StandingOf(ids, row.all, host, func(task int) (uint64, error) {
-			switch row.in[task] {
-			case 0:
-				return 0, fs.ErrNotExist
-			case 99:
-				return 0, denied
-			}
-			return row.in[task], nil
-		})
+		eyes := Eyes{
+			Host: host,
+			NetNS: func(task int) (uint64, error) {
+				switch row.in[task] {
+				case 0:
+					return 0, fs.ErrNotExist
+				case 2:
+					return host, nil
+				case 99:
+					return 0, denied
+				}
+				return row.in[task], nil
+			},
+			Open:  func(_ int, netns uint64) bool { return netns < 70 },
+			Aside: func(task int) bool { return row.in[task] == 2 },
+		}
+		got := eyes.Stand(ids, row.all)
 		if got != row.want {
 			t.Errorf("%s: %+v, want %+v", name, got, row.want)
 		}

@@ -3,6 +3,7 @@
 package watcher
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,7 +24,8 @@ func (l link) open() bool { return l.up && l.carrier }
 
 // holds says whether the other end of a tun device is held by the container's own processes,
 // and all of its queues. in says whether a namespace is the one that the device is in. Where
-// that can't be told they don't.
+// that can't be told they don't. Where a process's files may not be borrowed, as under the unit,
+// their names decide: a VPN in a container is common, and a device that was moved in is not.
 func (o *own) holds(l link, in func(netns int) bool) bool {
 	var queues []int
 	defer func() {
@@ -42,7 +44,10 @@ func (o *own) holds(l link, in func(netns int) bool) bool {
 			if !opensTun(dir, e.Name(), l.name) {
 				continue
 			}
-			fd, err := queueOf(pid, e.Name(), in)
+			fd, err := o.w.borrow(pid, e.Name(), in)
+			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
+				return true
+			}
 			if err != nil {
 				continue
 			}

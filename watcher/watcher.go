@@ -133,6 +133,7 @@ type Watcher struct {
 	rescanEvery   time.Duration
 	receiveBuffer int
 	maxTasks      int
+	borrow        func(pid int, file string, in func(netns int) bool) (fd int, err error)
 
 	skips   *skips
 	stats   stats
@@ -160,6 +161,7 @@ func New(o Options) (*Watcher, error) {
 		rescanEvery:   rescanEvery,
 		receiveBuffer: receiveBuffer,
 		maxTasks:      maxTasks,
+		borrow:        queueOf,
 		degraded:      map[string]error{},
 	}
 	if w.log == nil {

@@ -166,7 +166,14 @@ func detachInterfaces(config *configs.Config, slots []bpf.Slot) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	count := len(links)
+	strays, err := control.DetachStrays() // those of which the pins can't be found
+	if err != nil {
+		return 0, err
+	}
+	taken := slices.Concat(links, strays)
+	slices.Sort(taken)
+	taken = slices.Compact(taken)
+	count := len(taken)
 	for _, ifindex := range links {
 		if err := control.DetachTCX(ifindex); err != nil {
 			return count, err
@@ -180,7 +187,7 @@ func detachInterfaces(config *configs.Config, slots []bpf.Slot) (int, error) {
 		if err := control.Detach(ifindex, ours[ifindex]); err != nil {
 			return count, err
 		}
-		if len(filters) > 0 && !slices.Contains(links, ifindex) {
+		if len(filters) > 0 && !slices.Contains(taken, ifindex) {
 			count++
 		}
 	}

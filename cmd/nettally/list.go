@@ -154,6 +154,8 @@ func state(c exporter.Container) string {
 		return c.State + ", by IP: no interface known"
 	case byIP(c):
 		return c.State + ", by IP"
+	case c.Kernel != "":
+		return c.State + ", on " + c.Kernel
 	}
 	return c.State
 }

@@ -100,6 +100,14 @@ func TestState(t *testing.T) {
 	}
 }
 
+func TestStateOfKernel(t *testing.T) {
+	for kernel, want := range map[string]string{"": "running", "gvisor": "running, on gvisor", "kata": "running, on kata"} {
+		if got := state(exporter.Container{State: "running", Accounted: true, Kernel: kernel}); got != want {
+			t.Errorf("%q: %s, want %s", kernel, got, want)
+		}
+	}
+}
+
 func TestByIP(t *testing.T) {
 	eth0, ip := []exporter.Interface{{Name: "eth0"}}, &exporter.IP{}
 	for name, row := range map[string]struct {

@@ -131,6 +131,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 		return err
 	}
 	d.closers = append(d.closers, control)
+	d.detachStrays(control)
 	d.datapath = datapath
 	d.newControl = func() (*counter, error) {
 		options := controller.Options{
@@ -160,6 +161,19 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 	return nil
+}
+
+// detachStrays comes before anything is attached: what an earlier run has left on tcx, where
+// its pins can't be found, would stay for as long as the interface.
+func (d *daemon) detachStrays(control *tcctl.Controller) {
+	ifindexes, err := control.DetachStrays()
+	if err != nil {
+		d.log.Warn("look for programs of an earlier run on tcx, of which the pins are hidden or elsewhere", "err", err)
+	}
+	if len(ifindexes) > 0 {
+		d.log.Warn("took off programs of an earlier run; their pins are hidden, as by another bpffs, or in another bpf.pin_path",
+			"ifindexes", ifindexes)
+	}
 }
 
 // countByFiles prepares to count by /proc. why is nil if the configuration says so.

@@ -66,7 +66,7 @@ func (c *Controller) Locate(m roster.Member) (at roster.Location[watcher.Sandbox
 	if err != nil {
 		return at, err
 	}
-	at.InHost, at.Found = found.Host, found
+	at.InHost, at.Found, at.Kernel = found.Host, found, found.Kernel
 	if found.Host {
 		return at, nil
 	}

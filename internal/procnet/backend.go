@@ -38,6 +38,8 @@ type host interface {
 	HostVeths() ([]watcher.HostVeth, error)
 	Processes(watcher.Container) []int
 	Tasks(watcher.Container) (ids []int, all bool)
+	Kernel(watcher.Container) watcher.Kernel
+	Aside(task int) bool
 	NamespaceNumber(pid int) (int, error)
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
 }

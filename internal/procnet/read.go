@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,13 @@ func (f files) host() (uint64, error) { return inode(filepath.Join(f.proc, "self
 func (f files) netns(pid int) uint64 {
 	number, _ := inode(f.path(pid, "ns/net"))
 	return number
+}
+
+// open reports whether a namespace has an interface that is up or was, other than lo. What is
+// not in there any more may have.
+func (f files) open(pid int, namespace uint64) bool {
+	now, err := f.read(pid, namespace)
+	return err != nil || slices.ContainsFunc(now.interfaces, func(i interfaceReading) bool { return i.up || i.duplex != (duplex{}) })
 }
 
 func inode(path string) (uint64, error) {

@@ -59,6 +59,7 @@ func (b *Backend) Locate(m roster.Member) (at roster.Location[int], err error) {
 	if pid == 0 {
 		return at, watcher.ErrNoProcess
 	}
+	at.Kernel = b.Host.Kernel(m.Found)
 	if number == b.host {
 		at.InHost = true
 		return at, nil
@@ -82,19 +83,23 @@ func (b *Backend) Strays(m roster.Member, from roster.Space) bool {
 
 func (b *Backend) stand(in watcher.Container) watcher.Standing {
 	tasks, all := b.Host.Tasks(in)
-	return watcher.StandingOf(tasks, all, b.host, b.files.namespace)
+	return watcher.Eyes{Host: b.host, NetNS: b.files.namespace, Open: b.files.open, Aside: b.Host.Aside}.Stand(tasks, all)
 }
 
-// find returns the namespace of the first of a container's processes that is not in the
-// host's, or else the host's. A pid of 0 says that it has no process.
+// find returns the namespace of a container: of those of its processes that are not the host's
+// the first that anything leads out of, else the first, or else the host's. A pid of 0 says that
+// it has no process.
 func (b *Backend) find(in watcher.Container) (number uint64, pid int) {
 	for _, p := range b.Host.Processes(in) {
 		now, err := b.files.namespace(p)
 		if err != nil || !slices.Contains(b.Host.Processes(in), p) {
 			continue // it has ended, and its pid may be another's by now
 		}
-		if number, pid = now, p; number != b.host {
-			break
+		if now != b.host && now != number && b.files.open(p, now) {
+			return now, p
+		}
+		if pid == 0 || number == b.host {
+			number, pid = now, p
 		}
 	}
 	return number, pid

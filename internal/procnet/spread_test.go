@@ -62,6 +62,18 @@ func TestSpread(t *testing.T) {
 		w.pass(looks)
 		w.is("a", usage.Accounted)
 	})
+	inBubble(t, "in two, of which one has nothing", func(w *world) {
+		w.write("own", eth0(2, traffic(1, 2)))
+		w.write("empty", nil)
+		w.start("a", "empty")
+		w.fork("a", "own")
+		w.pass(looks)
+		w.is("a", usage.Accounted)
+		w.want("a", traffic(1, 2))
+		w.write("empty", eth0(2, traffic(10, 20)))
+		w.pass(looks)
+		w.is("a", usage.SeveralNetworks)
+	})
 	inBubble(t, "a supervisor in the host's, and an end there", func(w *world) {
 		w.write("own", eth0(2, traffic(1, 2)))
 		w.start("a", "own")

@@ -194,6 +194,10 @@ func (w *world) Processes(c watcher.Container) []int {
 
 func (w *world) Tasks(c watcher.Container) ([]int, bool) { return w.Processes(c), true }
 
+func (w *world) Kernel(watcher.Container) watcher.Kernel { return watcher.HostKernel }
+
+func (w *world) Aside(int) bool { return false }
+
 func (w *world) NamespaceNumber(pid int) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -56,6 +56,7 @@ type Location[F any] struct {
 	// process took or by the ledger.
 	CountedFor []Key
 	Spread     watcher.Spread // of the container's processes
+	Kernel     watcher.Kernel // that it runs on
 	Found      F
 }
 

@@ -102,6 +102,8 @@ func (b *book) Share(id, owner string) {
 	b.shares[id] = owner
 }
 
+func (b *book) RunsOn(string, string) {}
+
 func (b *book) Running() map[string]string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

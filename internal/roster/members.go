@@ -124,6 +124,9 @@ func (m *member) at() Space {
 // resolve finds out where a member is and counts it, or plans another look.
 func (r *Roster[F]) resolve(m *member) {
 	at, err := r.Backend.Locate(m.Member)
+	if err == nil {
+		r.Accounts.RunsOn(m.ID, string(at.Kernel))
+	}
 	switch {
 	case errors.Is(err, watcher.ErrNoProcess):
 		m.note(watcher.Together)

@@ -28,6 +28,7 @@ type accounts interface {
 	Start(usage.Container)
 	Explain(id string, reason usage.Reason)
 	Share(id, owner string)
+	RunsOn(id, kernel string)
 	Stop(id string)
 	Running() map[string]string
 	Expire() []string

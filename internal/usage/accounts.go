@@ -234,6 +234,15 @@ func (a *Accounts) Share(id, owner string) {
 	}
 }
 
+// RunsOn says which kernel of its own a container runs on, "" for none.
+func (a *Accounts) RunsOn(id, kernel string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		c.Kernel = kernel
+	}
+}
+
 // Assign gives a target, and all it has counted, to a container, which calls an interface
 // by name. A target keeps its first owner.
 func (a *Accounts) Assign(target Target, id, name string) error {

@@ -137,6 +137,36 @@ func TestSeveralNetworks(t *testing.T) {
 	is(Shadowed)
 }
 
+// What a container of gVisor or Kata sends has no socket in its cgroup. Nothing counted there
+// says nothing, unless it is on the host's network, where gVisor uses the host's sockets.
+func TestOwnKernel(t *testing.T) {
+	for name, row := range map[string]struct {
+		kernel  string
+		reason  Reason
+		counted uint64
+		want    Reason
+		told    bool
+	}{
+		"the host's":               {"", SharedNetwork, 0, Accounted, true},
+		"its own, in a pod":        {"gvisor", SharedNetwork, 0, SharedNetwork, false},
+		"its own, and the pod's":   {"gvisor", Accounted, 0, Accounted, false},
+		"its own, seen to send":    {"kata", SharedNetwork, 1, Accounted, true},
+		"its own, on the host's":   {"gvisor", HostNetwork, 0, Accounted, true},
+		"its own, in several ones": {"kata", SeveralNetworks, 0, SeveralNetworks, false},
+	} {
+		a, kernel, _ := newAccounts(t)
+		a.Start(Container{ID: "web"})
+		a.Explain("web", row.reason)
+		a.RunsOn("web", row.kernel)
+		countCgroup(t, a, kernel, 8, "web", row.counted)
+		tell(t, a, 8)
+		c := a.Snapshot().Containers[0]
+		if c.Reason != row.want || (c.IP != nil) != row.told || c.Kernel != row.kernel {
+			t.Errorf("%s: %q, by its cgroup %+v, on %q", name, c.Reason, c.IP, c.Kernel)
+		}
+	}
+}
+
 // A container whose cgroup went while nobody was there: its counts are told if they were, or
 // if there is nothing else.
 func TestCgroupLeft(t *testing.T) {

@@ -77,9 +77,18 @@ func (at *attachment) needsCgroup() bool {
 // tellsCgroup reports whether the numbers of the cgroup are told: from [Slots.Tell] on.
 func (c *account) tellsCgroup() bool { return c.cgroup != nil && c.cgroup.told }
 
+// besideCgroup reports whether nothing of what a container sends and receives can be in the
+// numbers of its cgroup: they are 0, and the sockets that it has are its own kernel's.
+func (c *Container) besideCgroup(counted Interface) bool {
+	return c.Kernel != "" && c.Reason != HostNetwork && counted.Traffic == (Traffic{})
+}
+
 // addCgroup adds what was counted of a container's cgroup. Where that is all there can be,
 // the container is accounted by it.
 func (c *Container) addCgroup(counted Interface) {
+	if c.besideCgroup(counted) {
+		return
+	}
 	c.IP, c.IPSince = &counted.Traffic, counted.AttachedAt
 	if (counted.Attached || c.State == Stopped) && !c.Reason.inPart() {
 		c.Reason = Accounted

@@ -128,6 +128,7 @@ func (c Container) identifiedBy(before Container) Container {
 	c.Runtime = cmp.Or(c.Runtime, before.Runtime)
 	c.Namespace = cmp.Or(c.Namespace, before.Namespace)
 	c.Pod = cmp.Or(before.Pod, c.Pod)
+	c.Kernel = cmp.Or(c.Kernel, before.Kernel)
 	if c.Labels == nil {
 		c.Labels = before.Labels
 	}

@@ -250,6 +250,9 @@ type Container struct {
 	Shares bool
 	// SharesWith is the id of that one, if it is known and there.
 	SharesWith string
+	// Kernel is the kernel of its own that it runs on by its processes' names: "gvisor", "kata",
+	// or "" for the host's. What it sends by that kernel has no socket in its cgroup.
+	Kernel string
 
 	Interfaces []Interface // by name
 	Traffic                // the sum over Interfaces

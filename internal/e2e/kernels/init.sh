@@ -21,9 +21,10 @@ step() {
 	echo "@end $?"
 }
 
-# start runs nettally until it listens.
+# start runs nettally until it listens; in "as" is a command that is to run it.
 start() {
-	nettally run >/log 2>&1 &
+	$as nettally run >>/log 2>&1 &
+	daemon=$!
 	for i in $(seq 1000); do
 		[ -S /run/nettally/nettally.sock ] && return
 		usleep 20000
@@ -34,7 +35,7 @@ start() {
 
 # stop ends it as a service manager does.
 stop() {
-	kill $! && wait $!
+	kill $daemon && wait $daemon
 	code=$?
 	cat /log
 	return $code

@@ -79,10 +79,13 @@ func TestKernels(t *testing.T) {
 }
 
 // build returns the path of nettally's binary.
-func build(t *testing.T) string {
+func build(t *testing.T) string { return buildOf(t, "cmd/nettally") }
+
+// buildOf returns the path of a command's binary.
+func buildOf(t *testing.T, command string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "nettally")
-	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/cmd/nettally")
+	path := filepath.Join(t.TempDir(), filepath.Base(command))
+	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/"+command)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	output(t, build)
 	return path

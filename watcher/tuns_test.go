@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watcher
+
+import (
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+)
+
+// TestHolds asks whether this process holds a tap device: by the namespace of the device where the
+// process's files may be borrowed, and by the name where that is forbidden.
+func TestHolds(t *testing.T) {
+	need.Root(t)
+	ns := newNamespace(t)
+	check(t, ns.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		request, err := unix.NewIfreq("lan0")
+		if err != nil {
+			return err
+		}
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}))
+	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"])})
+	here, elsewhere := func(int) bool { return true }, func(int) bool { return false }
+	refuse := func(err error) func(int, string, func(int) bool) (int, error) {
+		return func(int, string, func(int) bool) (int, error) { return -1, err }
+	}
+	for name, test := range map[string]struct {
+		device string
+		in     func(int) bool
+		borrow func(int, string, func(int) bool) (int, error)
+		want   bool
+	}{
+		"its own":                       {"lan0", here, queueOf, true},
+		"of the name elsewhere":         {"lan0", elsewhere, queueOf, false},
+		"of another name":               {"lan1", here, queueOf, false},
+		"forbidden":                     {"lan0", elsewhere, refuse(unix.EPERM), true},
+		"unknown to the kernel":         {"lan0", elsewhere, refuse(unix.ENOSYS), true},
+		"forbidden, of another name":    {"lan1", here, refuse(unix.EPERM), false},
+		"the process has just ended":    {"lan0", here, refuse(unix.ESRCH), false},
+		"the file has just been closed": {"lan0", here, refuse(unix.EBADF), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.borrow = test.borrow
+			o := &own{w: w, listed: true, pids: []int{os.Getpid()}}
+			if got := o.holds(link{name: test.device, queues: 1}, test.in); got != test.want {
+				t.Errorf("held: %v, want %v", got, test.want)
+			}
+		})
+	}
+}
