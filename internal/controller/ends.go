@@ -16,7 +16,7 @@ import (
 
 // endsPerSecond is how many host veths' other ends are looked at per second, on average: some
 // 10 µs each.
-const endsPerSecond = 100
+const endsPerSecond = 10
 
 // ends are the looks at both ends of host veths.
 type ends struct {
@@ -52,8 +52,8 @@ func (s *veths) hasOtherEnd(v *veth) bool {
 	return v.attached() && v.link.NetNSID >= 0 && s.owned(&v.attachment)
 }
 
-// askForLosses has all that is counted looked at, each second, and less often where that is
-// many.
+// askForLosses has all that is counted looked at, and less often where that is many. It is called
+// each second.
 func (c *Controller) askForLosses() {
 	if c.ends.pause > 0 {
 		c.ends.pause--
