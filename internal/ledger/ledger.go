@@ -138,7 +138,7 @@ func New(o Options) *Ledger {
 		metrics:  newMetrics(),
 		disk:     make(chan struct{}, 1),
 		marks:    map[string]numbers{},
-		upkeep:   upkeep{due: wallclock.SinceBoot() + tidyAfter},
+		upkeep:   upkeep{due: tidyAfter},
 		recalled: make(chan struct{}, 1),
 		tried:    make(chan struct{}),
 	}

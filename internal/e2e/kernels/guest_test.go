@@ -31,7 +31,7 @@ var modules = []string{"veth", "sch_ingress", "cls_bpf"}
 
 // patience is how long a guest may take from power on to power off: ten seconds on an
 // idle machine.
-const patience = 5 * time.Minute
+const patience = 15 * time.Minute
 
 // result is how a step of init.sh ended.
 type result struct {

@@ -426,13 +426,14 @@ func (s *site) said(t *testing.T) (all []string) {
 	return all
 }
 
-// eventually waits for something, longer than the longest pause between attempts.
+// eventually waits for something, much longer than the longest pause between attempts.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(pauseLast + 30*time.Second)
+	const patience = 5 * pauseLast
+	deadline := time.Now().Add(patience)
 	for !is() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", pauseLast+30*time.Second, what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -35,9 +35,9 @@ type peer struct {
 	address  string
 	receiver *site
 	proxy    *httptest.Server
-	began    time.Time   // of alerts
-	fails    atomic.Bool // the proxy answers 500
-	hung     bool        // what it was sent meanwhile it has taken in any order
+	began    map[string]time.Time // of alerts, by id
+	fails    atomic.Bool          // the proxy answers 500
+	hung     bool                 // what it was sent meanwhile it has taken in any order
 	log      lines
 	cmd      *exec.Cmd
 }
@@ -45,7 +45,7 @@ type peer struct {
 func newPeer(t *testing.T) *peer {
 	t.Helper()
 	need.Commands(t, "prometheus-alertmanager")
-	p := &peer{t: t, began: time.Now(), folder: t.TempDir(), address: freeAddress(t), receiver: newSite(t)}
+	p := &peer{t: t, began: map[string]time.Time{}, folder: t.TempDir(), address: freeAddress(t), receiver: newSite(t)}
 	// A resolve_timeout below the time in which alerts are told again: ours must not
 	// depend on it.
 	config := fmt.Sprintf(`global: {resolve_timeout: 500ms}
@@ -188,7 +188,10 @@ func (p *peer) bench() *bench {
 // send sends an alert that has begun just now, or has ended: an Alertmanager is in a
 // hurry with old ones.
 func (p *peer) send(b *bench, a quota.Alert) {
-	a.StartsAt = p.began
+	if _, began := p.began[a.ID]; !began {
+		p.began[a.ID] = time.Now()
+	}
+	a.StartsAt = p.began[a.ID]
 	if a.State == quota.Resolved {
 		a.EndsAt = time.Now()
 	}
