@@ -171,7 +171,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 // session counts until an error. Events come first: what is opened during the first dump is
 // in one of the two.
 func (t *Tracker) session(ctx context.Context) error {
-	s := &session{Tracker: t, known: map[uint64]Sandbox{}}
+	s := &session{Tracker: t, known: map[uint64]Sandbox{}, young: map[uint64]look{}}
 	defer s.end()
 	var err error
 	if s.events, err = open(t.NetNS, unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_DESTROY); err != nil {
@@ -200,11 +200,21 @@ func (t *Tracker) session(ctx context.Context) error {
 	return s.run(ctx)
 }
 
+// look is the next one at the addresses of a sandbox: a runtime gives it some a moment after its
+// interface.
+type look struct {
+	at    time.Time
+	delay time.Duration // until the one after it, which is twice that
+}
+
+const firstLook, lastLook = 50 * time.Millisecond, 5 * time.Second
+
 // session has the sockets while no error ends them.
 type session struct {
 	*Tracker
 	events, entries *socket
 	known           map[uint64]Sandbox // that are there
+	young           map[uint64]look    // those that have just been found
 	lost            bool               // events, since the last dump
 	took            time.Duration      // the last dump
 	any             bool               // an event came since the last dump
@@ -275,6 +285,9 @@ func (s *session) waitFor(ctx context.Context, until time.Time) error {
 		s.mu.Unlock()
 		return nil
 	}
+	for _, l := range s.young {
+		until = earlier(until, l.at)
+	}
 	err := s.events.SetReadDeadline(until)
 	s.wake = func() { _ = s.events.SetReadDeadline(time.Unix(1, 0)) }
 	s.mu.Unlock()
@@ -322,8 +335,23 @@ func (s *session) event(m netlink.Message) error {
 	return nil
 }
 
-// lookUp takes in the sandboxes that have come and gone.
+// lookUp takes in the sandboxes that have come and gone, and looks again at those that came a
+// moment ago.
 func (s *session) lookUp() {
+	s.takeIn()
+	for id, l := range s.young {
+		switch {
+		case time.Now().Before(l.at):
+		case l.delay > lastLook:
+			delete(s.young, id)
+		default:
+			s.readAddresses(s.known[id])
+			s.young[id] = look{time.Now().Add(l.delay), 2 * l.delay}
+		}
+	}
+}
+
+func (s *session) takeIn() {
 	s.mu.Lock()
 	found, left := s.found, s.left
 	if len(found)+len(left) == 0 {
@@ -334,9 +362,11 @@ func (s *session) lookUp() {
 	s.mu.Unlock()
 	for id := range left {
 		delete(s.known, id)
+		delete(s.young, id)
 	}
 	for id, box := range found {
 		s.known[id] = box
+		s.young[id] = look{time.Now().Add(firstLook), 2 * firstLook}
 		s.readAddresses(box)
 	}
 }
