@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds what should happen soon.
-const patience = 40 * time.Second
+const patience = 2 * time.Minute
 
 // site is a host of the test's own that routes between two containers and an outside, with
 // real nftables: it publishes a port of web, masquerades what leaves, and has a service address
