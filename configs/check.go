@@ -53,6 +53,8 @@ func (s *source) check(r raw) *Config {
 		Accounting: Accounting{
 			Source: checked(s, "accounting.source", r.Accounting.Source, oneOf(Auto, SourceBPF, SourceProc)),
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
+
+			Conntrack: checked(s, "accounting.conntrack", r.Accounting.Conntrack, oneOf(On, Off)) == On,
 		},
 		Limits: s.checkLimits(r),
 		Exporter: Exporter{

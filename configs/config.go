@@ -38,6 +38,8 @@ const (
 	ModeClsact = "clsact"
 	ModeTCX    = "tcx"
 
+	On = "on"
+
 	CgroupAll  = "all"
 	SourceBPF  = "bpf"
 	SourceProc = "proc"
@@ -127,6 +129,8 @@ type Names struct {
 type Accounting struct {
 	Source string // Auto, SourceBPF or SourceProc
 	Cgroup string // Auto, CgroupAll or Off
+
+	Conntrack bool // whether connections are counted
 }
 
 // Limits bounds what containers can take of the host by being there. What is beyond a bound is

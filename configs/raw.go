@@ -51,6 +51,8 @@ type raw struct {
 	Accounting struct {
 		Source string `yaml:"source"`
 		Cgroup string `yaml:"cgroup"`
+
+		Conntrack string `yaml:"conntrack"`
 	} `yaml:"accounting"`
 	Limits struct {
 		Containers     int     `yaml:"containers"`
@@ -179,6 +181,7 @@ func (c *Config) raw() raw {
 	r.Names.CRI = c.Names.CRI
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
+	r.Accounting.Conntrack = onOff(c.Accounting.Conntrack)
 	r.Limits.Containers = c.Limits.Containers
 	r.Limits.PerUser = c.Limits.PerUser
 	r.Limits.Interfaces = c.Limits.Interfaces
@@ -205,6 +208,14 @@ func (c *Config) raw() raw {
 	return r
 }
 
+// onOff is how a switch is written.
+func onOff(on bool) string {
+	if on {
+		return On
+	}
+	return Off
+}
+
 // list makes no difference between an empty list and none.
 func list(items []string) []string { return append([]string{}, items...) }
 
@@ -219,7 +230,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "accounting.source", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "accounting.conntrack", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

@@ -198,6 +198,9 @@ func (s *scrape) container(c *usage.Container, id string) {
 	if c.IP != nil {
 		s.ip(c, series{id: id, name: name, namespace: namespace, pod: pod})
 	}
+	if c.Conntrack != nil {
+		s.connections(c, series{id: id, name: name, namespace: namespace, pod: pod})
+	}
 	for i := range c.Interfaces {
 		iface := &c.Interfaces[i]
 		if repeated(c.Interfaces[:i], iface.Name) {

@@ -239,7 +239,7 @@ func TestLint(t *testing.T) {
 // A scraper takes what /metrics answers, whatever other packages add.
 func TestPromtool(t *testing.T) {
 	need.Commands(t, "promtool")
-	opts := options(snapshot())
+	opts := options(tracked(true, true))
 	opts.Settings = everything
 	_, _, body := request(t, newExporter(t, opts).Handler(), "GET", "/metrics")
 	cmd := exec.Command("promtool", "check", "metrics")
@@ -345,7 +345,7 @@ func TestMetricsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := options(snapshot())
+	opts := options(tracked(true, true))
 	opts.Settings = everything
 	_, _, body := request(t, newExporter(t, opts).Handler(), "GET", "/metrics")
 	for line := range strings.Lines(body) {

@@ -46,6 +46,7 @@ type descs struct {
 	unowned                 unownedDescs
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
+	conntrack               conntrackDescs
 
 	all []*prometheus.Desc
 }
@@ -100,6 +101,7 @@ func newDescs() descs {
 			"Counted on interfaces that were gone before a container was known that owns them, such as those of image builds, since this process began")
 	}
 	d.quota = d.addQuotas()
+	d.conntrack = d.addConntrack()
 	return d
 }
 

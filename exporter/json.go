@@ -45,6 +45,8 @@ type Container struct {
 	Receive     Counts            `json:"receive"`  // the sum over Interfaces
 	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
+
+	Conntrack *Conntrack `json:"conntrack"` // nil where it is not counted
 }
 
 // IP is what the sockets in a container's cgroup sent and received.
@@ -168,6 +170,8 @@ func containerOf(c *usage.Container) Container {
 		Receive:     receiveOf(&c.Traffic),
 		Transmit:    transmitOf(&c.Traffic),
 		IP:          ipOf(c.IP),
+
+		Conntrack: conntrackOf(c.Conntrack),
 	}
 }
 

@@ -53,6 +53,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"secrets", false, func() (string, error) { return secrets(config) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
+		{"conntrack", false, func() (string, error) { return connectionsTracked(config.Accounting.Conntrack) }},
 	}...)
 	sources := names.New(names.Options{
 		Docker: config.Names.Docker, Podman: config.Names.Podman, CRI: config.Names.CRI,

@@ -24,6 +24,7 @@ import (
 
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/conntrack"
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
@@ -86,6 +87,8 @@ type daemon struct {
 	notify   *notify.Dispatcher
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
+
+	connections *conntrack.Tracker // nil where they are not counted
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
@@ -152,6 +155,7 @@ func (d *daemon) wire() (err error) {
 	if err := d.open(d.datapath); err != nil {
 		return err
 	}
+	d.trackConnections()
 	if d.control, err = d.newControl(); err != nil {
 		return err
 	}
@@ -181,7 +185,7 @@ func (d *daemon) wire() (err error) {
 		Hosts:  d.config.Load().Exporter.Hosts,
 		Ready:  d.ready,
 		Extra: slices.Concat(d.control.metrics, d.ledger.Metrics(), d.notify.Metrics(),
-			d.watching(), []prometheus.Collector{d.reloadOK, d.bySource(), d.clock}),
+			d.watching(), d.connectionMetrics(), []prometheus.Collector{d.reloadOK, d.bySource(), d.clock}),
 		Now:      d.clock.Now,
 		Distrust: d.clock.Distrust,
 		Log:      d.log,
@@ -281,7 +285,7 @@ func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
 		if d.refresh != nil {
 			d.refresh(ctx)
 		}
-		return d.accounts.Snapshot(), nil
+		return d.withConnections(d.accounts.Snapshot()), nil
 	case <-ctx.Done():
 		return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
 	}
@@ -387,6 +391,7 @@ func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	group.Go(func() error { return d.watch.Run(ctx, events) })
 	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
+	group.Go(func() error { return d.countConnections(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
 	// What quotas say in the end is to be told, and that it was is to be saved.
 	told, done := context.WithCancel(context.WithoutCancel(ctx))

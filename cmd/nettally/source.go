@@ -99,7 +99,7 @@ func counting[F any](d *daemon, backend roster.Backend[F], adopted <-chan struct
 	who := roster.New(roster.Options[F]{
 		Containers: d.watch.Containers,
 		Missed:     d.watch.Missed,
-		Backend:    backend,
+		Backend:    tellConnections(d, backend),
 		Accounts:   d.accounts,
 		Names:      d.names,
 		Settings:   d.known,

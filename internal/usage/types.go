@@ -261,6 +261,9 @@ type Container struct {
 	// on: what tells apart containers that share a namespace. Nil where that is not counted.
 	IP      *Traffic
 	IPSince time.Time // it is counted
+
+	// Conntrack is filled in by who has it, see package conntrack.
+	Conntrack *Conntrack
 }
 
 // Accounted says whether the container's traffic is counted.

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nettally/nettally/internal/conntrack"
+	"github.com/nettally/nettally/internal/roster"
+	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
+)
+
+// trackConnections prepares to count connections, if they are to be.
+func (d *daemon) trackConnections() {
+	config := d.config.Load()
+	if !config.Accounting.Conntrack {
+		return
+	}
+	d.connections = conntrack.New(conntrack.Options{
+		Retention: func() time.Duration { return d.config.Load().Retention.API },
+		Log:       d.log,
+	})
+}
+
+// connectionMetrics are none where connections are not counted.
+func (d *daemon) connectionMetrics() []prometheus.Collector {
+	if d.connections == nil {
+		return nil
+	}
+	return d.connections.Metrics()
+}
+
+// countConnections runs until the context ends.
+func (d *daemon) countConnections(ctx context.Context) error {
+	if d.connections == nil {
+		return nil
+	}
+	return d.connections.Run(ctx)
+}
+
+// withConnections adds to a snapshot what is known of the containers' connections.
+func (d *daemon) withConnections(s usage.Snapshot) usage.Snapshot {
+	if d.connections == nil {
+		return s
+	}
+	counted := d.connections.Counted()
+	for i := range s.Containers {
+		if c, ok := counted[s.Containers[i].ID]; ok {
+			s.Containers[i].Conntrack = &c
+		}
+	}
+	return s
+}
+
+// telling is a backend that tells whose each network namespace is, to who counts connections.
+type telling[F any] struct {
+	roster.Backend[F]
+	to    *conntrack.Tracker
+	watch *watcher.Watcher
+}
+
+// tellConnections returns the backend itself where connections are not counted.
+func tellConnections[F any](d *daemon, backend roster.Backend[F]) roster.Backend[F] {
+	if d.connections == nil {
+		return backend
+	}
+	return telling[F]{backend, d.connections, d.watch}
+}
+
+// Count implements [roster.Backend]. A nested container's addresses are in the namespace of the
+// one around it, which the host does not see. A user can give a namespace any address, so a
+// user's container has to have an interface from the host.
+func (t telling[F]) Count(owner roster.Member, in roster.Location[F]) roster.Outcome {
+	outcome := t.Backend.Count(owner, in)
+	if owner.Found.ParentID == "" && (usage.UserOf(owner.ID) == "" || outcome.Given) {
+		t.to.Found(conntrack.Sandbox{
+			ID: in.ID, Owner: owner.ID, Since: owner.Found.CreatedAt,
+			Addresses: func() ([]netip.Addr, error) { return addressesOf(t.watch, owner.Found) },
+		})
+	}
+	return outcome
+}
+
+// Update implements [roster.Backend].
+func (t telling[F]) Update(m roster.Member) {
+	t.Backend.Update(m)
+	if m.Ended {
+		t.to.Ended(m.ID)
+	}
+}
+
+// Left implements [roster.Backend].
+func (t telling[F]) Left(in roster.Space) {
+	t.Backend.Left(in)
+	t.to.Left(in.ID)
+}
+
+// addressesOf lists the addresses in a container's network namespace.
+func addressesOf(w *watcher.Watcher, c watcher.Container) ([]netip.Addr, error) {
+	n, err := w.Hold(c)
+	if err != nil {
+		return nil, err
+	}
+	found, err := n.Addresses()
+	return found, errors.Join(err, n.Close())
+}
+
+// connectionsTracked looks at the connection tracking of the process's network namespace, for
+// `nettally check`.
+func connectionsTracked(on bool) (string, error) {
+	if !on {
+		return "off, by accounting.conntrack", nil
+	}
+	return conntrack.Check(0)
+}

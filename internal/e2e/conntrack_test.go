@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/dockerhost"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+)
+
+// TestConnections counts connections of Docker's containers from the first on, and tells
+// nothing of those that have no address of their own.
+func TestConnections(t *testing.T) {
+	need.Root(t)
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	p := startPair(t, docker, startDaemon(t, docker, "accounting: {conntrack: on}\n"+onlyDocker(docker)))
+	onHost := docker.Run("--name", "agent", "--network", "host", dockerhost.Image)
+
+	const received, sent = 40, 15
+	p.connect(t, p.clientAgent, netip.MustParseAddrPort("10.232.0.1:9"), testnet.Connects{Refused: sent})
+	to := nettest.Must(p.serverAgent.Listen("tcp", p.addresses()["IPv4"]))(t).Addr
+	if err := docker.Namespace.Do(func() error { return dialAll(to, received) }); err != nil {
+		t.Fatal(err)
+	}
+	p.daemon.poll("all are counted", func() error {
+		client, err := p.daemon.container(p.client)
+		if err != nil {
+			return err
+		}
+		server, err := p.daemon.container(p.server)
+		if err != nil {
+			return err
+		}
+		if client.Conntrack == nil || server.Conntrack == nil {
+			return fmt.Errorf("not known: %v, %v", client.Conntrack, server.Conntrack)
+		}
+		if c := client.Conntrack.Transmit.TCP; c.Opened == nil || *c.Opened != sent {
+			return fmt.Errorf("client %s", said(c))
+		}
+		if c := server.Conntrack.Receive.TCP; c.Opened == nil || *c.Opened != received || c.Other == nil {
+			return fmt.Errorf("server %s", said(c))
+		}
+		return nil
+	})
+	if c := nettest.Must(p.daemon.container(onHost))(t); c.Conntrack != nil {
+		t.Errorf("a container on the host's network: %+v", c.Conntrack)
+	}
+	if out, err := p.daemon.run("check"); err != nil || !strings.Contains(out, "entries, events on") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+}
+
+func dialAll(to netip.AddrPort, n int) error {
+	for range n {
+		c, err := net.Dial("tcp", to.String())
+		if err != nil {
+			return err
+		}
+		if err := c.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func said(c exporter.Connections) string {
+	text := func(n *uint64) string {
+		if n == nil {
+			return "unknown"
+		}
+		return fmt.Sprint(*n)
+	}
+	return fmt.Sprintf("opened %s, closed %s, established %s, other %s", text(c.Opened), text(c.Closed), text(c.Established), text(c.Other))
+}
