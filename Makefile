@@ -31,7 +31,7 @@ export CGO_ENABLED := 0
 TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables \
 	busybox:busybox-static tcpdump:tcpdump ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
-	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
+	nft:nftables ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
 	mkfs.ext4:e2fsprogs gcc:gcc podman:podman conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
@@ -55,7 +55,7 @@ ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 
 # The packages whose goroutines share memory.
 RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./internal/usage ./internal/ledger \
-	./internal/wallclock ./internal/roster ./internal/procnet ./configs ./watcher ./internal/controller ./cmd/nettally
+	./internal/wallclock ./internal/roster ./internal/procnet ./configs ./watcher ./internal/controller ./cmd/nettally ./internal/nflog
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
