@@ -127,6 +127,12 @@ type Names struct {
 type Accounting struct {
 	Source string // Auto, SourceBPF or SourceProc
 	Cgroup string // Auto, CgroupAll or Off
+	NFLOG  NFLOG
+}
+
+// NFLOG says what firewall rules log of connection requests.
+type NFLOG struct {
+	Group uint16 // 0 is off
 }
 
 // Limits bounds what containers can take of the host by being there. What is beyond a bound is

@@ -78,6 +78,8 @@ names:
 accounting:
   source: auto
   cgroup: auto
+  nflog:
+    group: 0
 limits:
   containers: 20000
   per_user: 256

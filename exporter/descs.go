@@ -42,6 +42,7 @@ type descs struct {
 	unowned                 unownedDescs
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
+	nflog                   nflogDescs
 
 	all []*prometheus.Desc
 }
@@ -90,6 +91,7 @@ func newDescs() descs {
 			"Counted on interfaces that were gone before a container was known that owns them, such as those of image builds, since this process began")
 	}
 	d.quota = d.addQuotas()
+	d.nflog = d.addNFLOG()
 	return d
 }
 

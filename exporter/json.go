@@ -18,6 +18,7 @@ type Containers struct {
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
 	Source  string      `json:"source"` // of the numbers: "bpf" or "proc"
+	NFLOG   *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
 }
 
 // Container is one container in JSON.
@@ -43,6 +44,7 @@ type Container struct {
 	Receive     Counts            `json:"receive"`  // the sum over Interfaces
 	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
+	NFLOG       *NFLOG            `json:"nflog"`    // by firewall rules, nil where they log nothing of it
 }
 
 // IP is what the sockets in a container's cgroup sent and received.
@@ -158,6 +160,7 @@ func containerOf(c *usage.Container) Container {
 		Receive:     countsOf(&c.Receive),
 		Transmit:    countsOf(&c.Transmit),
 		IP:          ipOf(c.IP),
+		NFLOG:       nflogOf(c.Logged),
 	}
 }
 

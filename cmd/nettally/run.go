@@ -27,6 +27,7 @@ import (
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
+	"github.com/nettally/nettally/internal/nflog"
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/quota/notify"
 	"github.com/nettally/nettally/internal/roster"
@@ -70,6 +71,7 @@ type daemon struct {
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
 	control  *counter
+	requests *nflog.Counter // nil where firewall rules are not asked
 	quotas   *quota.Engine
 	notify   *notify.Dispatcher
 	exporter *exporter.Exporter
@@ -140,6 +142,7 @@ func (d *daemon) wire() (err error) {
 	if d.control, err = d.newControl(); err != nil {
 		return err
 	}
+	d.requests = d.newRequests()
 	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "nettally_config_last_reload_successful",
 		Help: "1 if the configuration in force is the one in the file.",
@@ -266,7 +269,11 @@ func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
 		if d.refresh != nil {
 			d.refresh(ctx)
 		}
-		return d.accounts.Snapshot(), nil
+		snap := d.accounts.Snapshot()
+		if d.requests != nil {
+			d.requests.Fill(&snap)
+		}
+		return snap, nil
 	case <-ctx.Done():
 		return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
 	}
@@ -373,6 +380,9 @@ func (d *daemon) run(cmd *cobra.Command) error {
 	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
+	if d.requests != nil {
+		group.Go(func() error { return d.requests.Run(ctx) })
+	}
 	// What quotas say in the end is to be told, and that it was is to be saved.
 	told, done := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
