@@ -54,25 +54,25 @@ func (r Rules) NFT() string {
 	say("table inet nettally")
 	say("delete table inet nettally")
 	say("table inet nettally {")
-	say("\tchain requests {")
-	say("\t\t%s %s", tcpRequest, log)
-	say("\t\tmeta l4proto != tcp ct state new ct status & confirmed == 0 %s", log)
-	say("\t}")
+	say("  chain requests {")
+	say("    %s %s", tcpRequest, log)
+	say("    meta l4proto != tcp ct state new ct status & confirmed == 0 %s", log)
+	say("  }")
 	for _, hook := range []struct {
 		name    string
 		in, out bool
 	}{{"forward", true, true}, {"input", true, false}, {"output", false, true}} {
-		say("\tchain %s {", hook.name)
-		say("\t\ttype filter hook %s priority -1; policy accept;", hook.name)
+		say("  chain %s {", hook.name)
+		say("    type filter hook %s priority -1; policy accept;", hook.name)
 		for _, name := range r.Interfaces {
 			if hook.in {
-				say("\t\tiifname %q goto requests", name)
+				say("    iifname %q goto requests", name)
 			}
 			if hook.out {
-				say("\t\toifname %q goto requests", name)
+				say("    oifname %q goto requests", name)
 			}
 		}
-		say("\t}")
+		say("  }")
 	}
 	say("}")
 	r.nftBridge(say, log)
@@ -90,15 +90,15 @@ func (r Rules) nftBridge(say func(string, ...any), log string) {
 	}
 	say("# Frames from port to port of a bridge. Of these only TCP: few kernels have conntrack there.")
 	say("table bridge nettally {")
-	say("\tchain forward {")
-	say("\t\ttype filter hook forward priority -1; policy accept;")
+	say("  chain forward {")
+	say("    type filter hook forward priority -1; policy accept;")
 	if !r.IPv4Bridged {
-		say("\t\tether type ip %s %s", tcpRequest, log)
+		say("    ether type ip %s %s", tcpRequest, log)
 	}
 	if !r.IPv6Bridged {
-		say("\t\tether type ip6 %s %s", tcpRequest, log)
+		say("    ether type ip6 %s %s", tcpRequest, log)
 	}
-	say("\t}")
+	say("  }")
 	say("}")
 }
 

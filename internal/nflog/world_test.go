@@ -34,6 +34,7 @@ type world struct {
 	host    *testnet.Namespace
 	nodes   map[string]*node
 	counter *Counter
+	stop    func() // the counter
 
 	agentOfHost *testnet.Agent
 
@@ -227,7 +228,8 @@ func (w *world) start(buffer int) {
 		},
 		Log: slog.New(slog.NewTextHandler(w.logged, nil)),
 	})
-	w.t.Cleanup(run(w.counter))
+	w.stop = sync.OnceFunc(run(w.counter))
+	w.t.Cleanup(w.stop)
 	w.until("the group is bound", func(s usage.Snapshot) bool { return s.Log.Bound })
 }
 
