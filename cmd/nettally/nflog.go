@@ -28,6 +28,7 @@ func (d *daemon) newRequests() *nflog.Counter {
 	return nflog.New(nflog.Options{
 		Group: group,
 		Owner: func(ifindex int) string { return d.accounts.Account(usage.OnHost(ifindex)) },
+		Count: d.countSYN,
 		Log:   d.log,
 	})
 }

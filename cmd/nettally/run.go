@@ -79,10 +79,11 @@ type daemon struct {
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
-	newControl func() (*counter, error)      // once the accounts are open
-	refresh    func(context.Context)         // brings the counters up to date, nil where they are
-	readings   func(all bool) usage.Snapshot // says when they were brought, nil where they are
-	closers    []io.Closer                   // in the order they were opened
+	newControl func() (*counter, error)                    // once the accounts are open
+	refresh    func(context.Context)                       // brings the counters up to date, nil where they are
+	readings   func(all bool) usage.Snapshot               // says when they were brought, nil where they are
+	countSYN   func(ifindex int, receive, transmit uint64) // counts requests, nil where programs do
+	closers    []io.Closer                                 // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.

@@ -92,34 +92,35 @@ func (c *Counter) count(e end, direction int, tcp bool, now time.Time) {
 	if tcp {
 		r[direction].SYN = 1
 	}
-	id, may := c.owner(e)
+	id, port, may := c.owner(e)
 	switch {
 	case id != "":
-		c.add(id, r, now)
+		c.add(id, port, r, now)
 	case may:
 		c.wait(e, r, now)
 	}
 }
 
-// owner returns whose an end is. Not may: it is no container's.
-func (c *Counter) owner(e end) (id string, may bool) {
+// owner returns whose an end is, and by which host veth. Not may: it is no container's.
+func (c *Counter) owner(e end) (id string, port uint32, may bool) {
 	if id := c.Owner(int(e.dev)); id != "" {
-		return id, true
+		return id, e.dev, true
 	}
 	kind, known := c.index.links[e.dev]
 	if known && kind == other {
-		return "", false
+		return "", 0, false
 	}
-	if port, ok := c.index.ports[e]; ok {
-		id = c.Owner(int(port))
-		if time.Since(c.index.at) > stale {
-			c.look()
-		}
+	port, found := c.index.ports[e]
+	if !found {
+		return "", 0, true
 	}
-	return id, true
+	if time.Since(c.index.at) > stale {
+		c.look()
+	}
+	return c.Owner(int(port)), port, true
 }
 
-func (c *Counter) add(id string, r [2]usage.Requests, now time.Time) {
+func (c *Counter) add(id string, port uint32, r [2]usage.Requests, now time.Time) {
 	t := c.tallies[id]
 	if t == nil {
 		t = &tally{first: now}
@@ -128,6 +129,9 @@ func (c *Counter) add(id string, r [2]usage.Requests, now time.Time) {
 	t.last = now
 	for d := range t.requests {
 		t.requests[d] = t.requests[d].Plus(r[d])
+	}
+	if c.Count != nil {
+		c.Count(int(port), r[receive].SYN, r[transmit].SYN)
 	}
 }
 
@@ -213,9 +217,9 @@ func (c *Counter) settle(found *index) (more bool) {
 			}
 			continue
 		}
-		switch id, may := c.owner(e); {
+		switch id, port, may := c.owner(e); {
 		case id != "":
-			c.add(id, w.requests, now)
+			c.add(id, port, w.requests, now)
 			delete(c.pending, e)
 		case !may:
 			delete(c.pending, e)

@@ -29,6 +29,9 @@ type Options struct {
 	Group uint16 // of NFLOG, not 0
 	// Owner returns the id of the account that an interface in the host is counted for, or "".
 	Owner func(ifindex int) string
+	// Count is told how many requests of TCP an interface of [Options.Owner] has passed, in
+	// the words of its container; nil where nobody wants to know.
+	Count func(ifindex int, receive, transmit uint64)
 	Log   *slog.Logger
 
 	NetNS  int    // a descriptor of the network namespace, 0 for the current one

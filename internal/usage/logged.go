@@ -2,7 +2,11 @@
 
 package usage
 
-import "time"
+import (
+	"time"
+
+	"github.com/nettally/nettally/bpf"
+)
 
 // Requests is how often a connection was asked for, by what the host's firewall rules log.
 type Requests struct {
@@ -31,6 +35,17 @@ type LogState struct {
 	Overruns     uint64 // times that the queue was full
 	Ignored      uint64 // packets that ask for no connection
 	Unattributed uint64 // requests of containers that were not found
+}
+
+// Slot returns the slot that a target is counted on.
+func (s *Slots) Slot(target Target) (_ bpf.Slot, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.attachments[target]
+	if at == nil {
+		return bpf.Slot{}, false
+	}
+	return at.slot, true
 }
 
 // Account returns the id of the account that a target is counted for, "" if nobody owns it.
