@@ -20,7 +20,7 @@ const (
 
 const (
 	maxPending = 4096             // ends that are looked for at a time, or were in vain a moment ago
-	patience   = 5 * time.Second  // for which an end is looked for
+	patience   = 5 * time.Second  // for which an end is looked for, but in tests
 	forgotten  = time.Minute      // after which one that was not found is looked for again
 	stale      = 30 * time.Second // after which addresses are read again, while they are used
 	keepUnseen = time.Minute      // for which a count may be of an account that no snapshot had
@@ -223,7 +223,7 @@ func (c *Counter) settle(found *index) (more bool) {
 			delete(c.pending, e)
 		case !may:
 			delete(c.pending, e)
-		case now.Sub(w.since) > patience:
+		case now.Sub(w.since) > c.patience:
 			c.giveUp(w.requests)
 			*w = waiting{since: now, vain: true}
 		default:

@@ -25,12 +25,12 @@ func TestFullQueue(t *testing.T) {
 	nettest.Must(w.nodes["a"].Connect(taken.Addr, 1000))(t)
 	w.counter.mu.Unlock()
 
-	s := w.until("the queue was full", func(s usage.Snapshot) bool { return s.Log.Overruns > 0 })
-	s = w.until("the loss is known", func(s usage.Snapshot) bool {
+	w.until("the queue was full", func(s usage.Snapshot) bool { return s.Log.Overruns > 0 })
+	w.until("the loss is known", func(s usage.Snapshot) bool {
 		w.ask([2]string{"a", "outside"}, 0, 1) // what follows tells
 		return s.Log.Lost > 0
 	})
-	s = w.until("all is there", func(s usage.Snapshot) bool { return s.Log.Logged+s.Log.Lost == w.counted("nft") })
+	s := w.until("all is there", func(s usage.Snapshot) bool { return s.Log.Logged+s.Log.Lost == w.counted("nft") })
 	if got := loggedOf(s, "a").Transmit.Connections; got != s.Log.Logged {
 		t.Errorf("%d requests of a, %d came", got, s.Log.Logged)
 	}
@@ -62,7 +62,8 @@ func TestGroupOfAnother(t *testing.T) {
 	w.stop()
 	w.until("the second has the group", func(s usage.Snapshot) bool { return s.Log.Bound })
 	w.ask([2]string{"a", "outside"}, 1, 7)
-	w.until("the second counts", func(s usage.Snapshot) bool { return loggedOf(s, "a").Transmit.Connections == 8 })
+	_, count := w.came(8)
+	w.until("the second counts", func(s usage.Snapshot) bool { return loggedOf(s, "a").Transmit.Connections == count })
 	w.counter = first
 	if s := w.snapshot(); s.Log.Bound || s.Log.Logged != 0 {
 		t.Errorf("the first: %+v", *s.Log)

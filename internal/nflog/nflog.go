@@ -45,6 +45,8 @@ type Counter struct {
 	said rate.Sometimes // that the queue was full
 	wake chan struct{}  // somebody is to be found
 
+	patience time.Duration // for which somebody is looked for
+
 	mu      sync.Mutex
 	index   *index
 	tallies map[string]*tally // by account
@@ -72,12 +74,13 @@ func New(o Options) *Counter {
 		o.Buffer = defaultBuffer
 	}
 	return &Counter{
-		Options: o,
-		said:    rate.Sometimes{Interval: time.Minute},
-		wake:    make(chan struct{}, 1),
-		index:   &index{},
-		tallies: map[string]*tally{},
-		pending: map[end]*waiting{},
+		Options:  o,
+		said:     rate.Sometimes{Interval: time.Minute},
+		wake:     make(chan struct{}, 1),
+		patience: patience,
+		index:    &index{},
+		tallies:  map[string]*tally{},
+		pending:  map[end]*waiting{},
 	}
 }
 

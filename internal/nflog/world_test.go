@@ -37,6 +37,7 @@ type world struct {
 	stop    func() // the counter
 
 	agentOfHost *testnet.Agent
+	patience    time.Duration // of the counter
 
 	logged *logBuffer
 
@@ -59,7 +60,7 @@ func newWorld(t *testing.T, bridged bool) *world {
 	t.Helper()
 	need.Root(t)
 	need.Commands(t, "ip", "nft", "iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy", "tcpdump")
-	w := &world{t: t, host: nettest.Host(t), nodes: map[string]*node{}, owners: map[int]string{}, logged: &logBuffer{}}
+	w := &world{t: t, host: nettest.Host(t), nodes: map[string]*node{}, owners: map[int]string{}, logged: &logBuffer{}, patience: time.Hour}
 	w.agentOfHost = nettest.Agent(t, w.host)
 	w.ip(w.host, "link add br0 type bridge mcast_snooping 0")
 	w.ip(w.host, "link set br0 up")
@@ -228,6 +229,7 @@ func (w *world) start(buffer int) {
 		},
 		Log: slog.New(slog.NewTextHandler(w.logged, nil)),
 	})
+	w.counter.patience = w.patience
 	w.stop = sync.OnceFunc(run(w.counter))
 	w.t.Cleanup(w.stop)
 	w.until("the group is bound", func(s usage.Snapshot) bool { return s.Log.Bound })
@@ -263,7 +265,7 @@ func loggedOf(s usage.Snapshot, id string) usage.Logged {
 // until waits until a snapshot is as it should be.
 func (w *world) until(what string, is func(usage.Snapshot) bool) usage.Snapshot {
 	w.t.Helper()
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(5 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(20 * time.Millisecond) {
 		if s := w.snapshot(); is(s) {
 			return s
 		}
@@ -274,6 +276,17 @@ func (w *world) until(what string, is func(usage.Snapshot) bool) usage.Snapshot 
 	}
 	w.t.Fatalf("%s: never; %+v\n%s", what, *s.Log, w.logged)
 	return s
+}
+
+// came waits until all that the rules of nft have logged is counted or looked for, and returns
+// how much that is: a request that takes too long on a busy machine is sent again.
+func (w *world) came(least uint64) (s usage.Snapshot, count uint64) {
+	w.t.Helper()
+	s = w.until("all came", func(s usage.Snapshot) bool {
+		count = w.counted("nft")
+		return count >= least && s.Log.Logged == count
+	})
+	return s, count
 }
 
 type logBuffer struct {
