@@ -55,7 +55,7 @@ ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 
 # The packages whose goroutines share memory.
 RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./internal/usage ./internal/ledger \
-	./internal/wallclock ./internal/conntrack ./internal/roster ./internal/procnet ./configs ./watcher ./internal/controller ./cmd/nettally
+	./internal/wallclock ./internal/conntrack ./internal/nflog ./internal/roster ./internal/procnet ./configs ./watcher ./internal/controller ./cmd/nettally
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \

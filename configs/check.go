@@ -55,6 +55,7 @@ func (s *source) check(r raw) *Config {
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
 
 			Conntrack: checked(s, "accounting.conntrack", r.Accounting.Conntrack, oneOf(On, Off)) == On,
+			NFLOG:     NFLOG{Group: checked(s, "accounting.nflog.group", strconv.Itoa(r.Accounting.NFLOG.Group), number16)},
 		},
 		Limits: s.checkLimits(r),
 		Exporter: Exporter{
@@ -190,6 +191,14 @@ func level(text string) (slog.Level, error) {
 		}
 	}
 	return 0, errUnfit
+}
+
+func number16(text string) (uint16, error) {
+	number, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, errUnfit
+	}
+	return uint16(number), nil
 }
 
 func positive16(text string) (uint16, error) {

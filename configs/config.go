@@ -131,6 +131,12 @@ type Accounting struct {
 	Cgroup string // Auto, CgroupAll or Off
 
 	Conntrack bool // whether connections are counted
+	NFLOG     NFLOG
+}
+
+// NFLOG says what firewall rules log of connection requests.
+type NFLOG struct {
+	Group uint16 // 0 is off
 }
 
 // Limits bounds what containers can take of the host by being there. What is beyond a bound is

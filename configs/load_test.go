@@ -86,7 +86,7 @@ bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, cni_dirs: [/opt/cni/conf/], interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
-accounting: {source: proc, cgroup: all, conntrack: on}
+accounting: {source: proc, cgroup: all, conntrack: on, nflog: {group: 65535}}
 limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
@@ -112,6 +112,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
 	want.Accounting.Conntrack = "on"
+	want.Accounting.NFLOG.Group = 65535
 	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
 	want.Limits.Ended, want.Limits.SlotsForRoot, want.Limits.SeriesPerQuota = 4, 1, 1000000
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
@@ -323,6 +324,7 @@ var changed = map[string]string{
 	"names.labels":              `names: {labels: [a]}`,
 	"accounting.cgroup":         `accounting: {cgroup: off}`,
 	"accounting.conntrack":      `accounting: {conntrack: on}`,
+	"accounting.nflog.group":    `accounting: {nflog: {group: 5}}`,
 	"limits.containers":         `limits: {containers: 1}`,
 	"limits.per_user":           `limits: {per_user: 1}`,
 	"limits.interfaces":         `limits: {interfaces: 1}`,
@@ -348,7 +350,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.conntrack", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
+		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.conntrack", "accounting.nflog.group", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

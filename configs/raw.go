@@ -53,6 +53,9 @@ type raw struct {
 		Cgroup string `yaml:"cgroup"`
 
 		Conntrack string `yaml:"conntrack"`
+		NFLOG     struct {
+			Group int `yaml:"group"`
+		} `yaml:"nflog"`
 	} `yaml:"accounting"`
 	Limits struct {
 		Containers     int     `yaml:"containers"`
@@ -182,6 +185,7 @@ func (c *Config) raw() raw {
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
 	r.Accounting.Conntrack = onOff(c.Accounting.Conntrack)
+	r.Accounting.NFLOG.Group = int(c.Accounting.NFLOG.Group)
 	r.Limits.Containers = c.Limits.Containers
 	r.Limits.PerUser = c.Limits.PerUser
 	r.Limits.Interfaces = c.Limits.Interfaces
@@ -230,7 +234,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "accounting.source", "accounting.conntrack", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

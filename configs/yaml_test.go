@@ -79,6 +79,8 @@ accounting:
   source: auto
   cgroup: auto
   conntrack: "off"
+  nflog:
+    group: 0
 limits:
   containers: 20000
   per_user: 256

@@ -114,6 +114,7 @@ func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
 		Containers: containersOf(slices.DeleteFunc(snap.Containers, q.excludes)),
 		TakenAt:    snap.TakenAt.UTC(),
 		Source:     e.source,
+		NFLOG:      nflogStateOf(snap.Log),
 	}
 	if q.all {
 		body.Unowned = interfacesOf(snap.Unowned)

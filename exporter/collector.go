@@ -148,6 +148,7 @@ func (s *scrape) host(snap usage.Snapshot) {
 	count(snap.Unowned)
 
 	s.unowned(snap)
+	s.nflog(snap.Log)
 	s.gauge(s.descs.containers, nil, float64(running))
 	s.beyond("containers", snap.Beyond.Root)
 	s.beyond("per_user", snap.Beyond.Users)
@@ -195,6 +196,9 @@ func (s *scrape) container(c *usage.Container, id string) {
 	}
 	s.gauge(s.descs.accounted, pairs(accountedLabels, id, name, s.text(string(c.Reason))), accounted)
 
+	if c.Logged != nil {
+		s.logged(c.Logged, series{id: id, name: name, namespace: namespace, pod: pod})
+	}
 	if c.IP != nil {
 		s.ip(c, series{id: id, name: name, namespace: namespace, pod: pod})
 	}

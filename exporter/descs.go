@@ -47,6 +47,7 @@ type descs struct {
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
 	conntrack               conntrackDescs
+	nflog                   nflogDescs
 
 	all []*prometheus.Desc
 }
@@ -102,6 +103,7 @@ func newDescs() descs {
 	}
 	d.quota = d.addQuotas()
 	d.conntrack = d.addConntrack()
+	d.nflog = d.addNFLOG()
 	return d
 }
 

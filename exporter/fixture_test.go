@@ -53,6 +53,9 @@ func snapshot() usage.Snapshot {
 			AttachedAt: noon.Add(-time.Hour), Attached: true, Traffic: traffic(10_000),
 		}},
 		Traffic: traffic(10_000),
+		Logged: &usage.Logged{
+			Receive: usage.Requests{Connections: 8, SYN: 3}, Transmit: usage.Requests{Connections: 9, SYN: 4}, Since: noon,
+		},
 	}
 	host := usage.Container{
 		ID: "aaa222", Name: "agent", Runtime: "containerd", Namespace: "kube-system", Pod: "agent-x",
@@ -79,6 +82,7 @@ func snapshot() usage.Snapshot {
 			HostInterface: "veth99", Hook: "clsact", AttachedAt: noon, Attached: true, Traffic: traffic(20_000),
 		}},
 		Orphaned:     traffic(40_000),
+		Log:          &usage.LogState{Group: 5, Bound: true, Logged: 20, Lost: 6, Overruns: 1, Ignored: 2, Unattributed: 3},
 		Uncounted:    map[string]uint64{"no_row": 0},
 		Unclassified: map[string]uint64{"truncated": 7},
 	}

@@ -18,6 +18,7 @@ type Containers struct {
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
 	Source  string      `json:"source"` // of the numbers: "bpf" or "proc"
+	NFLOG   *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
 }
 
 // Container is one container in JSON.
@@ -47,6 +48,7 @@ type Container struct {
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
 
 	Conntrack *Conntrack `json:"conntrack"` // nil where it is not counted
+	NFLOG     *NFLOG     `json:"nflog"`     // by firewall rules, nil where they log nothing of it
 }
 
 // IP is what the sockets in a container's cgroup sent and received.
@@ -172,6 +174,7 @@ func containerOf(c *usage.Container) Container {
 		IP:          ipOf(c.IP),
 
 		Conntrack: conntrackOf(c.Conntrack),
+		NFLOG:     nflogOf(c.Logged),
 	}
 }
 

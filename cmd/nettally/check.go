@@ -55,6 +55,9 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"inotify", false, inotify},
 		{"conntrack", false, func() (string, error) { return connectionsTracked(config.Accounting.Conntrack) }},
 	}...)
+	if group := config.Accounting.NFLOG.Group; group != 0 {
+		all = append(all, check{"nflog", false, func() (string, error) { return logging(ctx, group) }})
+	}
 	sources := names.New(names.Options{
 		Docker: config.Names.Docker, Podman: config.Names.Podman, CRI: config.Names.CRI,
 		Log: slog.New(slog.DiscardHandler),

@@ -28,6 +28,7 @@ import (
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
+	"github.com/nettally/nettally/internal/nflog"
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/quota/notify"
 	"github.com/nettally/nettally/internal/roster"
@@ -83,6 +84,7 @@ type daemon struct {
 	accounts *usage.Accounts
 	ledger   *ledger.Ledger
 	control  *counter
+	requests *nflog.Counter // nil where firewall rules are not asked
 	quotas   *quota.Engine
 	notify   *notify.Dispatcher
 	exporter *exporter.Exporter
@@ -92,10 +94,11 @@ type daemon struct {
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
-	newControl func() (*counter, error)      // once the accounts are open
-	refresh    func(context.Context)         // brings the counters up to date, nil where they are
-	readings   func(all bool) usage.Snapshot // says when they were brought, nil where they are
-	closers    []io.Closer                   // in the order they were opened
+	newControl func() (*counter, error)                    // once the accounts are open
+	refresh    func(context.Context)                       // brings the counters up to date, nil where they are
+	readings   func(all bool) usage.Snapshot               // says when they were brought, nil where they are
+	countSYN   func(ifindex int, receive, transmit uint64) // counts requests, nil where programs do
+	closers    []io.Closer                                 // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.
@@ -159,6 +162,7 @@ func (d *daemon) wire() (err error) {
 	if d.control, err = d.newControl(); err != nil {
 		return err
 	}
+	d.requests = d.newRequests()
 	d.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "nettally_config_last_reload_successful",
 		Help: "1 if the configuration in force is the one in the file.",
@@ -285,7 +289,11 @@ func (d *daemon) snapshot(ctx context.Context) (usage.Snapshot, error) {
 		if d.refresh != nil {
 			d.refresh(ctx)
 		}
-		return d.withConnections(d.accounts.Snapshot()), nil
+		snap := d.withConnections(d.accounts.Snapshot())
+		if d.requests != nil {
+			d.requests.Fill(&snap)
+		}
+		return snap, nil
 	case <-ctx.Done():
 		return usage.Snapshot{}, fmt.Errorf("take over what was counted before: %w", ctx.Err())
 	}
@@ -393,6 +401,9 @@ func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	group.Go(func() error { return d.names.Run(ctx) })
 	group.Go(func() error { return d.countConnections(ctx) })
 	group.Go(func() error { return d.keep(ctx) })
+	if d.requests != nil {
+		group.Go(func() error { return d.requests.Run(ctx) })
+	}
 	// What quotas say in the end is to be told, and that it was is to be saved.
 	told, done := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })

@@ -189,12 +189,13 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 			Datapath:  datapath,
 			Accounts:  d.accounts,
 			Interface: func(name string) bool { return d.attaching().Interface(name) },
+			Requests:  config.Accounting.NFLOG.Group != 0,
 			Log:       d.log,
 		})
 		if err != nil {
 			return nil, err
 		}
-		d.refresh, d.readings = backend.Refresh, backend.Changing
+		d.refresh, d.readings, d.countSYN = backend.Refresh, backend.Changing, backend.CountSYN
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 }

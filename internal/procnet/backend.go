@@ -51,13 +51,16 @@ type Options struct {
 	Accounts *usage.Accounts
 	// Interface reports whether to count a host interface. It is called at every use.
 	Interface func(name string) bool
-	Log       *slog.Logger
+	// Requests says that [Backend.CountSYN] is told what host veths pass: then connections are
+	// counted from the files only where a container has no host veth.
+	Requests bool
+	Log      *slog.Logger
 	// Proc is where the host's procfs is mounted, "" for /proc. The network namespace that
 	// it shows for its reader is the host's.
 	Proc string
 }
 
-// Backend counts for a roster. Only Run, Refresh, Snapshot, Adopted and Metrics may be called
+// Backend counts for a roster. Only Run, Refresh, Snapshot, CountSYN, Adopted and Metrics may be called
 // from other goroutines than the roster's.
 type Backend struct {
 	Options

@@ -130,6 +130,16 @@ func (d *Datapath) count(index uint16, receive, transmit bpf.Counters) {
 	}
 }
 
+// countSYN adds to a slot, unless it is not the one any more that was taken.
+func (d *Datapath) countSYN(s bpf.Slot, receive, transmit uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if known := d.valid(s); known != nil {
+		known.receive.TCPSYN += receive
+		known.transmit.TCPSYN += transmit
+	}
+}
+
 func add(to *bpf.Counters, more bpf.Counters) {
 	to.Interface.Bytes += more.Interface.Bytes
 	to.Interface.Packets += more.Interface.Packets

@@ -39,6 +39,7 @@ type opened struct {
 	target usage.Target
 	slot   uint16
 	told   connections
+	passed usage.Opens // what of that is not counted
 	// unknown: others were there before us, and nobody has told of them.
 	unknown bool
 }
@@ -128,7 +129,7 @@ func (b *Backend) take(s *space, now reading) {
 		}
 	}
 	if s.connections != nil {
-		b.connected(s.connections, now.connections)
+		b.connected(s, now.connections)
 	}
 	s.polled = true
 }
@@ -272,23 +273,48 @@ func (b *Backend) openConnections(s *space, id, name string) {
 		b.Log.Error("connections are not counted; trying again with the next interface", "container_id", id, "err", err)
 		return
 	}
-	b.Accounts.Pass(o.target, passed)
+	o.pass(b, passed)
 	s.connections = o
 }
 
-// connected counts connections. Of those that were opened before us nobody knows more.
-func (b *Backend) connected(o *opened, now connections) {
+// pass notes what is not counted, for the next process.
+func (o *opened) pass(b *Backend, passed usage.Opens) {
+	o.passed = passed
+	b.Accounts.Pass(o.target, passed)
+}
+
+// connected counts connections. Of those that were opened before us nobody knows more, and
+// those that host veths pass are counted as requests, if they are.
+func (b *Backend) connected(s *space, now connections) {
+	o := s.connections
 	switch {
 	case o.unknown:
 		o.told, o.unknown = now, false
-		b.Accounts.Pass(o.target, usage.Opens{Receive: now.passive, Transmit: now.active})
+		o.pass(b, usage.Opens{Receive: now.passive, Transmit: now.active})
 	case now.active < o.told.active, now.passive < o.told.passive:
 		o.told = connections{} // it is another namespace by the same number
-		b.Accounts.Pass(o.target, usage.Opens{})
+		o.pass(b, usage.Opens{})
+	}
+	if b.Requests && s.hosted() {
+		if now != o.told {
+			o.pass(b, usage.Opens{
+				Receive:  o.passed.Receive + now.passive - o.told.passive,
+				Transmit: o.passed.Transmit + now.active - o.told.active,
+			})
+		}
+		o.told = now
+		return
 	}
 	b.Datapath.count(o.slot,
 		bpf.Counters{TCPSYN: now.passive - o.told.passive}, bpf.Counters{TCPSYN: now.active - o.told.active})
 	o.told = now
+}
+
+// CountSYN counts requests of TCP that a host veth has passed.
+func (b *Backend) CountSYN(ifindex int, receive, transmit uint64) {
+	if slot, ok := b.Accounts.Slot(usage.OnHost(ifindex)); ok {
+		b.Datapath.countSYN(slot, receive, transmit)
+	}
 }
 
 // pollHost counts what the ends in the host say: when the last process of a container has

@@ -43,6 +43,16 @@ func (s *space) leadsTo(hostIndex int) bool {
 	return false
 }
 
+// hosted reports whether an interface is counted that has an end in the host.
+func (s *space) hosted() bool {
+	for _, i := range s.interfaces {
+		if i.counted && i.host != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // pending reports whether interfaces wait for their end in the host to be known.
 func (s *space) pending() bool {
 	for _, i := range s.interfaces {

@@ -37,6 +37,7 @@ type world struct {
 	numbers    map[int]int // the host's numbers of the namespaces of processes
 	counters   map[int]watcher.LinkCounters
 	excluded   map[string]bool // host veths
+	requests   bool            // are counted by firewall rules
 	nextPID    int
 
 	kept     map[string]usage.Record // as a ledger has them
@@ -231,7 +232,7 @@ func (w *world) run() {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	var err error
 	w.backend, err = New(Options{
-		Host: w, Datapath: w.datapath, Accounts: w.accounts, Proc: w.proc, Log: log,
+		Host: w, Datapath: w.datapath, Accounts: w.accounts, Proc: w.proc, Log: log, Requests: w.requests,
 		Interface: func(name string) bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()

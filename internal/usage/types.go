@@ -264,6 +264,8 @@ type Container struct {
 
 	// Conntrack is filled in by who has it, see package conntrack.
 	Conntrack *Conntrack
+	// Logged is nil where firewall rules are not asked, and until they log something of it.
+	Logged *Logged
 }
 
 // Accounted says whether the container's traffic is counted.
@@ -279,8 +281,9 @@ type Snapshot struct {
 	// Orphaned is what interfaces have counted that went before a container was known that
 	// owns them, since this process began. It only grows.
 	Orphaned Traffic
-	Cgroups  int    // that are counted now
-	Beyond   Beyond // the bounds of [Limits]
+	Cgroups  int       // that are counted now
+	Beyond   Beyond    // the bounds of [Limits]
+	Log      *LogState // nil where firewall rules are not asked
 
 	// Uncounted counts packets that no slot took, by cause.
 	Uncounted map[string]uint64

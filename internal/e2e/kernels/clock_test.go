@@ -119,7 +119,8 @@ func opened(t *testing.T, state []byte) (db *sql.DB, path string) {
 	return db, path
 }
 
-// wantHistory expects what was used before the clock was right in the hour after the last save.
+// wantHistory expects what was used before the clock was right on the day of the last save. That
+// is more than a day ago, so it is rolled up, too.
 func wantHistory(t *testing.T, results map[string]result) {
 	t.Helper()
 	state, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(results["state"].output, "\n", ""))
@@ -128,8 +129,8 @@ func wantHistory(t *testing.T, results map[string]result) {
 	}
 	db, _ := opened(t, state)
 	for query, want := range map[string]string{
-		"SELECT group_concat(datetime(start, 'unixepoch') || ' ' || transmit_packets, ', ') FROM (SELECT * FROM hours ORDER BY start)": "2026-11-20 12:00:00 100, 2026-11-22 12:00:00 100",
-		"SELECT group_concat(date(start, 'unixepoch') || ' ' || receive_bytes || ' ' || transmit_syn, ', ') FROM days":                 "2026-11-17 11 66",
+		"SELECT group_concat(datetime(start, 'unixepoch') || ' ' || transmit_packets, ', ') FROM (SELECT * FROM hours ORDER BY start)": "2026-11-22 12:00:00 100",
+		"SELECT group_concat(date(start, 'unixepoch') || ' ' || transmit_packets || ' ' || transmit_syn, ', ') FROM days":              "2026-11-17 55 66, 2026-11-20 100 0",
 	} {
 		var got sql.NullString
 		if err := db.QueryRow(query).Scan(&got); err != nil || got.String != want {
