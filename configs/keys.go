@@ -43,6 +43,7 @@ var keys = []key{
 	{"names.labels", []string{"com.docker.compose.project", "com.docker.compose.service"}, "a label key, each only once"},
 	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
+	{"accounting.tcp", "auto", "auto or off"},
 	{"limits.containers", 20000, wantPositive},
 	{"limits.per_user", 256, wantPositive},
 	{"limits.interfaces", 64, wantPositive},

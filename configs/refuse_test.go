@@ -34,6 +34,7 @@ var refusals = []struct {
 	{"list as a key", "? [a]\n: 1", `FILE: "": expected a plain key, with the keys below it indented, got a list`},
 	{"of a later release: accounting.classes", "accounting: {classes: []}", "FILE: accounting.classes: unknown key"},
 	{"cgroup as a truth", "accounting: {cgroup: yes}", `FILE: accounting.cgroup: expected auto, all or off, got "yes"`},
+	{"tcp for some", "accounting: {tcp: all}", `FILE: accounting.tcp: expected auto or off, got "all"`},
 	{"source", "accounting: {source: ebpf}", `FILE: accounting.source: expected auto, bpf or proc, got "ebpf"`},
 	{"twice", "log:\n  level: info\n  format: text\n  level: warn\n", "FILE:4: log.level: already set in line 2"},
 	{"section twice", "log: {}\nbpf: {}\nlog: {}\n", "FILE:3: log: already set in line 1"},

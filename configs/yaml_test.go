@@ -78,6 +78,7 @@ names:
 accounting:
   source: auto
   cgroup: auto
+  tcp: auto
 limits:
   containers: 20000
   per_user: 256

@@ -30,6 +30,7 @@ var (
 type descs struct {
 	network  [2]networkDescs
 	ip       [2]networkDescs
+	tcp      tcpDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
 	family   [2]volumeDescs
@@ -69,6 +70,7 @@ func newDescs() descs {
 	} {
 		d.direction(i, dir.name, dir.verb)
 	}
+	d.tcp = d.addTCP()
 	d.accounted = d.add("nettally_container_accounted",
 		"1 if the container's traffic is counted, 0 if not; reason then says why not.", accountedLabels...)
 	d.containers = d.add("nettally_containers", "Containers that run on this host.")

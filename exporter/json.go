@@ -43,6 +43,7 @@ type Container struct {
 	Receive     Counts            `json:"receive"`  // the sum over Interfaces
 	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
+	TCP         *TCP              `json:"tcp"`      // nil where that is not counted
 }
 
 // IP is what the sockets in a container's cgroup sent and received.
@@ -158,6 +159,7 @@ func containerOf(c *usage.Container) Container {
 		Receive:     countsOf(&c.Receive),
 		Transmit:    countsOf(&c.Transmit),
 		IP:          ipOf(c.IP),
+		TCP:         tcpOf(c),
 	}
 }
 

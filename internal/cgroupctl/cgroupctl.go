@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -92,6 +93,32 @@ func (c *Controller) ID(dir string) (uint64, error) {
 		return 0, fmt.Errorf("look at cgroup %s: %w", dir, explain(err))
 	}
 	return st.Ino, nil
+}
+
+// Below returns the ids of the cgroup at dir and of those below it; what goes meanwhile is left
+// out.
+func (c *Controller) Below(dir string) ([]uint64, error) {
+	var ids []uint64
+	err := filepath.WalkDir(filepath.Join(c.Root, dir), func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.IsDir() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			ids = append(ids, st.Ino)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list cgroups below %s: %w", dir, err)
+	}
+	return ids, nil
 }
 
 // Attach puts the programs, one for each hook, on the cgroup at dir, a path within the hierarchy, or in the

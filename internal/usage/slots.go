@@ -252,6 +252,9 @@ func (s *Slots) fold(at *attachment) error {
 // read reads an attachment. Its slot is ours until fold, under the same lock, so it can't
 // have been released.
 func (at *attachment) read(d Datapath) Traffic {
+	if at.slot.Sockets {
+		return Traffic{TCP: at.readTCP(d)}
+	}
 	rx, tx, err := d.Read(at.slot)
 	if errors.Is(err, bpf.ErrReleased) {
 		panic("usage: slot of an attachment was released: " + at.shown.HostInterface)

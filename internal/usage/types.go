@@ -149,11 +149,13 @@ func (c Counts) Plus(d Counts) Counts {
 type Traffic struct {
 	Receive  Counts
 	Transmit Counts
+	// TCP is what the program for connections counted, which counts nothing else.
+	TCP TCP `json:",omitzero"`
 }
 
 // Plus returns the sum of two traffics.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit)}
+	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), TCP: t.TCP.Plus(u.TCP)}
 }
 
 // State says whether a container runs.
@@ -245,6 +247,13 @@ type Container struct {
 	// on: what tells apart containers that share a namespace. Nil where that is not counted.
 	IP      *Traffic
 	IPSince time.Time // it is counted
+
+	// TCP is what became of the TCP connections of the container's cgroup. Nil where that is
+	// not counted.
+	TCP      *TCP
+	TCPSince time.Time // it is counted
+	// Established is how many of them are established now, nil where that is not known.
+	Established *uint64
 }
 
 // Accounted says whether the container's traffic is counted.
@@ -261,6 +270,7 @@ type Snapshot struct {
 	// owns them, since this process began. It only grows.
 	Orphaned Traffic
 	Cgroups  int    // that are counted now
+	Sockets  int    // cgroups whose connections are counted now
 	Beyond   Beyond // the bounds of [Limits]
 
 	// Uncounted counts packets that no slot took, by cause.
