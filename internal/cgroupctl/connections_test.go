@@ -3,10 +3,12 @@
 package cgroupctl
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -297,5 +299,39 @@ func TestConnectionsBesideOthers(t *testing.T) {
 	}
 	if want := [...]uint64{11, 7, 4, 2}; got != want {
 		t.Errorf("attempts, connects, failures, established: %d, want %d", got, want)
+	}
+}
+
+// Where another's program allows none beside it, ours stays off, and says whose it is.
+func TestConnectionsExclusive(t *testing.T) {
+	c := newConnections(t)
+	if err := c.on.Detach(c.slot.Cgroup); err != nil {
+		t.Fatal(err)
+	}
+	foreign := foreignOps(t, 4321)
+	above := openDir(t, filepath.Join(c.Root, filepath.Dir(c.container.Cgroup)))
+	err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: above, Program: foreign, Attach: ebpf.AttachCGroupSockOps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var by *ExclusiveError
+	err = c.on.Attach(c.container.Cgroup, c.slot.Cgroup, c.datapath.TCP)
+	if !errors.As(err, &by) || by.Program != "foreign" || by.Hook != "sock_ops" || by.Cgroup != filepath.Dir(c.container.Cgroup) {
+		t.Errorf("attach: %v", err)
+	}
+	if on := nettest.Must(c.on.Attached(c.slot.Cgroup))(t); on {
+		t.Error("ours is attached all the same")
+	}
+	err = link.RawDetachProgram(link.RawDetachProgramOptions{Target: above, Program: foreign, Attach: ebpf.AttachCGroupSockOps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.attach()
+	// Each of the two kinds of hooks has pins of its own.
+	if ids := nettest.Must(c.on.IDs())(t); !slices.Equal(ids, []uint64{c.slot.Cgroup}) {
+		t.Errorf("pinned for connections: %d", ids)
+	}
+	if ids := nettest.Must(c.IDs())(t); len(ids) != 0 {
+		t.Errorf("pinned for packets: %d", ids)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
@@ -293,7 +292,7 @@ func (s *groups) check(g *group) {
 	err := errors.Join(s.putBack(&g.attachment, s.at(g), true), s.Accounts.BindCgroup(g.Target))
 	if s.sockets {
 		// Connections may have come and gone meanwhile.
-		err = errors.Join(err, s.Accounts.NoteTCP(g.Target, func(n *bpf.TCPNote) { n.BeforeKnown = false }))
+		err = errors.Join(err, s.Accounts.NoteTCP(g.Target, func(n *usage.TCPNote) { n.BeforeKnown = false }))
 	}
 	if err != nil {
 		s.failed(&g.attachment, err, "container_id", g.container)

@@ -51,6 +51,7 @@ type kernel struct {
 	rows  map[uint16][2]bpf.Counters // received, transmitted
 	tcp   map[uint16]bpf.TCPCounters
 
+	sockets     map[uint64]bool   // cgroups with our program for connections
 	established map[uint64]uint64 // connections by cgroup
 	listenDrops uint64
 
@@ -432,8 +433,14 @@ func (d *fakeSlots) Bind(s bpf.Slot) error {
 }
 
 func (d *fakeSlots) BindCgroup(s bpf.Slot) error { return d.did("bind cgroup %d", s.Cgroup) }
-func (d *fakeSlots) CgroupBound(s bpf.Slot) bool { return d.cgroups[s.Cgroup] }
-func (d *fakeSlots) Quiesce() error              { return d.did("quiesce") }
+func (d *fakeSlots) CgroupBound(s bpf.Slot) bool {
+	if s.Sockets {
+		return d.sockets[s.Cgroup]
+	}
+	return d.cgroups[s.Cgroup]
+}
+
+func (d *fakeSlots) Quiesce() error { return d.did("quiesce") }
 
 func (d *fakeSlots) Release(s bpf.Slot) error {
 	had := d.released[s.Ifindex]

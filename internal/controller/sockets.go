@@ -6,7 +6,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -44,20 +43,20 @@ func (c *Controller) settleSockets(ctx context.Context, hand handing) {
 type unsettledSockets struct {
 	*group
 	of     *member
-	before bpf.TCPCounters // what was counted right before the kernel was asked
+	before usage.TCPCounters // what was counted right before the kernel was asked
 }
 
 // settleUnknown settles some of those that were not looked at yet.
 func (c *Controller) settleUnknown() {
-	c.settleThose(perSettling, func(n bpf.TCPCounters) bool { return !n.BeforeKnown })
+	c.settleThose(perSettling, func(n usage.TCPCounters) bool { return !n.BeforeKnown })
 }
 
 // settleAgain settles those that still had connections at the last look: they end unseen.
 func (c *Controller) settleAgain() {
-	c.settleThose(len(c.members), func(n bpf.TCPCounters) bool { return n.BeforeKnown && n.Before != 0 })
+	c.settleThose(len(c.members), func(n usage.TCPCounters) bool { return n.BeforeKnown && n.Before != 0 })
 }
 
-func (c *Controller) settleThose(most int, due func(bpf.TCPCounters) bool) {
+func (c *Controller) settleThose(most int, due func(usage.TCPCounters) bool) {
 	var those []unsettledSockets
 	for key, m := range c.members {
 		g := c.sockets.known[key]
@@ -127,7 +126,7 @@ func (u unsettledSockets) unsettled(k keeper, err error) {
 
 // noteBefore notes how many connections there are that our program has not seen to come.
 func (k keeper) noteBefore(g *group, before uint64) {
-	err := k.Accounts.NoteTCP(g.Target, func(n *bpf.TCPNote) { n.Before, n.BeforeKnown = before, true })
+	err := k.Accounts.NoteTCP(g.Target, func(n *usage.TCPNote) { n.Before, n.BeforeKnown = before, true })
 	if err != nil {
 		k.Log.Warn("could not note the connections of a container", "container_id", g.container, "err", err)
 	}

@@ -14,6 +14,12 @@ import (
 // has none.
 var RTTBounds = bpf.RTTBounds
 
+// TCPCounters is what is counted on a slot of connections, and TCPNote what is noted with that.
+type (
+	TCPCounters = bpf.TCPCounters
+	TCPNote     = bpf.TCPNote
+)
+
 // TCP is what became of the TCP connections of a container.
 type TCP struct {
 	ConnectAttempts uint64
