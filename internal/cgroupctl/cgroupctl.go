@@ -76,6 +76,8 @@ type hook struct {
 	attach ebpf.AttachType
 }
 
+func (h hook) String() string { return h.name }
+
 // The hooks of a cgroup that we know.
 var (
 	// Packets are for a cgroup_skb program for each direction: ingress, then egress.
