@@ -96,13 +96,14 @@ type Datapath struct {
 	making     sync.Mutex
 	background sync.WaitGroup
 
-	mu     sync.RWMutex
-	closed bool
-	chunks map[uint16]chunk                // by index
-	used   [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
-	taken  map[uint16]Slot
-	newest uint64 // generation
-	lowest int    // no slot below it is free
+	mu      sync.RWMutex
+	closed  bool
+	chunks  map[uint16]chunk                // by index
+	used    [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
+	taken   map[uint16]Slot
+	sockets int    // of those that count connections
+	newest  uint64 // generation
+	lowest  int    // no slot below it is free
 
 	older []*older          // layouts that are not settled, oldest first
 	heirs map[uint64]uint16 // by generation, what may have inherited from those

@@ -32,7 +32,8 @@ type Slots struct {
 	discarded   []*attachment // whose slot is held for a moment, oldest first
 	orphans     []orphan
 	orphaned    Traffic // what all orphans counted, also those that are forgotten
-	userSlots   int     // that containers of users have
+	userSlots   int     // that containers of users have for packets
+	userSockets int     // and for connections
 }
 
 // attachment is an interface or a cgroup that is being counted, or was until it went.
