@@ -114,6 +114,7 @@ func many(n int) usage.Snapshot {
 				AttachedAt: noon, Attached: true, Traffic: traffic(uint64(i) << 30),
 			}},
 			Traffic: traffic(uint64(i) << 30),
+			TCP:     connections(uint64(i) << 20), TCPSince: noon, Established: new(uint64),
 		}
 	}
 	return snap

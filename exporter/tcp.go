@@ -3,6 +3,8 @@
 package exporter
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -62,17 +64,25 @@ func (s *scrape) tcp(c *usage.Container, labels []*dto.LabelPair) {
 	if c.Established != nil {
 		s.gauge(to.established, labels, float64(*c.Established))
 	}
-	s.ch <- &sample{desc: to.rtt, labels: labels, histogram: histogramOf(t, since)}
+	s.ch <- &sample{desc: to.rtt, labels: labels, histogram: histogramOf(t, shownBounds, since)}
 }
 
 const microseconds = 1e6 // in a second
 
-func histogramOf(t *usage.TCP, since *timestamppb.Timestamp) *dto.Histogram {
+// shownBounds are those of usage.RTTBounds that are series of their own, a few for each container.
+// The JSON has all.
+var shownBounds = []uint64{1000, 10_000, 100_000, 1_000_000}
+
+// histogramOf returns the observations by bounds of usage.RTTBounds.
+func histogramOf(t *usage.TCP, bounds []uint64, since *timestamppb.Timestamp) *dto.Histogram {
 	count, sum := t.Observations(), float64(t.RTTMicroseconds)/microseconds
 	h := &dto.Histogram{SampleCount: &count, SampleSum: &sum, CreatedTimestamp: since}
 	upTo := uint64(0)
 	for i, bound := range usage.RTTBounds {
 		upTo = usage.Add(upTo, t.RTTs[i])
+		if !slices.Contains(bounds, bound) {
+			continue
+		}
 		cumulative, le := upTo, float64(bound)/microseconds
 		h.Bucket = append(h.Bucket, &dto.Bucket{CumulativeCount: &cumulative, UpperBound: &le})
 	}
@@ -119,7 +129,7 @@ func tcpOf(c *usage.Container) *TCP {
 	if t.ListenDropsKnown != 0 {
 		out.ListenDrops = &t.ListenDrops
 	}
-	for _, b := range histogramOf(t, nil).Bucket {
+	for _, b := range histogramOf(t, usage.RTTBounds[:], nil).Bucket {
 		out.RTT.Buckets = append(out.RTT.Buckets, RTTBucket{Le: b.GetUpperBound(), Count: b.GetCumulativeCount()})
 	}
 	return out
