@@ -77,6 +77,9 @@ func (d *Datapath) wanted(index int) bool {
 func (d *Datapath) use(s Slot, count int) {
 	index := int(chunkOf(s.Index))
 	d.used[index] += count
+	if s.Sockets {
+		d.sockets += count
+	}
 	for i := index; i <= index+1 && i < len(d.used) && !d.closed; i++ {
 		if d.wanted(i) != (d.chunks[uint16(i)] != nil) {
 			d.background.Go(func() { d.adjust(uint16(i)) })

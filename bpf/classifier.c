@@ -112,6 +112,7 @@ enum slot_flags {
 	HANDOVER = 2,  /* filters leave alone what a tcx program has counted */
 	TOLD = 4,      /* the counts of a cgroup have been shown to somebody */
 	OTHERS = 8,    /* the owner has no account of its own */
+	SOCKETS = 16,  /* the row is that of tcp.c: the connections of a cgroup, not its packets */
 };
 
 /* Who has a slot: kept by user space, read back after a restart. Each layout of the maps

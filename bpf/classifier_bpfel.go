@@ -116,6 +116,7 @@ const (
 	classifierSlotFlagsHANDOVER  classifierSlotFlags = 2
 	classifierSlotFlagsTOLD      classifierSlotFlags = 4
 	classifierSlotFlagsOTHERS    classifierSlotFlags = 8
+	classifierSlotFlagsSOCKETS   classifierSlotFlags = 16
 )
 
 type classifierTrouble uint32

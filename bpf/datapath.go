@@ -15,6 +15,9 @@
 // A third pair is for cgroups, whose sockets' packets they count. They find the slot in the
 // storage that the kernel has for each cgroup, once [Datapath.BindCgroup] has said which.
 //
+// What becomes of the TCP connections of a cgroup is counted by a program of an object of its
+// own, on slots of its own: [Datapath.LoadTCP].
+//
 // With each slot a [Note] is kept in the kernel for the next process, so that the end of
 // this one at any moment loses nothing. What an earlier layout of the maps left is
 // [Datapath.Old].
@@ -72,8 +75,13 @@ type Datapath struct {
 	CgroupIngress *ebpf.Program
 	CgroupEgress  *ebpf.Program
 
-	programs classifierPrograms // all of the above
+	// TCP is the program for the connections of a cgroup, nil before [Datapath.LoadTCP].
+	TCP *ebpf.Program
+
+	programs classifierPrograms // all of the above but TCP
 	maps     classifierMaps
+	tcp      tcpMaps // nothing before LoadTCP
+	pinPath  string
 	lock     *os.File      // holds the pin path, nil if not pinned
 	live     *ebpf.Program // tells other processes that this one runs
 	own      ebpf.MapID    // of the chunks
@@ -88,13 +96,14 @@ type Datapath struct {
 	making     sync.Mutex
 	background sync.WaitGroup
 
-	mu     sync.RWMutex
-	closed bool
-	chunks map[uint16]chunk                // by index
-	used   [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
-	taken  map[uint16]Slot
-	newest uint64 // generation
-	lowest int    // no slot below it is free
+	mu      sync.RWMutex
+	closed  bool
+	chunks  map[uint16]chunk                // by index
+	used    [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
+	taken   map[uint16]Slot
+	sockets int    // of those that count connections
+	newest  uint64 // generation
+	lowest  int    // no slot below it is free
 
 	older []*older          // layouts that are not settled, oldest first
 	heirs map[uint64]uint16 // by generation, what may have inherited from those
@@ -112,7 +121,7 @@ type Datapath struct {
 // [ErrNewer] if slots are in use there that a newer nettally took, and
 // [trusted.ErrUntrusted] if others can change what is pinned.
 func Load(o Options) (_ *Datapath, err error) {
-	d := &Datapath{maxSlots: o.MaxSlots, chunks: map[uint16]chunk{}, taken: map[uint16]Slot{}, heirs: map[uint64]uint16{}, lowest: 1}
+	d := &Datapath{pinPath: o.PinPath, maxSlots: o.MaxSlots, chunks: map[uint16]chunk{}, taken: map[uint16]Slot{}, heirs: map[uint64]uint16{}, lowest: 1}
 	if d.maxSlots == 0 {
 		d.maxSlots = MaxSlots
 	}
@@ -133,7 +142,7 @@ func Load(o Options) (_ *Datapath, err error) {
 			return nil, err
 		}
 	}
-	members, err := openMembers(o.PinPath)
+	members, err := openMembers(o.PinPath, classifierMapMembers, loadClassifier)
 	if err != nil {
 		return nil, err
 	}
@@ -239,6 +248,10 @@ func (d *Datapath) Close() error {
 	if d.Ingress != nil {
 		errs = append(errs, d.programs.Close(), d.maps.Close(), d.live.Close())
 		d.Ingress = nil
+	}
+	if d.TCP != nil {
+		errs = append(errs, d.TCP.Close(), d.tcp.Close())
+		d.TCP = nil
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())

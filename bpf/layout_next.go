@@ -7,7 +7,7 @@ package bpf
 // Layout is the one that comes after the real one, which it equals in form. It exists
 // so that tests can upgrade a real daemon to a binary of another layout: no release is
 // built with it.
-const Layout = "v4"
+const Layout = "v5"
 
 // olderLayouts returns the layouts whose counts are taken over, oldest first.
-func olderLayouts() []string { return []string{"v1", "v2", "v3"} }
+func olderLayouts() []string { return []string{"v1", "v2", "v3", "v4"} }

@@ -21,10 +21,15 @@ type Target struct {
 	// Cgroup is the id of a cgroup in the cgroup2 hierarchy, the inode of its directory.
 	// The others are 0 then.
 	Cgroup uint64 `json:"cgroup,omitempty"`
+	// Sockets says that it is the TCP connections of the cgroup, not its packets:
+	// [Datapath.ReadTCP] reads that.
+	Sockets bool `json:"sockets,omitempty"`
 }
 
 func (t Target) String() string {
 	switch {
+	case t.Sockets:
+		return fmt.Sprintf("connections of cgroup %d", t.Cgroup)
 	case t.Cgroup != 0:
 		return fmt.Sprintf("cgroup %d", t.Cgroup)
 	case t.NetNS != 0:
@@ -92,6 +97,7 @@ const (
 	flagHandover = uint32(classifierSlotFlagsHANDOVER)
 	flagTold     = uint32(classifierSlotFlagsTOLD)
 	flagOthers   = uint32(classifierSlotFlagsOTHERS)
+	flagSockets  = uint32(classifierSlotFlagsSOCKETS)
 
 	// The programs don't know these.
 	flagLossesKnown    = uint32(1 << 16)
@@ -141,6 +147,9 @@ func (s Slot) pinned() (*classifierSlot, error) {
 	if s.Others {
 		p.Flags |= flagOthers
 	}
+	if s.Sockets {
+		p.Flags |= flagSockets
+	}
 	p.keepLost(s.Lost)
 	for direction, v := range []Volume{receive: s.SeededReceive, transmit: s.SeededTransmit} {
 		p.Seeded[direction].Bytes, p.Seeded[direction].Packets = v.Bytes, v.Packets
@@ -166,7 +175,7 @@ func (p *classifierSlot) slot(index uint32) Slot {
 	return Slot{
 		Index:      uint16(index),
 		Generation: p.Generation,
-		Target:     Target{Ifindex: int(p.Ifindex), NetNS: p.Netns, Cgroup: p.Cgroup},
+		Target:     Target{Ifindex: int(p.Ifindex), NetNS: p.Netns, Cgroup: p.Cgroup, Sockets: p.Flags&flagSockets != 0},
 		Note: Note{
 			OwnQdisc:       p.Flags&flagOwnQdisc != 0,
 			Handover:       p.Flags&flagHandover != 0,

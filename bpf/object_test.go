@@ -42,6 +42,35 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// The same for the object that counts connections, whose rows have to be the classifiers'.
+func TestTCPObjects(t *testing.T) {
+	for _, file := range []string{"tcp_bpfel.o", "tcp_bpfeb.o"} {
+		t.Run(file, func(t *testing.T) {
+			object, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkProgram(t, spec, "nettally_tcp", ebpf.SockOps)
+			theirs, err := loadClassifier()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours, chunks := spec.Maps[tcpMapChunks], theirs.Maps[classifierMapChunks]
+			if len(spec.Programs) != 1 || len(spec.Maps) != 2 || ours.MaxEntries != chunks.MaxEntries ||
+				ours.InnerMap.ValueSize != chunks.InnerMap.ValueSize || ours.InnerMap.MaxEntries != chunks.InnerMap.MaxEntries {
+				t.Errorf("%d programs, maps %v", len(spec.Programs), spec.Maps)
+			}
+		})
+	}
+	if buckets := int(tcpTcpCounterTCP_COUNTERS - tcpTcpCounterRTT_BUCKETS); buckets != len(TCPCounters{}.RTTs) {
+		t.Errorf("%d buckets for round trips, want %d", buckets, len(TCPCounters{}.RTTs))
+	}
+}
+
 // checkMaps holds the maps to the constants that come with an object, and to their number:
 // the section that brings the constants is none of them.
 func checkMaps(t *testing.T, spec *ebpf.CollectionSpec) {

@@ -152,7 +152,7 @@ func removePins(pinPath string) error {
 	if err != nil {
 		return err
 	}
-	for _, pin := range append(folders, filepath.Join(pinPath, classifierMapMembers)) {
+	for _, pin := range append(folders, filepath.Join(pinPath, classifierMapMembers), filepath.Join(pinPath, tcpMapTcpMembers)) {
 		if err := os.RemoveAll(pin); err != nil {
 			return err
 		}

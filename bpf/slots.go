@@ -65,11 +65,28 @@ func (d *Datapath) tryPlace(s Slot, choose func(*Slot) error) (Slot, error) {
 // takeLowest chooses the lowest slot, in a new generation.
 func (d *Datapath) takeLowest(s *Slot) error {
 	var ok bool
-	if s.Index, ok = d.free(); !ok || len(d.taken) >= d.maxSlots {
+	if s.Index, ok = d.free(); !ok || d.count(s.Sockets) >= d.most(s.Sockets) {
 		return fmt.Errorf("%w (bpf.max_interfaces %d)", ErrFull, d.maxSlots)
 	}
 	s.Generation = d.generation()
 	return nil
+}
+
+// count returns how many slots are taken for connections, or for packets: neither keeps the other
+// from its own.
+func (d *Datapath) count(sockets bool) int {
+	if sockets {
+		return d.sockets
+	}
+	return len(d.taken) - d.sockets
+}
+
+// most returns how many may be.
+func (d *Datapath) most(sockets bool) int {
+	if sockets {
+		return min(d.maxSlots, MaxSlots/2)
+	}
+	return d.maxSlots
 }
 
 // Release gives a slot back. No program may count on it any more.
@@ -79,10 +96,11 @@ func (d *Datapath) Release(s Slot) error {
 	if !d.valid(s) {
 		return nil
 	}
-	err := errors.Join(d.unbind(d.taken[s.Index]), d.unbindCgroup(d.taken[s.Index]))
+	taken := d.taken[s.Index]
+	err := errors.Join(d.unbind(taken), d.unbindCgroup(taken))
 	delete(d.taken, s.Index)
 	d.lowest = min(d.lowest, int(s.Index))
-	d.use(s, -1)
+	d.use(taken, -1)
 	if err := d.maps.Slots.Delete(uint32(s.Index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("release slot %d: %w", s.Index, err)
 	}

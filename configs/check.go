@@ -53,6 +53,7 @@ func (s *source) check(r raw) *Config {
 		Accounting: Accounting{
 			Source: checked(s, "accounting.source", r.Accounting.Source, oneOf(Auto, SourceBPF, SourceProc)),
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
+			TCP:    checked(s, "accounting.tcp", r.Accounting.TCP, oneOf(Auto, Off)),
 
 			Conntrack: checked(s, "accounting.conntrack", r.Accounting.Conntrack, oneOf(On, Off)) == On,
 			NFLOG:     NFLOG{Group: checked(s, "accounting.nflog.group", strconv.Itoa(r.Accounting.NFLOG.Group), number16)},

@@ -19,8 +19,8 @@ import (
 const DefaultPath = "/etc/nettally/nettally.yaml"
 
 // Values of settings that are words. Auto and Off belong to [Attach.Mode],
-// [Watch.CgroupRoot], the sources of [Names], [Accounting.Source] and [Accounting.Cgroup],
-// the rest to the field they are named after.
+// [Watch.CgroupRoot], the sources of [Names], and [Accounting.Source], [Accounting.Cgroup] and
+// [Accounting.TCP], the rest to the field they are named after.
 const (
 	Auto = "auto"
 	Off  = "off"
@@ -129,6 +129,7 @@ type Names struct {
 type Accounting struct {
 	Source string // Auto, SourceBPF or SourceProc
 	Cgroup string // Auto, CgroupAll or Off
+	TCP    string // Auto or Off
 
 	Conntrack bool // whether connections are counted
 	NFLOG     NFLOG

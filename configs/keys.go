@@ -43,6 +43,7 @@ var keys = []key{
 	{"names.labels", []string{"com.docker.compose.project", "com.docker.compose.service"}, "a label key, each only once"},
 	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
+	{"accounting.tcp", "auto", "auto or off"},
 	{"accounting.conntrack", "off", "on or off"},
 	{"accounting.nflog.group", 0, "a number from 1 to 65535, or 0 for none"},
 	{"limits.containers", 20000, wantPositive},

@@ -45,7 +45,7 @@ func TestLoadDefaults(t *testing.T) {
 		Attach:     Attach{Mode: Auto, Priority: 2, CNIDirs: cniDirs, Interfaces: Selection{Include: []string{"*"}, Exclude: []string{}}},
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{"com.docker.compose.project", "com.docker.compose.service"}},
-		Accounting: Accounting{Source: Auto, Cgroup: Auto},
+		Accounting: Accounting{Source: Auto, Cgroup: Auto, TCP: Auto},
 		Limits:     Limits{Containers: 20000, PerUser: 256, Interfaces: 64, Ended: 5000, SlotsForRoot: 0.5, SeriesPerQuota: 1000},
 		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
 		Metrics:    Metrics{Families: []string{}},
@@ -86,7 +86,7 @@ bpf: {pin_path: /sys/fs/bpf/other/, max_interfaces: 100}
 attach: {mode: tcx, priority: 65535, cni_dirs: [/opt/cni/conf/], interfaces: {include: [veth*, "lxc[0-9]?"], exclude: [vethX]}}
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
-accounting: {source: proc, cgroup: all, conntrack: on, nflog: {group: 65535}}
+accounting: {source: proc, cgroup: all, tcp: off, conntrack: on, nflog: {group: 65535}}
 limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
@@ -111,6 +111,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Names.Podman, want.Names.CRI = "unix:///run/user/1000/podman/podman.sock", "off"
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
+	want.Accounting.TCP = "off"
 	want.Accounting.Conntrack = "on"
 	want.Accounting.NFLOG.Group = 65535
 	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
@@ -306,6 +307,7 @@ var changed = map[string]string{
 	"log.level":                 `log: {level: warn}`,
 	"log.format":                `log: {format: json}`,
 	"accounting.source":         `accounting: {source: bpf}`,
+	"accounting.tcp":            `accounting: {tcp: off}`,
 	"bpf.pin_path":              `bpf: {pin_path: /x}`,
 	"bpf.max_interfaces":        `bpf: {max_interfaces: 1}`,
 	"attach.mode":               `attach: {mode: tcx}`,
@@ -350,7 +352,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.conntrack", "accounting.nflog.group", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
+		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.tcp", "accounting.conntrack", "accounting.nflog.group", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

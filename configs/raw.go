@@ -51,6 +51,7 @@ type raw struct {
 	Accounting struct {
 		Source string `yaml:"source"`
 		Cgroup string `yaml:"cgroup"`
+		TCP    string `yaml:"tcp"`
 
 		Conntrack string `yaml:"conntrack"`
 		NFLOG     struct {
@@ -184,6 +185,7 @@ func (c *Config) raw() raw {
 	r.Names.CRI = c.Names.CRI
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
+	r.Accounting.TCP = c.Accounting.TCP
 	r.Accounting.Conntrack = onOff(c.Accounting.Conntrack)
 	r.Accounting.NFLOG.Group = int(c.Accounting.NFLOG.Group)
 	r.Limits.Containers = c.Limits.Containers
@@ -234,7 +236,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "accounting.source", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "accounting.tcp", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

@@ -78,6 +78,7 @@ names:
 accounting:
   source: auto
   cgroup: auto
+  tcp: auto
   conntrack: "off"
   nflog:
     group: 0

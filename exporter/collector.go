@@ -131,7 +131,7 @@ func byID(containers []usage.Container) []*usage.Container {
 // host sends the metrics that belong to no container.
 func (s *scrape) host(snap usage.Snapshot) {
 	running := snap.Beyond.Root + snap.Beyond.Users
-	hooks := map[string]int{"clsact": 0, "tcx": 0, "cgroup": snap.Cgroups} // there from the start, for alerts
+	hooks := map[string]int{"clsact": 0, "tcx": 0, "cgroup": snap.Cgroups, "sock_ops": snap.Sockets} // there from the start, for alerts
 	count := func(interfaces []usage.Interface) {
 		for i := range interfaces {
 			if interfaces[i].Attached {
@@ -201,6 +201,9 @@ func (s *scrape) container(c *usage.Container, id string) {
 	}
 	if c.IP != nil {
 		s.ip(c, series{id: id, name: name, namespace: namespace, pod: pod})
+	}
+	if c.TCP != nil {
+		s.tcp(c, pairs(ipLabels, id, name, namespace, pod))
 	}
 	if c.Conntrack != nil {
 		s.connections(c, series{id: id, name: name, namespace: namespace, pod: pod})
@@ -354,10 +357,11 @@ func clean(value string) string { return strings.ToValidUTF8(value, "\uFFFD") }
 // prometheus.NewConstMetric can't: making the pairs is most of the cost, and an
 // interface has at least six metrics with the same.
 type sample struct {
-	desc    *prometheus.Desc
-	labels  []*dto.LabelPair
-	counter *dto.Counter
-	gauge   *dto.Gauge
+	desc      *prometheus.Desc
+	labels    []*dto.LabelPair
+	counter   *dto.Counter
+	gauge     *dto.Gauge
+	histogram *dto.Histogram
 }
 
 // Desc implements [prometheus.Metric].
@@ -365,7 +369,7 @@ func (s *sample) Desc() *prometheus.Desc { return s.desc }
 
 // Write implements [prometheus.Metric].
 func (s *sample) Write(m *dto.Metric) error {
-	m.Label, m.Counter, m.Gauge = s.labels, s.counter, s.gauge
+	m.Label, m.Counter, m.Gauge, m.Histogram = s.labels, s.counter, s.gauge, s.histogram
 	return nil
 }
 

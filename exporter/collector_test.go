@@ -50,11 +50,13 @@ func scrapeText(t *testing.T, c prometheus.Collector) []string {
 func TestScrape(t *testing.T) {
 	const web = `{container_id="aaa111",interface="eth0",name="web",namespace="",pod=""}`
 	const old = `{container_id="bbb333",interface="eth0",name="web",namespace="",pod=""}`
-	const vpn = `{container_id="ccc444",name="vpn",namespace="",pod=""}`
+	const vpnLabels, agentLabels = `container_id="ccc444",name="vpn",namespace="",pod=""`, `container_id="aaa222",name="agent",namespace="kube-system",pod="agent-x"`
+	const vpn, agent = `{` + vpnLabels + `}`, `{` + agentLabels + `}`
 	got := scrapeText(t, collectorOf(snapshot(), Settings{MetricsRetention: 5 * time.Minute}))
 	want := []string{
 		`nettally_attachments{hook="cgroup"} 1`,
 		`nettally_attachments{hook="clsact"} 2`,
+		`nettally_attachments{hook="sock_ops"} 2`,
 		`nettally_attachments{hook="tcx"} 0`,
 		`nettally_beyond_limits{limit="containers"} 0`,
 		`nettally_beyond_limits{limit="interfaces"} 0`,
@@ -88,6 +90,34 @@ func TestScrape(t *testing.T) {
 		`nettally_container_network_transmit_tcp_syn_total` + old + ` 0`,
 		`nettally_container_nflog_connections_total{container_id="aaa111",direction="receive",name="web",namespace="",pod=""} 8`,
 		`nettally_container_nflog_connections_total{container_id="aaa111",direction="transmit",name="web",namespace="",pod=""} 9`,
+		`nettally_container_tcp_accepts_total` + agent + ` 50003`,
+		`nettally_container_tcp_accepts_total` + vpn + ` 60003`,
+		`nettally_container_tcp_connect_attempts_total` + agent + ` 50001`,
+		`nettally_container_tcp_connect_attempts_total` + vpn + ` 60001`,
+		`nettally_container_tcp_connect_failures_total` + agent + ` 50004`,
+		`nettally_container_tcp_connect_failures_total` + vpn + ` 60004`,
+		`nettally_container_tcp_connects_total` + agent + ` 50002`,
+		`nettally_container_tcp_connects_total` + vpn + ` 60002`,
+		`nettally_container_tcp_established` + vpn + ` 17`,
+		`nettally_container_tcp_listen_drops_total` + vpn + ` 60008`,
+		`nettally_container_tcp_resets_total` + agent + ` 50006`,
+		`nettally_container_tcp_resets_total` + vpn + ` 60006`,
+		`nettally_container_tcp_retransmitted_segments_total` + agent + ` 50007`,
+		`nettally_container_tcp_retransmitted_segments_total` + vpn + ` 60007`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + agentLabels + `,le="0.001"} 6`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + agentLabels + `,le="0.01"} 15`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + agentLabels + `,le="0.1"} 28`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + agentLabels + `,le="1"} 45`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + agentLabels + `,le="+Inf"} 55`,
+		`nettally_container_tcp_rtt_seconds_sum` + agent + ` 1.5`,
+		`nettally_container_tcp_rtt_seconds_count` + agent + ` 55`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + vpnLabels + `,le="0.001"} 6`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + vpnLabels + `,le="0.01"} 15`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + vpnLabels + `,le="0.1"} 28`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + vpnLabels + `,le="1"} 45`,
+		`nettally_container_tcp_rtt_seconds_bucket{` + vpnLabels + `,le="+Inf"} 55`,
+		`nettally_container_tcp_rtt_seconds_sum` + vpn + ` 1.5`,
+		`nettally_container_tcp_rtt_seconds_count` + vpn + ` 55`,
 		`nettally_containers 3`,
 		`nettally_nflog_bound 1`,
 		`nettally_nflog_ignored_total 2`,

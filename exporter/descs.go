@@ -30,6 +30,7 @@ var (
 type descs struct {
 	network  [2]networkDescs
 	ip       [2]networkDescs
+	tcp      tcpDescs
 	lost     [2]lossDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
@@ -78,6 +79,7 @@ func newDescs() descs {
 	} {
 		d.direction(i, dir.name, dir.verb)
 	}
+	d.tcp = d.addTCP()
 	d.undelivered = d.add("nettally_container_network_receive_undelivered_packets_total",
 		"Packets that the host's end of the interface has dropped behind our hook, for a shaper or since the container's end took no more. "+
 			"They are part of receive_packets_total.", seriesLabels...)

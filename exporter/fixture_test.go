@@ -41,6 +41,18 @@ func traffic(base uint64) usage.Traffic {
 	return usage.Traffic{Receive: counts(base), Transmit: counts(base + 5000)}
 }
 
+// connections returns counts of connections whose every number is another one.
+func connections(base uint64) *usage.TCP {
+	t := &usage.TCP{
+		ConnectAttempts: base + 1, Connects: base + 2, Accepts: base + 3, ConnectFailures: base + 4,
+		Closes: base + 5, Resets: base + 6, RetransmittedSegments: base + 7, RTTMicroseconds: 1_500_000,
+	}
+	for i := range t.RTTs {
+		t.RTTs[i] = uint64(i + 1)
+	}
+	return t
+}
+
 // snapshot has a counted container, one that is not, one that has stopped, one that is
 // counted by its cgroup alone, and an attachment nobody owns.
 func snapshot() usage.Snapshot {
@@ -60,7 +72,7 @@ func snapshot() usage.Snapshot {
 	host := usage.Container{
 		ID: "aaa222", Name: "agent", Runtime: "containerd", Namespace: "kube-system", Pod: "agent-x",
 		Cgroup: "/kubepods/podx/aaa222", State: usage.Running, StartedAt: noon.Add(-time.Minute),
-		NetworkMode: "host", Reason: usage.HostNetwork,
+		NetworkMode: "host", Reason: usage.HostNetwork, TCP: connections(50_000), TCPSince: noon.Add(-time.Minute),
 	}
 	old := usage.Container{
 		ID: "bbb333", Name: "web", Runtime: "docker", Image: "nginx:0", Cgroup: "/docker/bbb333",
@@ -72,10 +84,13 @@ func snapshot() usage.Snapshot {
 	shared.Receive.Loopback = usage.Volume{Bytes: 500, Packets: 5}
 	vpn := usage.Container{
 		ID: "ccc444", ParentID: "aaa111", Name: "vpn", Cgroup: "/docker/aaa111/docker/ccc444", State: usage.Running,
-		StartedAt: noon, NetworkMode: "container", Kernel: "gvisor", IP: &shared, IPSince: noon,
+		StartedAt: noon, NetworkMode: "container", Kernel: "gvisor", IP: &shared, IPSince: noon, TCP: connections(60_000), TCPSince: noon,
 	}
+	established := uint64(17)
+	vpn.Established, vpn.TCP.ListenDrops, vpn.TCP.ListenDropsKnown = &established, 60_008, 1
 	return usage.Snapshot{
 		Cgroups:    1,
+		Sockets:    2,
 		TakenAt:    noon.In(time.FixedZone("CET", 3600)),
 		Containers: []usage.Container{old, web, host, vpn},
 		Unowned: []usage.Interface{{
@@ -103,6 +118,7 @@ func many(n int) usage.Snapshot {
 				AttachedAt: noon, Attached: true, Traffic: traffic(uint64(i) << 30),
 			}},
 			Traffic: traffic(uint64(i) << 30),
+			TCP:     connections(uint64(i) << 20), TCPSince: noon, Established: new(uint64),
 		}
 	}
 	return snap

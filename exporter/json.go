@@ -46,6 +46,7 @@ type Container struct {
 	Receive     Counts            `json:"receive"`  // the sum over Interfaces
 	Transmit    Counts            `json:"transmit"` // the sum over Interfaces
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
+	TCP         *TCP              `json:"tcp"`      // nil where that is not counted
 
 	Conntrack *Conntrack `json:"conntrack"` // nil where it is not counted
 	NFLOG     *NFLOG     `json:"nflog"`     // by firewall rules, nil where they log nothing of it
@@ -172,6 +173,7 @@ func containerOf(c *usage.Container) Container {
 		Receive:     receiveOf(&c.Traffic),
 		Transmit:    transmitOf(&c.Traffic),
 		IP:          ipOf(c.IP),
+		TCP:         tcpOf(c),
 
 		Conntrack: conntrackOf(c.Conntrack),
 		NFLOG:     nflogOf(c.Logged),

@@ -97,7 +97,7 @@ func (d *document) check(at string, s *schema, value any, all bool) error {
 	if s == nil {
 		return fmt.Errorf("%s: no schema", at)
 	}
-	if !slices.Contains(s.types(), typeOf(value)) {
+	if kind := typeOf(value); !slices.Contains(s.types(), kind) && (kind != "integer" || !slices.Contains(s.types(), "number")) {
 		return fmt.Errorf("%s: is %s, documented %v", at, typeOf(value), s.types())
 	}
 	switch v := value.(type) {

@@ -137,7 +137,9 @@ func detach(config *configs.Config, slots []bpf.Slot) (count detached, err error
 }
 
 func detachCgroups(config *configs.Config) (count int, err error) {
-	control := cgroupctl.New(cgroupctl.Options{Pins: cgroupPins(config)})
+	control := cgroupctl.New(cgroupctl.Options{
+		Pins: cgroupPins(config), Hooks: slices.Concat(cgroupctl.Packets, cgroupctl.Connections),
+	})
 	ids, err := control.IDs()
 	if err != nil {
 		return 0, err

@@ -142,15 +142,15 @@ func onCgroups(config *configs.Config) (wrong []string, err error) {
 		return nil, err
 	}
 	defer w.Close()
-	root := w.Layout().Unified
-	if root == "" || config.Accounting.Cgroup == configs.Off {
+	root, hooks := w.Layout().Unified, cgroupHooks(config)
+	if root == "" || len(hooks) == 0 {
 		return nil, nil
 	}
 	containers, err := w.Containers()
 	if err != nil {
 		return nil, err
 	}
-	control := cgroupctl.New(cgroupctl.Options{Root: root})
+	control := cgroupctl.New(cgroupctl.Options{Root: root, Hooks: hooks})
 	seen := map[cgroupctl.ExclusiveError]bool{}
 	for _, c := range containers {
 		dir, ok := w.Unified(c)
@@ -167,7 +167,22 @@ func onCgroups(config *configs.Config) (wrong []string, err error) {
 		if seen[*by] = true; len(seen) > maxNamed {
 			return append(wrong, "and others"), nil
 		}
-		wrong = append(wrong, fmt.Sprintf("containers below cgroup %s are not counted there: %v: have its owner attach it with that flag", by.Cgroup, by))
+		what := "containers below cgroup %s are not counted there: %v: have its owner attach it with that flag"
+		if by.Hook == cgroupctl.Connections[0].String() {
+			what = "TCP connections of " + what
+		}
+		wrong = append(wrong, fmt.Sprintf(what, by.Cgroup, by))
 	}
 	return wrong, nil
+}
+
+// cgroupHooks are the hooks of cgroups that our programs are put on.
+func cgroupHooks(config *configs.Config) (hooks cgroupctl.Hooks) {
+	if config.Accounting.Cgroup != configs.Off {
+		hooks = append(hooks, cgroupctl.Packets...)
+	}
+	if config.Accounting.TCP != configs.Off {
+		hooks = append(hooks, cgroupctl.Connections...)
+	}
+	return hooks
 }

@@ -240,7 +240,21 @@ func judge(found *exporter.Containers, id string, kernel testnet.Counters) []lin
 			line{name + " bytes, kernel's", counts.InterfaceBytes, direction.bytes},
 		)
 	}
-	return lines
+	return append(lines, judgeConnections(c.TCP)...)
+}
+
+// judgeConnections judges what became of the container's connections, where that is counted.
+func judgeConnections(tcp *exporter.TCP) []line {
+	if tcp == nil {
+		return nil
+	}
+	return []line{
+		{"tcp connect attempts", tcp.ConnectAttempts, 2 * (accepted + refused)},
+		{"tcp connects", tcp.Connects, 2 * accepted},
+		{"tcp connect failures", tcp.ConnectFailures, 2 * refused},
+		{"tcp accepts", tcp.Accepts, 2 * accepted},
+		{"tcp closes", tcp.Closes, 4 * accepted},
+	}
 }
 
 // tested is a nettally of its own, which sees one cgroup and one host.
@@ -276,13 +290,13 @@ func startTested(ctx context.Context, host *testnet.Namespace, config *configs.C
 // path means nothing to any other nettally on this host.
 func (d *tested) start(ctx context.Context, config *configs.Config, cgroup string) error {
 	text := fmt.Sprintf(`state_dir: %q
-accounting: {source: bpf}
+accounting: {source: bpf, tcp: %q}
 bpf: {pin_path: %q}
 attach: {mode: %s, priority: %d}
 watch: {cgroup_root: %q, patterns: ['^%s/(?P<id>[^/]+)$'], include: [%q]}
 names: {docker: "off", podman: "off", cri: "off"}
 exporter: {listen: "", socket: %q}
-`, filepath.Join(d.folder, "state"), filepath.Join(d.folder, "bpf"), config.Attach.Mode, config.Attach.Priority, config.Watch.CgroupRoot, cgroup, selftestID, d.socket)
+`, filepath.Join(d.folder, "state"), config.Accounting.TCP, filepath.Join(d.folder, "bpf"), config.Attach.Mode, config.Attach.Priority, config.Watch.CgroupRoot, cgroup, selftestID, d.socket)
 	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 		return err
 	}

@@ -124,6 +124,11 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 		return err
 	}
 	d.closers = append(d.closers, datapath)
+	if config.Accounting.TCP == configs.Auto {
+		if err := datapath.LoadTCP(); err != nil {
+			d.log.Warn("what becomes of TCP connections is not counted", "err", err)
+		}
+	}
 	control, err := tcctl.Open(tcctl.Options{
 		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere, Own: datapath.Owns,
 	})
@@ -154,8 +159,13 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 		if root != "" {
 			options.Cgroups = &controller.Cgroups{
 				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config)}),
-				Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
+				Programs:   []*ebpf.Program{datapath.CgroupIngress, datapath.CgroupEgress},
 			}
+			options.Sockets = &controller.Cgroups{
+				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config), Hooks: cgroupctl.Connections}),
+				Programs:   []*ebpf.Program{datapath.TCP},
+			}
+			options.CountSockets = datapath.TCP != nil
 		}
 		backend := controller.New(options)
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil

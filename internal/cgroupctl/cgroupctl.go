@@ -3,8 +3,8 @@
 // Package cgroupctl puts counting programs on cgroups and takes exactly those off again.
 // It knows directories and ids of cgroups, nothing of containers.
 //
-// Each cgroup has two links, pinned in our folder by the cgroup's id: a link of ours is one
-// that is pinned there and has a program whose name begins with "nettally_". The kernel
+// Each cgroup has a link for each hook, pinned in our folder by the cgroup's id: a link of ours
+// is one that is pinned there and has a program whose name begins with "nettally_". The kernel
 // runs others' programs beside ours, and takes ours off when the cgroup goes.
 package cgroupctl
 
@@ -14,9 +14,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -43,6 +45,9 @@ type Options struct {
 	// removed with the last; its parent must be there, and nobody else may be able to
 	// change either.
 	Pins string
+	// Hooks are those that it works on, [Packets] if none are said. Controllers of different
+	// hooks may share a folder.
+	Hooks Hooks
 }
 
 // Controller attaches programs to the cgroups of one hierarchy.
@@ -56,15 +61,30 @@ type Controller struct {
 }
 
 // New returns a controller.
-func New(o Options) *Controller { return &Controller{Options: o} }
+func New(o Options) *Controller {
+	if o.Hooks == nil {
+		o.Hooks = Packets
+	}
+	return &Controller{Options: o}
+}
 
-// hook is one of the two hooks of a cgroup.
+// Hooks are hooks of a cgroup that have a program each, all or none.
+type Hooks []hook
+
 type hook struct {
 	name   string
 	attach ebpf.AttachType
 }
 
-var hooks = []hook{{"ingress", ebpf.AttachCGroupInetIngress}, {"egress", ebpf.AttachCGroupInetEgress}}
+func (h hook) String() string { return h.name }
+
+// The hooks of a cgroup that we know.
+var (
+	// Packets are for a cgroup_skb program for each direction: ingress, then egress.
+	Packets = Hooks{{"ingress", ebpf.AttachCGroupInetIngress}, {"egress", ebpf.AttachCGroupInetEgress}}
+	// Connections is for a sock_ops program.
+	Connections = Hooks{{"sock_ops", ebpf.AttachCGroupSockOps}}
+)
 
 // ID returns the id of a cgroup, by its path within the hierarchy: its directory's inode.
 //
@@ -77,14 +97,40 @@ func (c *Controller) ID(dir string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// Attach puts the programs on the cgroup at dir, a path within the hierarchy, or in the
+// Below returns the ids of the cgroup at dir and of those below it; what goes meanwhile is left
+// out.
+func (c *Controller) Below(dir string) ([]uint64, error) {
+	var ids []uint64
+	err := filepath.WalkDir(filepath.Join(c.Root, dir), func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.IsDir() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			ids = append(ids, st.Ino)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list cgroups below %s: %w", dir, err)
+	}
+	return ids, nil
+}
+
+// Attach puts the programs, one for each hook, on the cgroup at dir, a path within the hierarchy, or in the
 // place of our own: in one step of the kernel that no packet slips through. The cgroup must
 // still have the id; sockets of cgroups below it count, too.
 //
 // Requires Linux 5.10, CAP_NET_ADMIN and CAP_SYS_ADMIN, or CAP_BPF instead of the latter
 // where no link of ours is there. Returns an error wrapping [ErrGone], [ErrForeign] or
 // [ErrExclusive], or the kernel's errno; nothing of ours is on the cgroup then, but what was before.
-func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program) error {
+func (c *Controller) Attach(dir string, id uint64, programs ...*ebpf.Program) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.confirm(dir, id); err != nil {
@@ -94,7 +140,7 @@ func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program
 	if by, err := c.Exclusive(dir); err == nil && by != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", dir, by)
 	}
-	err := c.putBoth(dir, id, ingress, egress)
+	err := c.putAll(dir, id, programs)
 	if errors.Is(err, unix.EPERM) { // another's program may have come since
 		if by, inquiry := c.Exclusive(dir); inquiry == nil && by != nil {
 			err = by
@@ -106,14 +152,19 @@ func (c *Controller) Attach(dir string, id uint64, ingress, egress *ebpf.Program
 	return nil
 }
 
-func (c *Controller) putBoth(dir string, id uint64, ingress, egress *ebpf.Program) error {
-	for i, program := range []*ebpf.Program{ingress, egress} {
-		made, err := c.put(dir, id, hooks[i], program)
+// putAll has the programs run, or none of those that it attached.
+func (c *Controller) putAll(dir string, id uint64, programs []*ebpf.Program) error {
+	var fresh Hooks
+	for i, h := range c.Hooks {
+		made, err := c.put(dir, id, h, programs[i])
 		if err != nil {
-			if i > 0 && made {
-				err = errors.Join(err, c.clear(id, hooks[0]))
+			for _, h := range fresh {
+				err = errors.Join(err, c.clear(id, h))
 			}
 			return err
+		}
+		if made {
+			fresh = append(fresh, h)
 		}
 	}
 	return nil
@@ -181,15 +232,15 @@ func (c *Controller) makeFolder() error {
 
 // Replace puts the programs in the place of our own on a cgroup, wherever it is. It does
 // nothing where there are none.
-func (c *Controller) Replace(id uint64, ingress, egress *ebpf.Program) error {
+func (c *Controller) Replace(id uint64, programs ...*ebpf.Program) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, program := range []*ebpf.Program{ingress, egress} {
-		own, err := c.open(id, hooks[i])
+	for i, h := range c.Hooks {
+		own, err := c.open(id, h)
 		if own == nil {
 			return err
 		}
-		err = own.Update(program)
+		err = own.Update(programs[i])
 		if err := errors.Join(own.Close(), err); err != nil && !errors.Is(err, unix.ENOLINK) {
 			return fmt.Errorf("replace program on cgroup %d: %w", id, err)
 		}
@@ -197,10 +248,10 @@ func (c *Controller) Replace(id uint64, ingress, egress *ebpf.Program) error {
 	return nil
 }
 
-// Attached says whether both of our programs are on a cgroup. They are for a moment after it
+// Attached says whether all of our programs are on a cgroup. They are for a moment after it
 // has gone.
 func (c *Controller) Attached(id uint64) (bool, error) {
-	for _, h := range hooks {
+	for _, h := range c.Hooks {
 		own, err := c.open(id, h)
 		if err != nil || own == nil {
 			return false, err
@@ -223,7 +274,7 @@ func (c *Controller) Detach(id uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
-	for _, h := range hooks {
+	for _, h := range c.Hooks {
 		errs = append(errs, c.clear(id, h))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -255,7 +306,8 @@ func (c *Controller) clear(id uint64, h hook) error {
 // tidy removes the folder with the last pin.
 func (c *Controller) tidy() { _ = os.Remove(c.Pins) }
 
-// IDs returns the ids of the cgroups that have links of ours, in no order; some may be gone.
+// IDs returns the ids of the cgroups that have links of ours on the hooks, in no order; some may
+// be gone.
 //
 // Returns an error wrapping [trusted.ErrUntrusted] if others can change the pins.
 func (c *Controller) IDs() ([]uint64, error) {
@@ -269,9 +321,10 @@ func (c *Controller) IDs() ([]uint64, error) {
 	seen := map[uint64]bool{}
 	var ids []uint64
 	for _, e := range entries {
-		number, _, _ := strings.Cut(e.Name(), "-")
+		number, name, _ := strings.Cut(e.Name(), "-")
 		id, err := strconv.ParseUint(number, 10, 64)
-		if err == nil && !seen[id] {
+		known := slices.ContainsFunc(c.Hooks, func(h hook) bool { return h.name == name })
+		if err == nil && known && !seen[id] {
 			seen[id] = true
 			ids = append(ids, id)
 		}

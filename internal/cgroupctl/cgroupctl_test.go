@@ -29,6 +29,7 @@ import (
 type bench struct {
 	t *testing.T
 	*Controller
+	host      *testnet.Namespace
 	datapath  *bpf.Datapath
 	container *testnet.Container
 	peer      *testnet.Agent
@@ -54,6 +55,7 @@ func newBench(t *testing.T) *bench {
 	host := nettest.Host(t)
 	b := &bench{
 		t:          t,
+		host:       host,
 		Controller: New(Options{Root: unified(t), Pins: filepath.Join(nettest.BPFFS(t), "cgroups")}),
 		datapath:   nettest.Must(bpf.Load(bpf.Options{}))(t),
 		container:  nettest.Container(t, host, testnet.ContainerOptions{}),
@@ -255,7 +257,7 @@ func TestForeign(t *testing.T) {
 	if err := os.Mkdir(b.Pins, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	pin := b.pin(id, hooks[0])
+	pin := b.pin(id, Packets[0])
 	if err := theirs.Pin(pin); err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func (e *ExclusiveError) Is(target error) bool { return target == ErrExclusive }
 //
 // Requires CAP_NET_ADMIN, and CAP_SYS_ADMIN to learn the program's name.
 func (c *Controller) Exclusive(dir string) (*ExclusiveError, error) {
-	for _, h := range hooks {
+	for _, h := range c.Hooks {
 		found, err := c.exclusiveOn(dir, h)
 		if found != nil || err != nil {
 			return found, err

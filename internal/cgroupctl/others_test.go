@@ -36,7 +36,7 @@ func TestExclusive(t *testing.T) {
 		hook  hook
 		flags uint32
 	}
-	in, out := hooks[0], hooks[1]
+	in, out := Packets[0], Packets[1]
 	for name, test := range map[string]struct {
 		programs []program
 		by       int // the depth of whose is in the way, -1 for nobody's
@@ -57,7 +57,7 @@ func TestExclusive(t *testing.T) {
 			c := New(Options{Root: unified(t), Pins: filepath.Join(nettest.BPFFS(t), "cgroups")})
 			dirs := cgroupsBelow(t, c.Root)
 			foreign := map[ebpf.AttachType]*ebpf.Program{}
-			for _, h := range hooks {
+			for _, h := range Packets {
 				foreign[h.attach] = nettest.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
 					Name: "foreign", Type: ebpf.CGroupSKB, AttachType: h.attach, License: "MIT",
 					Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
@@ -96,7 +96,7 @@ func TestExclusive(t *testing.T) {
 				if !errors.Is(err, ErrExclusive) || !errors.As(err, &named) || named.Cgroup != dirs[test.by] || named.Program != "foreign" {
 					t.Errorf("attach: %v, want %s named", err, dirs[test.by])
 				}
-				for _, h := range hooks {
+				for _, h := range Packets {
 					on := nettest.Must(c.attachedTo(dirs[0], h))(t)
 					for _, p := range attached {
 						if p.depth == 0 && p.hook == h {
@@ -166,7 +166,7 @@ func TestExclusiveComesMeanwhile(t *testing.T) {
 // effective returns the programs that the kernel runs for a cgroup, also those from above.
 func effective(t *testing.T, c *Controller, dir string) (ids []ebpf.ProgramID) {
 	t.Helper()
-	for _, h := range hooks {
+	for _, h := range Packets {
 		found := nettest.Must(link.QueryPrograms(link.QueryOptions{
 			Target: openDir(t, filepath.Join(c.Root, dir)), Attach: h.attach, QueryFlags: unix.BPF_F_QUERY_EFFECTIVE,
 		}))(t)

@@ -140,10 +140,14 @@ func (a adoption) replace(left usage.Leftover) error {
 // replaceOnCgroup leaves the cgroup bound to its slot, which has the same number in either
 // layout: ours had none in use.
 func (a adoption) replaceOnCgroup(left usage.Leftover) error {
-	if a.Cgroups == nil {
+	on := a.putting(left.Sockets)
+	switch {
+	case on == nil:
 		return nil
+	case left.Sockets && !a.CountSockets:
+		return on.Detach(left.Cgroup)
 	}
-	return a.Cgroups.Replace(left.Cgroup)
+	return on.Replace(left.Cgroup)
 }
 
 // adoptInside goes on with the slots of interfaces in other namespaces. The kernel gives
@@ -236,19 +240,26 @@ func (a adoption) inNamespaces(lefts []usage.Leftover, do func(visit, usage.Left
 
 // adoptCgroup goes on with a cgroup that an earlier process counted, or retires its slot.
 func (a adoption) adoptCgroup(left usage.Leftover) error {
-	if a.Cgroups == nil {
+	on, hook := a.putting(left.Sockets), HookCgroup
+	if left.Sockets {
+		hook = HookSockOps
+	}
+	if on == nil {
 		return a.Accounts.Retire(left)
 	}
-	attached, err := a.Cgroups.Attached(left.Cgroup)
+	if left.Sockets && !a.CountSockets {
+		return errors.Join(on.Detach(left.Cgroup), a.Accounts.Retire(left))
+	}
+	attached, err := on.Attached(left.Cgroup)
 	if err != nil {
 		return err
 	}
 	if attached && a.Accounts.Bound(left) {
-		a.Accounts.Adopt(left, "", HookCgroup)
+		a.Accounts.Adopt(left, "", hook)
 		return nil
 	}
 	if err := a.Accounts.Retire(left); err != nil || attached {
 		return err // the cgroup is counted on another slot by now
 	}
-	return a.Cgroups.Detach(left.Cgroup)
+	return on.Detach(left.Cgroup)
 }

@@ -20,6 +20,7 @@ type cgroups interface {
 	Detach(id uint64) error
 	IDs() ([]uint64, error)
 	Exclusive(dir string) (*cgroupctl.ExclusiveError, error)
+	Below(dir string) ([]uint64, error)
 }
 
 // CgroupMode says which containers are counted by their cgroups.
@@ -35,14 +36,36 @@ const (
 	CgroupOff  CgroupMode = "off"
 )
 
-func ofCgroup(id uint64) usage.Target { return usage.Target{Cgroup: id} }
-
-// groups are the cgroups that are counted.
+// groups are the cgroups that are counted: their packets, or their connections.
 type groups struct {
 	keeper
-	known map[roster.Key]*group             // by container
-	told  map[cgroupctl.ExclusiveError]bool // others' programs that the log has
+	sockets bool                              // it is the connections
+	known   map[roster.Key]*group             // by container
+	told    map[cgroupctl.ExclusiveError]bool // others' programs that the log has
 }
+
+func newGroups(k keeper, sockets bool) groups {
+	return groups{k, sockets, map[roster.Key]*group{}, map[cgroupctl.ExclusiveError]bool{}}
+}
+
+// on is where the programs are put, nil where there is no cgroup2 hierarchy.
+func (s *groups) on() cgroups { return s.putting(s.sockets) }
+
+func (k keeper) putting(sockets bool) cgroups {
+	if sockets {
+		return k.Sockets
+	}
+	return k.Cgroups
+}
+
+func (s *groups) hook() string {
+	if s.sockets {
+		return HookSockOps
+	}
+	return HookCgroup
+}
+
+func (s *groups) target(id uint64) usage.Target { return usage.Target{Cgroup: id, Sockets: s.sockets} }
 
 // group is the cgroup of a container.
 type group struct {
@@ -50,12 +73,16 @@ type group struct {
 	container string
 	dir       string
 	by        *cgroupctl.ExclusiveError // that keeps our programs off, nil for nobody
+	settlings int                       // how often its connections were listed in vain
 }
 
-func (s *groups) at(g *group) site { return cgroupSite{s.Cgroups, g.dir, g.Cgroup} }
+func (s *groups) at(g *group) site { return cgroupSite{s.on(), g.dir, g.Cgroup} }
 
 // wants says whether a container is to be counted by its cgroup.
 func (s *groups) wants(m *member) bool {
+	if s.sockets {
+		return s.CountSockets
+	}
 	switch s.Settings().Cgroup {
 	case CgroupAll:
 		return true
@@ -68,6 +95,9 @@ func (s *groups) wants(m *member) bool {
 // tells says whether what a container's cgroup counts is told: not while it is open whether
 // that is wanted.
 func (s *groups) tells(m *member) bool {
+	if s.sockets {
+		return true
+	}
 	if m.Reason == usage.Starting {
 		return false
 	}
@@ -77,7 +107,7 @@ func (s *groups) tells(m *member) bool {
 // place begins to count a container's cgroup where that is wanted, and ends it where it is
 // not.
 func (s *groups) place(m *member) {
-	if s.Cgroups == nil {
+	if s.on() == nil {
 		return
 	}
 	if !s.wants(m) {
@@ -109,7 +139,7 @@ func (s *groups) count(m *member) *group {
 	if !ok {
 		return nil // its processes are in no cgroup of their own there
 	}
-	id, err := s.Cgroups.ID(dir)
+	id, err := s.on().ID(dir)
 	if errors.Is(err, cgroupctl.ErrGone) {
 		return nil // or not made yet
 	}
@@ -118,7 +148,7 @@ func (s *groups) count(m *member) *group {
 		g = &group{container: m.ID, attachment: attachment{name: dir, since: time.Now()}}
 		s.known[m.Key] = g
 	}
-	g.dir, g.Target = dir, ofCgroup(id)
+	g.dir, g.Target = dir, s.target(id)
 	if err == nil {
 		err = s.attach(g)
 	}
@@ -126,8 +156,11 @@ func (s *groups) count(m *member) *group {
 		s.failed(&g.attachment, err, "container_id", m.ID)
 		return g
 	}
-	s.began(&g.attachment, s.at(g), HookCgroup, nil)
-	s.Log.Debug("counting cgroup", "container_id", m.ID, "cgroup", dir)
+	s.began(&g.attachment, s.at(g), s.hook(), nil)
+	if n, ok := s.Accounts.TCPCounted(g.Target); s.sockets && ok && !n.BeforeKnown && len(s.Host.Processes(m.Found)) == 0 {
+		s.noteBefore(g, 0) // nobody is there who could have one
+	}
+	s.Log.Debug("counting cgroup", "container_id", m.ID, "cgroup", dir, "hook", s.hook())
 	return g
 }
 
@@ -146,7 +179,15 @@ func (s *groups) obstructed(g *group, err error) {
 		delete(s.told, *g.by)
 	}
 	g.by = by
-	s.Accounts.Obstruct(g.container, by != nil)
+	s.obstruct(g.container, by != nil)
+}
+
+// obstruct tells whether another's program keeps ours off. Without the connections a container
+// is counted all the same.
+func (s *groups) obstruct(container string, obstructed bool) {
+	if !s.sockets {
+		s.Accounts.Obstruct(container, obstructed)
+	}
 }
 
 // attach puts the programs on, bound to a slot, or leaves neither.
@@ -154,7 +195,7 @@ func (s *groups) attach(g *group) (err error) {
 	if err := s.Accounts.MayTake(g.Target, g.container); err != nil {
 		return err
 	}
-	if g.slot, _, err = s.Accounts.Open(g.Target, "", HookCgroup); err != nil {
+	if g.slot, _, err = s.Accounts.Open(g.Target, "", s.hook()); err != nil {
 		return err
 	}
 	// Before, where the kernel has kept the element of an earlier time; there may be none.
@@ -170,7 +211,7 @@ func (s *groups) attach(g *group) (err error) {
 
 // takeOff ends the counting of a cgroup.
 func (s *groups) takeOff(t usage.Target) error {
-	return errors.Join(cgroupSite{cgroups: s.Cgroups, id: t.Cgroup}.detach(false), s.Accounts.EndCgroup(t))
+	return errors.Join(cgroupSite{cgroups: s.on(), id: t.Cgroup}.detach(false), s.Accounts.EndCgroup(t))
 }
 
 // end ends the counting of a container's cgroup.
@@ -180,7 +221,7 @@ func (s *groups) end(of roster.Key) {
 	if g == nil {
 		return
 	}
-	s.Accounts.Obstruct(g.container, false)
+	s.obstruct(g.container, false)
 	if !g.attached() {
 		return
 	}
@@ -192,7 +233,7 @@ func (s *groups) end(of roster.Key) {
 // reconcile puts back what somebody took off, and takes off what is on cgroups of which no
 // container can be there any more; there is nil if that is not known.
 func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key) bool) {
-	if s.Cgroups == nil {
+	if s.on() == nil {
 		return
 	}
 	counted := map[uint64]bool{}
@@ -213,16 +254,16 @@ func (s *groups) reconcile(members map[roster.Key]*member, there func(roster.Key
 	if there == nil {
 		return
 	}
-	ids, err := s.Cgroups.IDs()
+	ids, err := s.on().IDs()
 	if err != nil {
 		s.Log.Warn("list counted cgroups", "err", err)
 	}
 	for _, id := range ids {
-		owner := roster.Key{ID: s.Accounts.Owner(ofCgroup(id))}
+		owner := roster.Key{ID: s.Accounts.Owner(s.target(id))}
 		if counted[id] || members[owner] == nil && there(owner) { // it may be in a directory that can't be read
 			continue
 		}
-		if err := s.takeOff(ofCgroup(id)); err != nil {
+		if err := s.takeOff(s.target(id)); err != nil {
 			s.Log.Warn("remove stray programs", "cgroup_id", id, "err", err)
 		}
 	}
@@ -234,7 +275,7 @@ func (s *groups) inTheWay(g *group) bool {
 	if g == nil || !g.attached() {
 		return false
 	}
-	by, err := s.Cgroups.Exclusive(g.dir)
+	by, err := s.on().Exclusive(g.dir)
 	return err == nil && by != nil
 }
 
@@ -245,10 +286,15 @@ func (s *groups) check(g *group) {
 	if on, err := s.at(g).counts(g.slot); on || err != nil {
 		return
 	}
-	if now, err := s.Cgroups.ID(g.dir); err != nil || now != g.Cgroup {
+	if now, err := s.on().ID(g.dir); err != nil || now != g.Cgroup {
 		return // it is gone, and its event is on the way
 	}
-	if err := errors.Join(s.putBack(&g.attachment, s.at(g), true), s.Accounts.BindCgroup(g.Target)); err != nil {
+	err := errors.Join(s.putBack(&g.attachment, s.at(g), true), s.Accounts.BindCgroup(g.Target))
+	if s.sockets {
+		// Connections may have come and gone meanwhile.
+		err = errors.Join(err, s.Accounts.NoteTCP(g.Target, func(n *usage.TCPNote) { n.BeforeKnown = false }))
+	}
+	if err != nil {
 		s.failed(&g.attachment, err, "container_id", g.container)
 	}
 }

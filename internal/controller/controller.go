@@ -16,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
@@ -36,6 +35,9 @@ type host interface {
 	RootQdiscs() (map[int]watcher.RootQdisc, error)
 	VisitNamespaces(inodes map[uint64]bool, visit func(*watcher.Namespace) error) error
 	NamespaceThere(nsid int) (bool, error)
+	NetworkNamespaces(pids []int) map[uint64]int
+	Established(pid int) (map[uint64]uint64, error)
+	ListenDrops(pid int) (uint64, error)
 }
 
 // clsactHooks puts the classifiers on the clsact qdiscs of one network namespace and takes
@@ -74,9 +76,14 @@ type Options struct {
 	Host  host
 	Hooks hooks
 	// Cgroups is nil where there is no cgroup2 hierarchy.
-	Cgroups  cgroups
-	Accounts *usage.Accounts
-	Settings func() Settings
+	Cgroups cgroups
+	// Sockets puts the program for connections on cgroups; nil where there is no cgroup2
+	// hierarchy. CountSockets says whether it is to: else it takes off what an earlier process
+	// put there.
+	Sockets      cgroups
+	CountSockets bool
+	Accounts     *usage.Accounts
+	Settings     func() Settings
 	// TCX says that the kernel has tcx: Linux 6.6.
 	TCX bool
 	Log *slog.Logger
@@ -90,6 +97,7 @@ type Controller struct {
 	veths   veths
 	uplinks uplinks
 	groups  groups
+	sockets groups
 	members map[roster.Key]*member
 	spaces  map[uint64]*space // by inode of the network namespace
 	started bool              // everything was looked at once
@@ -113,7 +121,7 @@ func New(o Options) *Controller {
 		jobs: newJobs(), unclean: map[int]bool{}, cni: cni{log: o.Log}, room: usualRoom, here: hereFor,
 	}
 	c.uplinks = uplinks{c.keeper, map[usage.Target]*uplink{}}
-	c.groups = groups{c.keeper, map[roster.Key]*group{}, map[cgroupctl.ExclusiveError]bool{}}
+	c.groups, c.sockets = newGroups(c.keeper, false), newGroups(c.keeper, true)
 	return c
 }
 
@@ -148,7 +156,7 @@ func (c *Controller) Run(ctx context.Context, do chan<- func() []roster.Hint) {
 			return true
 		}
 	}
-	for _, task := range []func(context.Context, handing){c.work, c.checkAll, c.lookAtEnds} {
+	for _, task := range []func(context.Context, handing){c.work, c.checkAll, c.lookAtEnds, c.settleSockets} {
 		tasks.Go(func() { task(ctx, hand) })
 	}
 }
@@ -203,6 +211,9 @@ func (c *Controller) Relist() (hints []roster.Hint) {
 // Reconcile implements [roster.Backend].
 func (c *Controller) Reconcile(there func(roster.Key) bool) []roster.Hint {
 	c.groups.reconcile(c.members, there)
+	c.sockets.reconcile(c.members, there)
+	c.settleAgain()
+	c.readListenDrops()
 	hints := c.reconcileInside()
 	c.ends.bypassed = true
 	c.askForEnds()

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/internal/cgroupctl"
 	"github.com/nettally/nettally/internal/roster"
@@ -97,7 +99,7 @@ func startWith(t testing.TB, host *testnet.Namespace, pinPath string, cgroup Cgr
 	if r.unified != "" {
 		r.control.Cgroups = &Cgroups{
 			Controller: cgroupctl.New(cgroupctl.Options{Root: r.unified, Pins: r.pins}),
-			Ingress:    datapath.CgroupIngress, Egress: datapath.CgroupEgress,
+			Programs:   []*ebpf.Program{datapath.CgroupIngress, datapath.CgroupEgress},
 		}
 	}
 	for _, f := range prepare {

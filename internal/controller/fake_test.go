@@ -49,7 +49,13 @@ type kernel struct {
 
 	slots map[uint16]bpf.Slot
 	rows  map[uint16][2]bpf.Counters // received, transmitted
-	bound map[int]uint16             // slots of interfaces on tcx
+	tcp   map[uint16]bpf.TCPCounters
+
+	sockets     map[uint64]bool   // cgroups with our program for connections
+	established map[uint64]uint64 // connections by cgroup
+	listenDrops uint64
+
+	bound map[int]uint16 // slots of interfaces on tcx
 
 	released map[int][2]uint64 // what slots that were given up had counted, by interface
 
@@ -67,7 +73,7 @@ func newKernel(t *testing.T) *kernel {
 	k := &kernel{
 		t: t, fails: map[string]error{}, inside: map[string]watcher.Sandbox{}, counters: map[int]watcher.LinkCounters{}, there: map[int]bool{},
 		filters: map[int]uint16{}, tcx: map[int]bool{}, cgroups: map[uint64]bool{},
-		slots: map[uint16]bpf.Slot{}, rows: map[uint16][2]bpf.Counters{}, bound: map[int]uint16{}, released: map[int][2]uint64{}, mode: ModeAuto,
+		slots: map[uint16]bpf.Slot{}, rows: map[uint16][2]bpf.Counters{}, tcp: map[uint16]bpf.TCPCounters{}, bound: map[int]uint16{}, released: map[int][2]uint64{}, mode: ModeAuto,
 	}
 	k.restart()
 	return k
@@ -384,6 +390,8 @@ func (g *fakeCgroups) Replace(id uint64) error          { return g.did("replace 
 func (g *fakeCgroups) Attached(id uint64) (bool, error) { return g.cgroups[id], nil }
 func (g *fakeCgroups) IDs() ([]uint64, error)           { return slices.Sorted(maps.Keys(g.cgroups)), nil }
 
+func (g *fakeCgroups) Below(dir string) ([]uint64, error) { return []uint64{uint64(len(dir))}, nil }
+
 func (g *fakeCgroups) Exclusive(string) (*cgroupctl.ExclusiveError, error) { return nil, nil }
 
 func (g *fakeCgroups) Detach(id uint64) error {
@@ -431,8 +439,14 @@ func (d *fakeSlots) Bind(s bpf.Slot) error {
 }
 
 func (d *fakeSlots) BindCgroup(s bpf.Slot) error { return d.did("bind cgroup %d", s.Cgroup) }
-func (d *fakeSlots) CgroupBound(s bpf.Slot) bool { return d.cgroups[s.Cgroup] }
-func (d *fakeSlots) Quiesce() error              { return d.did("quiesce") }
+func (d *fakeSlots) CgroupBound(s bpf.Slot) bool {
+	if s.Sockets {
+		return d.sockets[s.Cgroup]
+	}
+	return d.cgroups[s.Cgroup]
+}
+
+func (d *fakeSlots) Quiesce() error { return d.did("quiesce") }
 
 func (d *fakeSlots) Release(s bpf.Slot) error {
 	had := d.released[s.Ifindex]
@@ -458,3 +472,31 @@ func (d *fakeSlots) Inherit(bpf.Old) (bpf.Slot, error) { return bpf.Slot{}, erro
 func (d *fakeSlots) Settle() error                     { return nil }
 func (d *fakeSlots) Uncounted() map[string]uint64      { return nil }
 func (d *fakeSlots) Unclassified() map[string]uint64   { return nil }
+
+func (d *fakeSlots) ReadTCP(s bpf.Slot) (bpf.TCPCounters, error) {
+	if now, ok := d.slots[s.Index]; !ok || now.Generation != s.Generation {
+		return bpf.TCPCounters{}, bpf.ErrReleased
+	}
+	return d.tcp[s.Index], nil
+}
+
+func (d *fakeSlots) NoteTCP(s bpf.Slot, n bpf.TCPNote) error {
+	counted := d.tcp[s.Index]
+	counted.TCPNote = n
+	d.tcp[s.Index] = counted
+	return d.did("note tcp %d", s.Cgroup)
+}
+
+func (h *fakeHost) NetworkNamespaces(pids []int) map[uint64]int {
+	found := map[uint64]int{}
+	for _, pid := range pids {
+		found[uint64(pid)] = pid
+	}
+	return found
+}
+
+func (h *fakeHost) Established(pid int) (map[uint64]uint64, error) {
+	return h.established, h.fails[fmt.Sprintf("established %d", pid)]
+}
+
+func (h *fakeHost) ListenDrops(int) (uint64, error) { return h.listenDrops, nil }

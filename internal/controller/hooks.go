@@ -14,6 +14,8 @@ const (
 	HookClsact = "clsact"
 	HookTCX    = "tcx"
 	HookCgroup = "cgroup" // not an interface
+	// HookSockOps is that of a cgroup's connections.
+	HookSockOps = "sock_ops"
 )
 
 // program is a loaded classifier.
@@ -68,13 +70,13 @@ func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
 // *cgroupctl.Controller's.
 type Cgroups struct {
 	*cgroupctl.Controller
-	Ingress, Egress *ebpf.Program
+	Programs []*ebpf.Program // one for each of its hooks
 }
 
-// Attach puts the programs on both hooks of a cgroup, or in place of our own.
+// Attach puts the programs on the hooks of a cgroup, or in place of our own.
 func (g *Cgroups) Attach(dir string, id uint64) error {
-	return g.Controller.Attach(dir, id, g.Ingress, g.Egress)
+	return g.Controller.Attach(dir, id, g.Programs...)
 }
 
 // Replace puts the programs in place of our own on a cgroup.
-func (g *Cgroups) Replace(id uint64) error { return g.Controller.Replace(id, g.Ingress, g.Egress) }
+func (g *Cgroups) Replace(id uint64) error { return g.Controller.Replace(id, g.Programs...) }

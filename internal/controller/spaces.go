@@ -54,8 +54,10 @@ func (c *Controller) Update(m roster.Member) {
 	}
 	known.Member = m
 	c.groups.place(known)
+	c.sockets.place(known)
 	if m.Ended {
 		c.groups.end(m.Key)
+		c.sockets.end(m.Key)
 		delete(c.members, m.Key)
 	}
 }

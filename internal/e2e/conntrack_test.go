@@ -16,9 +16,9 @@ import (
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-// TestConnections counts connections of Docker's containers from the first on, and tells
+// TestConntrack counts connections of Docker's containers from the first on, and tells
 // nothing of those that have no address of their own.
-func TestConnections(t *testing.T) {
+func TestConntrack(t *testing.T) {
 	need.Root(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	p := startPair(t, docker, startDaemon(t, docker, "accounting: {conntrack: on}\n"+onlyDocker(docker)))

@@ -178,13 +178,7 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 	if err := json.Unmarshal([]byte(tallies), &r.Tallies); err != nil {
 		return r, fmt.Errorf("parse tallies: %w", err)
 	}
-	for _, t := range r.Tallies {
-		if sum := t.Sum(); t.Cgroup {
-			r.IP, r.IPSince = &sum, t.AttachedAt
-		} else {
-			r.Traffic = r.Traffic.Plus(sum)
-		}
-	}
+	r.Total()
 	return r, nil
 }
 

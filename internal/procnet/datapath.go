@@ -120,6 +120,12 @@ func (d *Datapath) Read(s bpf.Slot) (rx, tx bpf.Counters, err error) {
 	return known.receive, known.transmit, nil
 }
 
+// ReadTCP returns nothing: connections are not counted here.
+func (*Datapath) ReadTCP(bpf.Slot) (bpf.TCPCounters, error) { return bpf.TCPCounters{}, nil }
+
+// NoteTCP refuses: connections are not counted here.
+func (*Datapath) NoteTCP(bpf.Slot, bpf.TCPNote) error { return errors.ErrUnsupported }
+
 // count adds to the slot of a number. It must be in use.
 func (d *Datapath) count(index uint16, receive, transmit bpf.Counters) {
 	d.mu.Lock()

@@ -164,6 +164,7 @@ func (s *Sink) Received(atLeast int) (Received, error) {
 type Connects struct {
 	Connected int
 	Refused   int
+	TimedOut  int // see [Agent.ConnectWithin]
 }
 
 // Connect opens so many TCP connections, one after the other, and closes each
@@ -172,6 +173,26 @@ type Connects struct {
 func (a *Agent) Connect(to netip.AddrPort, count int) (Connects, error) {
 	r, err := a.do(order{Verb: "connect", Addr: to, Count: count})
 	return r.Connects, err
+}
+
+// ConnectWithin is Connect, where a connection that is not there in time is given up, and
+// counted.
+func (a *Agent) ConnectWithin(to netip.AddrPort, count int, within time.Duration) (Connects, error) {
+	r, err := a.do(order{Verb: "connect", Addr: to, Count: count, Within: within})
+	return r.Connects, err
+}
+
+// Hold opens so many TCP connections and keeps them.
+func (a *Agent) Hold(to netip.AddrPort, count int) error {
+	_, err := a.do(order{Verb: "hold", Addr: to, Count: count})
+	return err
+}
+
+// LetGo ends the oldest of the connections that are held: in order, when the other side has
+// closed them too, or with a reset.
+func (a *Agent) LetGo(count int, reset bool) error {
+	_, err := a.do(order{Verb: "letgo", Count: count, Reset: reset})
+	return err
 }
 
 // SendUDP sends so many datagrams of size bytes of payload. Nothing holds it up:

@@ -3,6 +3,7 @@
 package testnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +21,13 @@ const chunk = 256 << 10
 func connect(o order) (reply, error) {
 	var done Connects
 	for range o.Count {
-		c, err := dial(o.Addr)
+		c, err := dialWithin(o.Addr, cmp.Or(o.Within, patience))
 		switch {
 		case errors.Is(err, unix.ECONNREFUSED):
 			done.Refused++
+			continue
+		case o.Within != 0 && os.IsTimeout(err):
+			done.TimedOut++
 			continue
 		case err == nil:
 			err = hangUp(c)
@@ -36,8 +40,10 @@ func connect(o order) (reply, error) {
 	return reply{Connects: done}, nil
 }
 
-func dial(to netip.AddrPort) (*net.TCPConn, error) {
-	c, err := net.DialTimeout("tcp", to.String(), patience)
+func dial(to netip.AddrPort) (*net.TCPConn, error) { return dialWithin(to, patience) }
+
+func dialWithin(to netip.AddrPort, within time.Duration) (*net.TCPConn, error) {
+	c, err := net.DialTimeout("tcp", to.String(), within)
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type order struct {
 	Path    string         `json:"path,omitempty"`
 	Frame   *Frame         `json:"frame,omitempty"`
 	Barrage *Barrage       `json:"barrage,omitempty"`
+	Within  time.Duration  `json:"within,omitempty"`
+	Reset   bool           `json:"reset,omitempty"`
 }
 
 type reply struct {
@@ -48,7 +50,10 @@ type reply struct {
 }
 
 // server carries out orders.
-type server struct{ sinks []*sink }
+type server struct {
+	sinks []*sink
+	held  []*net.TCPConn
+}
 
 // ServeAgent carries out orders, one JSON value per line, until they end. For
 // programs whose only purpose it is; see [Main] for the others.
@@ -100,6 +105,10 @@ func (s *server) do(o order) (reply, error) {
 		return s.await(o)
 	case "connect":
 		return connect(o)
+	case "hold":
+		return reply{}, s.hold(o)
+	case "letgo":
+		return reply{}, s.letGo(o)
 	case "sendudp":
 		return reply{}, sendUDP(o)
 	case "sendtcp":

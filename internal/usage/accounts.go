@@ -31,6 +31,8 @@ type Datapath interface {
 	Release(bpf.Slot) error
 	Slots() []bpf.Slot
 	Read(bpf.Slot) (rx, tx bpf.Counters, err error)
+	ReadTCP(bpf.Slot) (bpf.TCPCounters, error)
+	NoteTCP(bpf.Slot, bpf.TCPNote) error
 	Uncounted() map[string]uint64
 	Unclassified() map[string]uint64
 }
@@ -103,6 +105,7 @@ type account struct {
 	Container                   // without interfaces and sums
 	tallies   map[string]*tally // by the container's name of the interface
 	cgroup    *tally            // nil: its cgroup is not counted
+	tcp       *tally            // nil: its connections are not
 
 	obstructed bool      // another's program keeps ours off its cgroup
 	unrecalled bool      // what it counted before is not known yet
@@ -147,6 +150,7 @@ func (a *Accounts) Start(c Container) {
 		c.StartedAt = a.Clock.Began(c.StartedAt)
 	}
 	c.Interfaces, c.Traffic, c.IP, c.IPSince = nil, Traffic{}, nil, time.Time{}
+	c.TCP, c.TCPSince, c.Established = nil, time.Time{}, nil
 	known.Container = c.identifiedBy(known.Container)
 }
 
@@ -256,7 +260,7 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 		name = a.within(c, name)
 	}
 	at.slot.Container, at.slot.Interface, at.slot.Others = id, name, a.guests[id] != nil
-	c.tallyOf(target.Cgroup != 0, name).own(at)
+	c.tallyOf(kindOf(target), name).own(at)
 	a.hold(at, 1)
 	if at.earlier == (Traffic{}) {
 		at.earlier = a.elsewhere(id, c, target)
@@ -348,7 +352,7 @@ func before(mine, others bool) int {
 }
 
 // isBlank reports whether a container was never counted, in none of its lives that are known.
-func (c *account) isBlank() bool { return len(c.tallies) == 0 && c.cgroup == nil }
+func (c *account) isBlank() bool { return len(c.tallies) == 0 && c.cgroup == nil && c.tcp == nil }
 
 // leavesNothing reports whether the ledger need not know that a container has stopped: it
 // was never counted, and is not in there.
@@ -360,7 +364,7 @@ func (c *account) counting() bool {
 			return true
 		}
 	}
-	return c.cgroup != nil && len(c.cgroup.live) > 0
+	return c.cgroup != nil && len(c.cgroup.live) > 0 || c.tcp != nil && len(c.tcp.live) > 0
 }
 
 // isWritten says whether the ledger knows that the container has stopped; its numbers

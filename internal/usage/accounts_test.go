@@ -17,11 +17,12 @@ type slots struct {
 	taken  map[uint16]bpf.Slot
 	old    []bpf.Old
 	counts map[uint16]uint64 // packets of 100 bytes, TCP over IPv4, received
+	tcp    map[uint16]bpf.TCPCounters
 	next   uint16
 }
 
 func newSlots() *slots {
-	return &slots{taken: map[uint16]bpf.Slot{}, counts: map[uint16]uint64{}}
+	return &slots{taken: map[uint16]bpf.Slot{}, counts: map[uint16]uint64{}, tcp: map[uint16]bpf.TCPCounters{}}
 }
 
 func (s *slots) Take(t bpf.Target) (bpf.Slot, error) {
@@ -85,6 +86,20 @@ func (s *slots) Read(slot bpf.Slot) (rx, tx bpf.Counters, err error) {
 	rx.Interface.Packets, rx.Interface.Bytes = n, 100*n
 	rx.Cells[0].Packets, rx.Cells[0].Bytes = n, 100*n
 	return rx, tx, nil
+}
+
+func (s *slots) ReadTCP(slot bpf.Slot) (bpf.TCPCounters, error) {
+	if _, ok := s.taken[slot.Index]; !ok {
+		return bpf.TCPCounters{}, bpf.ErrReleased
+	}
+	return s.tcp[slot.Index], nil
+}
+
+func (s *slots) NoteTCP(slot bpf.Slot, n bpf.TCPNote) error {
+	counted := s.tcp[slot.Index]
+	counted.TCPNote = n
+	s.tcp[slot.Index] = counted
+	return nil
 }
 
 func (s *slots) Uncounted() map[string]uint64    { return map[string]uint64{"no_row": 0} }

@@ -133,8 +133,10 @@ func (a *Accounts) ownAgain(at *attachment) {
 	if c.ID == "" { // it started after the ledger was last written
 		c.Container = Container{ID: id, State: Running, StartedAt: at.at}
 	}
-	c.Reason = Accounted // the ledger may have been written before it was
-	c.tallyOf(at.slot.Cgroup != 0, note.Interface).own(at)
+	if !at.slot.Sockets {
+		c.Reason = Accounted // the ledger may have been written before it was
+	}
+	c.tallyOf(kindOf(at.slot.Target), note.Interface).own(at)
 	a.hold(at, 1)
 }
 

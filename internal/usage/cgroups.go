@@ -35,7 +35,7 @@ func (s *Slots) EndCgroup(target Target) error {
 		return nil
 	}
 	delete(s.attachments, target)
-	if at.slot.Told {
+	if at.slot.Told || target.Sockets {
 		return s.close(at)
 	}
 	return s.discard(at)
@@ -67,6 +67,9 @@ func (s *Slots) releaseDiscarded() (err error) {
 // needsCgroup reports whether the counts of a cgroup that is gone are told: they were, or
 // the container ended before it was known whether it has an interface, and none is known.
 func (at *attachment) needsCgroup() bool {
+	if at.slot.Sockets {
+		return true // there is nothing else that would tell as much
+	}
 	if at.tally == nil || !at.slot.Told && len(at.tally.account.tallies) > 0 {
 		return false
 	}

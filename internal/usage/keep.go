@@ -33,6 +33,7 @@ func (a *Accounts) Restore(records []Record) {
 		c := a.open(r.ID)
 		c.Container = r.Container
 		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
+		c.Container.TCP, c.Container.TCPSince, c.Container.Established = nil, time.Time{}, nil
 		if c.State == Stopped {
 			c.stopped = a.Now().Add(-max(a.timeOfDay().Sub(c.StoppedAt), 0))
 		}
@@ -59,7 +60,7 @@ func (a *Accounts) recall(c *account, r *Record, there map[uint64]bool) {
 	c.remember(*r)
 	for i := range r.Tallies {
 		kept := &r.Tallies[i]
-		a.recallTally(c, c.tallyOf(kept.Cgroup, kept.Name), kept, there)
+		a.recallTally(c, c.tallyOf(kept.kind(), kept.Name), kept, there)
 	}
 }
 
@@ -170,6 +171,10 @@ func (a *Accounts) record(c *account) Record {
 	if c.tellsCgroup() {
 		r.Tallies = append(r.Tallies, a.recordTally(c.cgroup, Tally{Cgroup: true}))
 	}
+	if c.tcp != nil {
+		r.Tallies = append(r.Tallies, a.recordTally(c.tcp, Tally{Cgroup: true, Sockets: true}))
+	}
+	r.Established = nil // it is of this moment
 	r.sum()
 	return r
 }
@@ -180,16 +185,12 @@ func (a *Accounts) record(c *account) Record {
 func (r *Record) sum() {
 	r.Traffic = Traffic{}
 	for _, t := range r.Tallies {
-		if sum := t.Sum(); t.Cgroup {
-			r.IP = &sum
-		} else {
-			r.Traffic = r.Traffic.Plus(sum)
-		}
+		r.add(t)
 	}
 }
 
 func (s *Slots) recordTally(t *tally, of Tally) Tally {
-	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, HostInterface: t.host, Hook: t.hook, At: t.at, AttachedAt: t.attachedAt, Final: t.final}
+	kept := Tally{Name: of.Name, Cgroup: of.Cgroup, Sockets: of.Sockets, HostInterface: t.host, Hook: t.hook, At: t.at, AttachedAt: t.attachedAt, Final: t.final}
 	kept.Attachments = append(kept.Attachments, t.priors...)
 	for _, at := range t.live {
 		now := s.attachment(at)

@@ -197,7 +197,7 @@ func (a *Accounts) MayTake(target Target, id string) error {
 		return nil
 	}
 	limits := a.limits()
-	if UserOf(id) != "" && a.userSlots >= limits.UserSlots {
+	if UserOf(id) != "" && *a.slotsOfUsers(target) >= limits.UserSlots {
 		return ErrUsersFull
 	}
 	if c := a.containers[id]; c != nil && c.live()/slotsPerName >= limits.Interfaces {
@@ -232,8 +232,17 @@ func (a *Accounts) elsewhere(id string, of *account, target Target) Traffic {
 // hold counts the slots that users' containers have.
 func (s *Slots) hold(at *attachment, n int) {
 	if at.tally != nil && at.tally.account.User() != "" {
-		s.userSlots += n
+		*s.slotsOfUsers(at.slot.Target) += n
 	}
+}
+
+// slotsOfUsers is how many slots users' containers have for what a target is: its packets or its
+// connections.
+func (s *Slots) slotsOfUsers(of Target) *int {
+	if of.Sockets {
+		return &s.userSockets
+	}
+	return &s.userSlots
 }
 
 // Beyond is how much is counted on accounts for others.

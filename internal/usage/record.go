@@ -12,14 +12,42 @@ import (
 // the end of this process, and of the host.
 type Record struct {
 	Container         // without Interfaces; Traffic and IP are what the Tallies hold
-	Tallies   []Tally // of the interfaces by name, then of the cgroup
+	Tallies   []Tally // of the interfaces by name, then of the cgroup, then of its connections
 }
 
-// Tally is the usage of one interface of a container, over all host veths it had, or of
-// its cgroup.
+// add adds a tally to the totals.
+func (r *Record) add(t Tally) {
+	sum := t.Sum()
+	switch t.kind() {
+	case ofConnections:
+		r.TCP = &sum.TCP
+	case ofCgroup:
+		r.IP = &sum
+	default:
+		r.Traffic = r.Traffic.Plus(sum)
+	}
+}
+
+// Total makes the totals of a record those of its tallies.
+func (r *Record) Total() {
+	r.Traffic, r.IP, r.TCP = Traffic{}, nil, nil
+	for _, t := range r.Tallies {
+		r.add(t)
+		switch t.kind() {
+		case ofConnections:
+			r.TCPSince = t.AttachedAt
+		case ofCgroup:
+			r.IPSince = t.AttachedAt
+		}
+	}
+}
+
+// Tally is the usage of one interface of a container, over all host veths it had, of its
+// cgroup, or of the connections of that.
 type Tally struct {
 	Name          string    `json:"name"` // as the container calls it
 	Cgroup        bool      `json:"cgroup,omitempty"`
+	Sockets       bool      `json:"sockets,omitempty"` // of the cgroup's connections
 	HostInterface string    `json:"host_interface"`
 	Hook          string    `json:"hook"`
 	At            Place     `json:"at,omitempty"`
@@ -47,6 +75,16 @@ type Attachment struct {
 	Torn bool `json:"torn,omitempty"`
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
+}
+
+func (t Tally) kind() kind {
+	switch {
+	case t.Sockets:
+		return ofConnections
+	case t.Cgroup:
+		return ofCgroup
+	}
+	return ofInterface
 }
 
 // Sum returns what a tally holds.

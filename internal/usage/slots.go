@@ -32,7 +32,8 @@ type Slots struct {
 	discarded   []*attachment // whose slot is held for a moment, oldest first
 	orphans     []orphan
 	orphaned    Traffic // what all orphans counted, also those that are forgotten
-	userSlots   int     // that containers of users have
+	userSlots   int     // that containers of users have for packets
+	userSockets int     // and for connections
 }
 
 // attachment is an interface or a cgroup that is being counted, or was until it went.
@@ -253,6 +254,9 @@ func (s *Slots) fold(at *attachment) error {
 // read reads an attachment. Its slot is ours until fold, under the same lock, so it can't
 // have been released.
 func (at *attachment) read(d Datapath) Traffic {
+	if at.slot.Sockets {
+		return Traffic{TCP: at.readTCP(d)}
+	}
 	rx, tx, err := d.Read(at.slot)
 	if errors.Is(err, bpf.ErrReleased) {
 		panic("usage: slot of an attachment was released: " + at.shown.HostInterface)

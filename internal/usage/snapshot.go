@@ -30,7 +30,9 @@ func (a *Accounts) Snapshot() Snapshot {
 	}
 	s.sort()
 	for target, at := range a.attachments {
-		if target.Cgroup != 0 {
+		if target.Sockets {
+			s.Sockets++
+		} else if target.Cgroup != 0 {
 			s.Cgroups++
 		} else if at.tally == nil {
 			s.Unowned = append(s.Unowned, at.unowned(a.Datapath))
@@ -103,6 +105,9 @@ func (a *Accounts) container(c *account) Container {
 	out.Lost = out.Lost.withoutUnknown(out.Interfaces)
 	if c.tellsCgroup() {
 		out.addCgroup(c.cgroup.owned(a.Datapath, ""))
+	}
+	if c.tcp != nil {
+		out.addTCP(c.tcp, a.Datapath)
 	}
 	return out
 }

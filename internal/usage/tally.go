@@ -33,15 +33,41 @@ func (c *account) tally(name string) *tally {
 	return t
 }
 
-// tallyOf returns the tally of an interface or of the cgroup, a new one if there is none.
-func (c *account) tallyOf(cgroup bool, name string) *tally {
-	if !cgroup {
-		return c.tally(name)
+// kind is what a tally is of.
+type kind int
+
+const (
+	ofInterface kind = iota
+	ofCgroup
+	ofConnections
+)
+
+func kindOf(t Target) kind {
+	switch {
+	case t.Sockets:
+		return ofConnections
+	case t.Cgroup != 0:
+		return ofCgroup
 	}
-	if c.cgroup == nil {
-		c.cgroup = &tally{account: c}
+	return ofInterface
+}
+
+// tallyOf returns the tally of an interface, of the cgroup or of its connections, a new one if
+// there is none.
+func (c *account) tallyOf(of kind, name string) *tally {
+	switch of {
+	case ofCgroup:
+		if c.cgroup == nil {
+			c.cgroup = &tally{account: c}
+		}
+		return c.cgroup
+	case ofConnections:
+		if c.tcp == nil {
+			c.tcp = &tally{account: c}
+		}
+		return c.tcp
 	}
-	return c.cgroup
+	return c.tally(name)
 }
 
 // own gives an attachment, and all it has counted, to the tally.

@@ -149,12 +149,14 @@ func (c Counts) Plus(d Counts) Counts {
 type Traffic struct {
 	Receive  Counts
 	Transmit Counts
-	Lost     Lost `json:",omitzero"`
+	// TCP is what the program for connections counted, which counts nothing else.
+	TCP  TCP  `json:",omitzero"`
+	Lost Lost `json:",omitzero"`
 }
 
 // Plus returns the sum of two traffics.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), Lost: t.Lost.plus(u.Lost)}
+	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), TCP: t.TCP.Plus(u.TCP), Lost: t.Lost.plus(u.Lost)}
 }
 
 // State says whether a container runs.
@@ -262,6 +264,12 @@ type Container struct {
 	IP      *Traffic
 	IPSince time.Time // it is counted
 
+	// TCP is what became of the TCP connections of the container's cgroup. Nil where that is
+	// not counted.
+	TCP      *TCP
+	TCPSince time.Time // it is counted
+	// Established is how many of them are established now, nil where that is not known.
+	Established *uint64
 	// Conntrack is filled in by who has it, see package conntrack.
 	Conntrack *Conntrack
 	// Logged is nil where firewall rules are not asked, and until they log something of it.
@@ -282,6 +290,7 @@ type Snapshot struct {
 	// owns them, since this process began. It only grows.
 	Orphaned Traffic
 	Cgroups  int       // that are counted now
+	Sockets  int       // cgroups whose connections are counted now
 	Beyond   Beyond    // the bounds of [Limits]
 	Log      *LogState // nil where firewall rules are not asked
 

@@ -38,7 +38,7 @@ var expectations = []struct {
 	{"check without cls_bpf", 0, `\nok +source +proc: the kernel's files instead of our programs, for: .*load module cls_bpf .*\n`},
 	{"load cls_bpf", 0, `^$`},
 	{"check", 0, `\nok +classifiers (.*\n)*ok +source +bpf: our programs\nok +cgroups +v2, `},
-	{"selftest", 0, `^(ok .*\n)+exact\n$`},
+	{"selftest", 0, `^(ok .*\n)+ok +tcp connects +40 of 40\n(ok .*\n)+exact\n$`},
 	{"left by selftest", 0, `^lo\n$`},
 	{"start", 0, `^$`},
 	{"list", 0, `^\{\n  "containers": \[\],\n`},

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// RTTBounds are the upper bounds of [TCPCounters.RTTs] in microseconds; the last one has none.
+var RTTBounds = [...]uint64{100, 500, 1000, 5000, 10_000, 50_000, 100_000, 500_000, 1_000_000}
+
+// TCPCounters is what was counted of the TCP connections of a cgroup.
+type TCPCounters struct {
+	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
+	Closes, Resets, RetransmittedSegments               uint64
+	// Entered and Left are how often a connection came to be established, and ceased to be.
+	Entered, Left uint64
+	// RTTMicroseconds is the sum of the observations of the smoothed round trip time, and RTTs
+	// how many there were in each bucket.
+	RTTMicroseconds uint64
+	RTTs            [len(RTTBounds) + 1]uint64
+	TCPNote
+}
+
+// TCPNote is what user space found out beside the program, and keeps with a slot.
+type TCPNote struct {
+	// Before is how many connections were established before the program came and still are,
+	// and how many more ceased to be than it saw: it may be less than 0, modulo 2^64.
+	Before      uint64
+	BeforeKnown bool
+	// ListenDrops is the number of the network namespace, where it is the slot's alone.
+	ListenDrops      uint64
+	ListenDropsKnown bool
+}
+
+// LoadTCP puts the program for the connections of cgroups into the kernel, [Datapath.TCP]. It
+// counts on the slots of targets that say Sockets.
+//
+// It needs what [Load] needs.
+func (d *Datapath) LoadTCP() error {
+	members, err := openMembers(d.pinPath, tcpMapTcpMembers, loadTcp)
+	if err != nil {
+		return err
+	}
+	defer members.Close() // what is loaded has it by another descriptor
+	spec, err := loadTcp()
+	if err != nil {
+		return err
+	}
+	options := &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{tcpMapChunks: d.maps.Chunks}}
+	if members != nil {
+		options.MapReplacements[tcpMapTcpMembers] = members
+	}
+	var objects tcpObjects
+	if err := spec.LoadAndAssign(&objects, options); err != nil {
+		return fmt.Errorf("load the program for connections: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.TCP, d.tcp = objects.NettallyTcp, objects.tcpMaps
+	return nil
+}
+
+// ReadTCP returns what a slot for connections has counted so far. Each number only grows, but
+// those of the note.
+//
+// Returns [ErrReleased] if the slot is no longer the one that was taken.
+func (d *Datapath) ReadTCP(s Slot) (TCPCounters, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if !d.valid(s) {
+		return TCPCounters{}, ErrReleased
+	}
+	sum := d.chunks[chunkOf(s.Index)].sum(s.Index, receive)
+	return tcpCounters((*words)(unsafe.Pointer(&sum))), nil
+}
+
+// NoteTCP keeps what user space found out with a slot for connections.
+//
+// Returns [ErrReleased] if the slot is no longer the one that was taken.
+func (d *Datapath) NoteTCP(s Slot, n TCPNote) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.valid(s) {
+		return ErrReleased
+	}
+	rows := d.chunks[chunkOf(s.Index)]
+	to := (*words)(unsafe.Pointer(rows.row(s.Index, rows.cpus()-1, receive)))
+	to[tcpTcpCounterBEFORE], to[tcpTcpCounterBEFORE_KNOWN] = n.Before, number(n.BeforeKnown)
+	to[tcpTcpCounterLISTEN_DROPS], to[tcpTcpCounterLISTEN_DROPS_KNOWN] = n.ListenDrops, number(n.ListenDropsKnown)
+	return nil
+}
+
+func number(known bool) uint64 {
+	if known {
+		return 1
+	}
+	return 0
+}
+
+// tcpCounters reads a row that the program for connections has.
+func tcpCounters(row *words) TCPCounters {
+	c := TCPCounters{
+		ConnectAttempts:       row[tcpTcpCounterCONNECT_ATTEMPTS],
+		Connects:              row[tcpTcpCounterCONNECTS],
+		Accepts:               row[tcpTcpCounterACCEPTS],
+		ConnectFailures:       row[tcpTcpCounterCONNECT_FAILURES],
+		Closes:                row[tcpTcpCounterCLOSES],
+		Resets:                row[tcpTcpCounterRESETS],
+		RetransmittedSegments: row[tcpTcpCounterRETRANSMITTED_SEGMENTS],
+		Entered:               row[tcpTcpCounterENTERED],
+		Left:                  row[tcpTcpCounterLEFT],
+		RTTMicroseconds:       row[tcpTcpCounterRTT_MICROSECONDS],
+		TCPNote: TCPNote{
+			Before: row[tcpTcpCounterBEFORE], BeforeKnown: row[tcpTcpCounterBEFORE_KNOWN] != 0,
+			ListenDrops: row[tcpTcpCounterLISTEN_DROPS], ListenDropsKnown: row[tcpTcpCounterLISTEN_DROPS_KNOWN] != 0,
+		},
+	}
+	copy(c.RTTs[:], row[tcpTcpCounterRTT_BUCKETS:tcpTcpCounterTCP_COUNTERS])
+	return c
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+)
+
+// What was noted with a slot for connections is there for the next process, also for one that
+// does not load the program. Neither kind of slots takes those of the other.
+func TestTCPSlots(t *testing.T) {
+	need.Root(t)
+	path := filepath.Join(nettest.BPFFS(t), "nettally")
+	open := func() *Datapath {
+		d, err := Load(Options{PinPath: path, MaxSlots: 2})
+		must(t, err)
+		return d
+	}
+	d := open()
+	must(t, d.LoadTCP())
+	slot, err := d.Take(Target{Cgroup: 7, Sockets: true})
+	must(t, err)
+	note := TCPNote{Before: 3, BeforeKnown: true, ListenDrops: 4, ListenDropsKnown: true}
+	must(t, d.NoteTCP(slot, note))
+	must(t, d.Close())
+
+	d = open()
+	slots := d.Slots()
+	if len(slots) != 1 || slots[0].Target != (Target{Cgroup: 7, Sockets: true}) {
+		t.Fatalf("slots %+v", slots)
+	}
+	got, err := d.ReadTCP(slots[0])
+	must(t, err)
+	if diff := cmp.Diff(TCPCounters{TCPNote: note}, got); diff != "" {
+		t.Errorf("kept (-want +got):\n%s", diff)
+	}
+	if err := d.BindCgroup(slots[0]); !errors.Is(err, errors.ErrUnsupported) || d.CgroupBound(slots[0]) {
+		t.Errorf("bound without the program: %v", err)
+	}
+	for _, target := range []Target{{Ifindex: 1}, {Cgroup: 7}, {Cgroup: 8, Sockets: true}} {
+		if _, err := d.Take(target); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, target := range []Target{{Ifindex: 2}, {Cgroup: 9, Sockets: true}} {
+		if _, err := d.Take(target); !errors.Is(err, ErrFull) {
+			t.Errorf("a third slot for %s: %v", target, err)
+		}
+	}
+	must(t, d.Release(slots[0]))
+	if _, err := d.ReadTCP(slots[0]); !errors.Is(err, ErrReleased) {
+		t.Errorf("read of what was released: %v", err)
+	}
+	if err := d.NoteTCP(slots[0], note); !errors.Is(err, ErrReleased) {
+		t.Errorf("note with what was released: %v", err)
+	}
+	again, err := d.Take(Target{Cgroup: 9, Sockets: true})
+	must(t, err)
+	if got, err := d.ReadTCP(again); err != nil || got != (TCPCounters{}) {
+		t.Errorf("a new slot has %+v, %v", got, err)
+	}
+	must(t, d.Close())
+	must(t, Unpin(path))
+}
