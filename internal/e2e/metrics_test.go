@@ -240,6 +240,9 @@ func expected(found *exporter.Containers) samples {
 			s.addIP("receive", c, c.IP.Receive)
 			s.addIP("transmit", c, c.IP.Transmit)
 		}
+		if c.TCP != nil {
+			s.addTCP(c, c.TCP)
+		}
 		for _, i := range c.Interfaces {
 			s.addDirection("receive", c, i.Name, i.Receive)
 			s.addDirection("transmit", c, i.Name, i.Transmit)
@@ -259,6 +262,18 @@ func (s samples) addIP(direction string, c exporter.Container, n exporter.IPCoun
 	for name, value := range map[string]uint64{"bytes": n.Bytes, "packets": n.Packets, "tcp_syn": n.TCPSYN} {
 		s.add(labels("nettally_container_ip_"+direction+"_"+name+"_total",
 			"container_id", c.ID, "name", c.Name, "namespace", c.Namespace, "pod", c.Pod), float64(value))
+	}
+}
+
+func (s samples) addTCP(c exporter.Container, n *exporter.TCP) {
+	for name, value := range map[string]*uint64{
+		"connect_attempts_total": &n.ConnectAttempts, "connects_total": &n.Connects, "accepts_total": &n.Accepts,
+		"connect_failures_total": &n.ConnectFailures, "resets_total": &n.Resets, "retransmitted_segments_total": &n.RetransmittedSegments,
+		"listen_drops_total": n.ListenDrops, "established": n.Established,
+	} {
+		if value != nil {
+			s.add(labels("nettally_container_tcp_"+name, "container_id", c.ID, "name", c.Name, "namespace", c.Namespace, "pod", c.Pod), float64(*value))
+		}
 	}
 }
 
