@@ -298,7 +298,10 @@ func (h *fakeHost) AllCounters() (map[int]watcher.LinkReading, error) {
 	return all, nil
 }
 
-func (h *fakeHost) CountersIn(int, int) (watcher.LinkReading, error) {
+func (h *fakeHost) CountersIn(nsid, _ int) (watcher.LinkReading, error) {
+	if h.there[nsid] {
+		return watcher.LinkReading{}, nil
+	}
 	return watcher.LinkReading{}, watcher.ErrGone
 }
 
