@@ -247,13 +247,18 @@ func TestListenEarly(t *testing.T) {
 			if out, err := host.Run("ip", "addr", "add", address, "dev", "lo", "nodad"); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			err = host.Do(func() error {
-				conn, err := net.Dial("tcp", l.Addr().String())
-				if err != nil {
-					return err
+			for began := time.Now(); ; time.Sleep(10 * time.Millisecond) { // its route comes a moment later
+				err = host.Do(func() error {
+					conn, err := net.Dial("tcp", l.Addr().String())
+					if err != nil {
+						return err
+					}
+					return conn.Close()
+				})
+				if err == nil || time.Since(began) > time.Minute {
+					break
 				}
-				return conn.Close()
-			})
+			}
 			if err != nil {
 				t.Error(err)
 			}

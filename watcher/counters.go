@@ -41,6 +41,14 @@ type Losses struct {
 	TransmitDropped, TransmitErrors uint64
 }
 
+// fromOtherEnd returns the counters as the other end of a pair has them.
+func (c LinkCounters) fromOtherEnd() LinkCounters {
+	return LinkCounters{
+		ReceiveBytes: c.TransmitBytes, ReceivePackets: c.TransmitPackets,
+		TransmitBytes: c.ReceiveBytes, TransmitPackets: c.ReceivePackets,
+	}
+}
+
 // LinkReading is all that is read of an interface's counters.
 type LinkReading struct {
 	LinkCounters

@@ -49,6 +49,9 @@ type Interface struct {
 	// that lead there, if it is the container's own.
 	Behind Behind
 	Via    []int
+	// Passed is what the kernel had counted on an end of a pair that does not lead to the host, and on
+	// a tun device, just before it was found out what is behind. Nil where that is not known.
+	Passed *LinkCounters
 	// Idle: it is a tun device that nobody holds, or that is down.
 	Idle bool
 	// Hidden: it leads out, too, and can't be counted, as it has no Ethernet headers.
@@ -123,6 +126,9 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 		s.Interfaces = append(s.Interfaces, i)
 	}
 	if of != nil {
+		if err := notePassed(netns, s.Interfaces); err != nil {
+			return err
+		}
 		if err := w.lookBehind(of, netns, inner, s.Interfaces); err != nil {
 			return err
 		}
@@ -139,6 +145,39 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 	}
 	s.Given, err = w.given(s.Interfaces, inner, netns)
 	return err
+}
+
+// notePassed reads the counters of what may be found to stay inside.
+func notePassed(netns int, interfaces []Interface) error {
+	staysInside := func(i Interface) bool {
+		return i.HostIndex == 0 && (i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun")
+	}
+	if !slices.ContainsFunc(interfaces, staysInside) {
+		return nil
+	}
+	conn, err := dial(netns, 0)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for n := range interfaces {
+		if !staysInside(interfaces[n]) {
+			continue
+		}
+		if err := expect(conn); err != nil {
+			return err
+		}
+		passed, err := getStats(conn, interfaces[n].Index, nil)
+		if errors.Is(err, ErrGone) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read counters: %w", err)
+		}
+		passed = passed.fromOtherEnd()
+		interfaces[n].Passed = &passed
+	}
+	return nil
 }
 
 // noteBehind notes what was found out about links.

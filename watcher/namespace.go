@@ -84,11 +84,7 @@ func (n *Namespace) Counters(ifindex int, asked func()) (LinkCounters, error) {
 	if err != nil {
 		return LinkCounters{}, fmt.Errorf("read counters of interface %d in net:[%d]: %w", ifindex, n.ns.id.inode, err)
 	}
-	// What is read is named for a host veth, the other end.
-	return LinkCounters{
-		ReceiveBytes: far.TransmitBytes, ReceivePackets: far.TransmitPackets,
-		TransmitBytes: far.ReceiveBytes, TransmitPackets: far.ReceivePackets,
-	}, nil
+	return far.fromOtherEnd(), nil // what is read is named for a host veth, the other end
 }
 
 // Number returns the number that the host's namespace has for this one, a new one if it

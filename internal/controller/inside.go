@@ -66,7 +66,7 @@ func (c *Controller) countInside(known *member, box *space, found watcher.Sandbo
 		}
 		sum = sum.plus(c.assignInside(known, u, i.Up))
 	}
-	box.setAside(in, aside, found.Interfaces)
+	box.setAside(aside, found.Interfaces)
 	return sum
 }
 
@@ -95,12 +95,13 @@ func (box *space) takeIn(in visit, u *uplink) {
 	}
 }
 
-// setAside notes what the kernel has counted on interfaces that are not counted.
-func (box *space) setAside(in visit, aside, there []watcher.Interface) {
+// setAside notes what the kernel had counted on interfaces that are not counted, when it was not
+// yet known that they are to stay so: they may have begun to lead out since.
+func (box *space) setAside(aside, there []watcher.Interface) {
 	now := map[int]watcher.LinkCounters{}
 	for _, i := range aside {
-		if counters, err := in.Counters(i.Index, nil); err == nil {
-			now[i.Index] = counters
+		if i.Passed != nil {
+			now[i.Index] = *i.Passed
 		}
 		delete(box.veths, i.Index)
 	}
