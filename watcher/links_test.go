@@ -196,6 +196,7 @@ func TestInterfacePassesDirectories(t *testing.T) {
 
 // TestRunTakesNoQueue holds the caller to that.
 func TestRunTakesNoQueue(t *testing.T) {
+	need.Root(t)
 	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"])})
 	if err := w.Run(t.Context(), make(chan Event, 1)); err == nil {
 		t.Error("no error")
