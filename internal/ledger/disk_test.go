@@ -140,7 +140,7 @@ func TestLocked(t *testing.T) {
 	stop := b.keeping(h)
 	eventually(t, "written", func() bool { return h.pending() == 0 })
 
-	other, err := sql.Open("sqlite", b.path)
+	other, err := sql.Open("sqlite", "file:"+b.path+"?_pragma=busy_timeout(60000)")
 	if err != nil {
 		t.Fatal(err)
 	}
