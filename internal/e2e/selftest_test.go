@@ -210,8 +210,8 @@ func (r *trial) signal(s unix.Signal) {
 func checkOff(t *testing.T, out, direction string) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if len(lines) != 10 {
-		t.Errorf("printed %d lines, want 5 for each direction", len(lines))
+	if len(lines) != 15 {
+		t.Errorf("printed %d lines, want 5 for each direction and 5 for connections", len(lines))
 	}
 	for _, line := range lines {
 		verdict, rest, _ := strings.Cut(line, " ")
