@@ -338,15 +338,15 @@ func (d *tested) await(ctx context.Context) error {
 	}
 }
 
-// awaitContainer waits until the container is counted. A runtime takes longer than
-// that from making the veth to starting the process; we do not.
+// awaitContainer waits until the container is counted on its interface. A runtime takes longer
+// than that from making the veth to starting the process; we do not.
 func (d *tested) awaitContainer(ctx context.Context) error {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		found, err := exporter.Fetch(ctx, d.socket, false)
 		if err != nil {
 			return err
 		}
-		if len(found.Containers) > 0 && found.Containers[0].Accounted {
+		if all := found.Containers; len(all) > 0 && all[0].Accounted && len(all[0].Interfaces) > 0 {
 			return nil
 		}
 	}
