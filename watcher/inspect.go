@@ -56,10 +56,6 @@ type Interface struct {
 	Idle bool
 	// Hidden: it leads out, too, and can't be counted, as it has no Ethernet headers.
 	Hidden bool
-	// Beyond: it is in another namespace, which is mounted for the container alone and has the
-	// number NSID in the host's.
-	Beyond bool
-	NSID   int
 }
 
 // maxProcesses bounds how many processes of a container are asked for their
@@ -134,9 +130,6 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 		}
 		of.markHeld(inner, s.NetNS)
 		s.noteBehind(inner)
-		if s.none(inner) {
-			s.Interfaces = append(s.Interfaces, of.beyond(host, s.NetNS)...)
-		}
 	}
 	if markUplinks(s.Interfaces, inner) && s.NetNSID < 0 {
 		if s.NetNSID, err = numberNamespace(host, netns); err != nil {
@@ -189,12 +182,6 @@ func (s *Sandbox) noteBehind(links []link) {
 			}
 		}
 	}
-}
-
-// none says that no interface leads to the host or out, but for what may be beyond.
-func (s *Sandbox) none(links []link) bool {
-	hosted := slices.ContainsFunc(s.Interfaces, func(i Interface) bool { return i.HostIndex != 0 })
-	return !hosted && !slices.ContainsFunc(links, func(l link) bool { return l.way() == leadsOut })
 }
 
 // hostLinks returns, by inner index, the host veths that could be the other ends.

@@ -66,7 +66,7 @@ func markUplinks(interfaces []Interface, links []link) bool {
 	found := false
 	for n := range interfaces {
 		i := &interfaces[n]
-		i.Uplink = i.HostIndex == 0 && !i.Beyond && ways[i.Index] == least
+		i.Uplink = i.HostIndex == 0 && ways[i.Index] == least
 		found = found || i.Uplink
 	}
 	return found

@@ -24,7 +24,6 @@ const (
 // countInside counts the uplinks of a namespace for its owner, puts back what was removed,
 // and ends what is no uplink any more.
 func (c *Controller) countInside(known *member, box *space, found watcher.Sandbox) (sum tally) {
-	found.Interfaces = slices.DeleteFunc(slices.Clone(found.Interfaces), func(i watcher.Interface) bool { return i.Beyond })
 	wanted, aside, open := c.wantedInside(known, box, found)
 	idle := slices.ContainsFunc(aside, func(i watcher.Interface) bool { return i.Idle })
 	box.uplinks, box.looked, sum.Waiting = len(wanted)+open > 0 || idle, time.Now(), open

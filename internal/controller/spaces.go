@@ -75,9 +75,7 @@ func (c *Controller) Locate(m roster.Member) (at roster.Location[watcher.Sandbox
 	at.Space, at.Spread = roster.Space{ID: found.NetNS, NSID: found.NetNSID}, found.Spread
 	for _, i := range found.Interfaces {
 		at.CountedFor = append(at.CountedFor, c.owners(usage.OnHost(i.HostIndex))...)
-		if !i.Beyond {
-			at.CountedFor = append(at.CountedFor, c.owners(targetOf(found, i))...)
-		}
+		at.CountedFor = append(at.CountedFor, c.owners(targetOf(found, i))...)
 	}
 	return at, nil
 }
@@ -160,7 +158,7 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 		switch {
 		case c.veths.excluded[i.HostIndex]:
 			sum.Excluded++
-		case v == nil || v.isElsewhere() || i.Beyond && c.inhabited(i.NSID):
+		case v == nil || v.isElsewhere():
 			// Counted elsewhere, or none, or its event is on the way: that will bring us here again.
 		case !v.attached() && v.atWork():
 			sum.Waiting++
@@ -177,16 +175,6 @@ func (c *Controller) assign(owner roster.Member, box *space, interfaces []watche
 		}
 	}
 	return sum
-}
-
-// inhabited says whether there is a container in a namespace, by its number.
-func (c *Controller) inhabited(nsid int) bool {
-	for _, box := range c.spaces {
-		if box.NSID == nsid {
-			return true
-		}
-	}
-	return false
 }
 
 // errMoving says that an interface is on its way between two hooks.
