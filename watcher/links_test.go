@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,6 +163,43 @@ func TestBridgePort(t *testing.T) {
 	other := veth(t, host, "another", container, "eth1")
 	if e, ok := (<-r.events).(HostVethSeen); !ok || e.Index != other.Attrs().Index {
 		t.Errorf("event %#v, want the next veth", e)
+	}
+}
+
+// TestInterfacePassesDirectories has an interface come after many directories of which nobody has
+// read. It does not wait behind them.
+func TestInterfacePassesDirectories(t *testing.T) {
+	need.Root(t)
+	host, container := newNamespace(t), newNamespace(t)
+	root := newCgroup(t, hierarchies(t)["v2"])
+	r := run(t, Options{CgroupRoot: root, NetNS: host.FD()})
+	eventually(t, func() error {
+		if !subscribed(host) {
+			return errors.New("no subscription")
+		}
+		return nil
+	})
+	for i := range 1000 {
+		makeDirs(t, filepath.Join(root, fmt.Sprintf("docker-%064x.scope", i)))
+	}
+	veth(t, host, "vethhost", container, "eth0")
+	const few = 200
+	for passed := range few {
+		if _, ok := (<-r.events).(HostVethSeen); ok {
+			t.Logf("behind %d directories", passed)
+			return
+		}
+		time.Sleep(5 * time.Millisecond) // in which the watcher reads what the kernel has
+	}
+	t.Errorf("the interface is behind %d directories and more", few)
+}
+
+// TestRunTakesNoQueue holds the caller to that.
+func TestRunTakesNoQueue(t *testing.T) {
+	need.Root(t)
+	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"])})
+	if err := w.Run(t.Context(), make(chan Event, 1)); err == nil {
+		t.Error("no error")
 	}
 }
 

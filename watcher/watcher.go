@@ -268,10 +268,16 @@ func (w *Watcher) degrade(source string, err error) {
 // Applied in order the events always lead to what exists, but a list taken
 // meanwhile can be ahead of them. An event may repeat what a list has said.
 //
+// The channel must have no capacity: a new interface would wait behind all the events of users'
+// directories that it holds. The kernel's own queues hold more.
+//
 // Only one Run at a time. It needs no capability, but for NetNS CAP_SYS_ADMIN, and
 // CAP_NET_ADMIN for a large receive buffer. After it returns nothing is left in
 // the kernel.
 func (w *Watcher) Run(ctx context.Context, events chan<- Event) error {
+	if cap(events) > 0 {
+		return errors.New("watch containers: the channel of events has a capacity")
+	}
 	w.mu.Lock()
 	if w.tree != nil {
 		w.mu.Unlock()

@@ -395,7 +395,7 @@ func (d *daemon) ready() error {
 // run runs every room until the context ends or one of them fails.
 func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	group, ctx := errgroup.WithContext(cmd.Context())
-	events := make(chan watcher.Event, 1024)
+	events := make(chan watcher.Event)
 	group.Go(func() error { return d.watch.Run(ctx, events) })
 	group.Go(func() error { return d.control.run(ctx, events) })
 	group.Go(func() error { return d.names.Run(ctx) })
