@@ -44,10 +44,10 @@ func TestKernelOf(t *testing.T) {
 }
 
 // startAs is startIn for a process of a name, with words behind it that mean nothing to it.
-func startAs(t *testing.T, ns *testnet.Namespace, cgroup string, command []string, how *syscall.SysProcAttr) (stop func()) {
+func startAs(t *testing.T, ns *testnet.Namespace, cgroup string, command []string, how *syscall.SysProcAttr, holds ...*os.File) (stop func()) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", "read never", "sh"}, command[1:]...)...)
-	cmd.Args[0], cmd.SysProcAttr = command[0], how
+	cmd.Args[0], cmd.SysProcAttr, cmd.ExtraFiles = command[0], how, holds
 	in, err := cmd.StdinPipe()
 	check(t, err)
 	check(t, ns.Start(cmd))
@@ -246,6 +246,43 @@ func TestKataInterfaces(t *testing.T) {
 				t.Errorf("%s (-want +got):\n%s", name, diff)
 			}
 			stop()
+		}
+	})
+}
+
+// TestKataTap has the machine hold the tap, as it does, wherever its processes are. One that
+// somebody else holds leads out.
+func TestKataTap(t *testing.T) {
+	inEachHierarchy(t, func(t *testing.T, root string) {
+		pod := "/kubepods/burstable/pod" + uid
+		for name, row := range map[string]struct {
+			monitor string
+			outside bool
+		}{
+			"in the cgroup":   {pod + "/" + idB, false},
+			"overhead":        {"/kata_overhead/" + idB, false},
+			"somebody else's": {"/kata_overhead/" + idA, true},
+		} {
+			t.Run(name, func(t *testing.T) {
+				c := newSandboxed(t, root+"/"+strings.Trim(strings.ReplaceAll(name, " ", "-"), "'"))
+				sandbox := identified(t, pod+"/"+idB)
+				makeDirs(t, c.root+sandbox.Cgroup, c.root+row.monitor)
+				tap := openTap(t, c.inner, "tap0_kata")
+				check(t, c.inner.LinkSetUp(linkIn(t, c.inner, "tap0_kata")))
+				startAs(t, c.inner, c.root+sandbox.Cgroup, shimCommand, nil)
+				startAs(t, c.inner, c.root+row.monitor, monitorCommand, nil, tap)
+				check(t, tap.Close())
+				found, err := c.Inspect(sandbox)
+				check(t, err)
+				for _, i := range found.Interfaces {
+					if i.Name == "tap0_kata" && i.Uplink != row.outside {
+						t.Errorf("it leads out: %v", i.Uplink)
+					}
+				}
+				if len(found.Interfaces) != 2 {
+					t.Errorf("interfaces %+v", found.Interfaces)
+				}
+			})
 		}
 	})
 }

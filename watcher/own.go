@@ -39,12 +39,16 @@ func (o *own) has(number int) bool {
 	return o.numbers[number]
 }
 
-// processes returns the processes of the container and of those inside it.
+// processes returns the processes of the container, of those inside it, and of a machine of Kata
+// that is kept out of its cgroup.
 func (o *own) processes() []int {
 	if o.listed {
 		return o.pids
 	}
 	o.listed = true
+	for _, p := range o.w.inOverhead(o.of) {
+		o.pids = append(o.pids, p.pid)
+	}
 	looked := 0
 	for level := []string{o.of.Cgroup}; len(level) > 0; {
 		var below []string

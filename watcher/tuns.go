@@ -125,7 +125,7 @@ func (o *own) markHeld(links []link, netns uint64) {
 		return err == nil && id.inode == netns
 	}
 	for n := range links {
-		if l := &links[n]; l.kind == "tun" && l.open() && !strings.HasSuffix(l.name, "_kata") { // that is its machine's
+		if l := &links[n]; l.kind == "tun" && l.open() {
 			l.outside = !o.holds(*l, here)
 		}
 	}

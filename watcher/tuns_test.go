@@ -8,27 +8,36 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 )
 
-// TestHolds asks whether this process holds a tap device: by the namespace of the device where the
-// process's files may be borrowed, and by the name where that is forbidden.
-func TestHolds(t *testing.T) {
-	need.Root(t)
-	ns := newNamespace(t)
+// openTap makes a tap device in a namespace and returns its other end.
+func openTap(t *testing.T, ns *testnet.Namespace, name string) (tap *os.File) {
+	t.Helper()
 	check(t, ns.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
-		t.Cleanup(func() { unix.Close(fd) })
-		request, err := unix.NewIfreq("lan0")
+		tap = os.NewFile(uintptr(fd), name)
+		request, err := unix.NewIfreq(name)
 		if err != nil {
 			return err
 		}
 		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 		return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 	}))
+	t.Cleanup(func() { _ = tap.Close() }) // fails if it was closed before
+	return tap
+}
+
+// TestHolds asks whether this process holds a tap device: by the namespace of the device where the
+// process's files may be borrowed, and by the name where that is forbidden.
+func TestHolds(t *testing.T) {
+	need.Root(t)
+	ns := newNamespace(t)
+	openTap(t, ns, "lan0")
 	w := newWatcher(t, Options{CgroupRoot: newCgroup(t, hierarchies(t)["v2"])})
 	here, elsewhere := func(int) bool { return true }, func(int) bool { return false }
 	refuse := func(err error) func(int, string, func(int) bool) (int, error) {

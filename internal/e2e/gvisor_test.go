@@ -20,8 +20,6 @@ import (
 
 const (
 	podUID     = "72f7f152-440c-66ac-9084-e0fc1d8a910c"
-	firstHex   = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	secondHex  = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
 	datagramsN = 100
 )
 
@@ -34,6 +32,7 @@ type enclosed struct {
 	witness     *testnet.Agent // in the namespace, for the kernel's counters
 	hostIP, ip  netip.Addr
 	top         string // of the cgroups, which nettally looks at alone
+	id, other   string // of containers: two of one id would be in each other's way
 	kinds
 }
 
@@ -41,6 +40,7 @@ func newEnclosed(t *testing.T, name string) *enclosed {
 	t.Helper()
 	e := &enclosed{
 		t: t, host: nettest.Host(t), inner: nettest.Host(t), top: fmt.Sprintf("/nettally-%s-%d", name, os.Getpid()),
+		id: fmt.Sprintf("%064x", lives.Add(1)), other: fmt.Sprintf("%064x", lives.Add(1)),
 		hostIP: netip.MustParseAddr("10.97.0.1"), ip: netip.MustParseAddr("10.97.0.2"),
 	}
 	e.must(testnet.Veth(e.host, "vethbox", e.inner, "eth0"))
@@ -180,12 +180,12 @@ func TestGVisor(t *testing.T) {
 	need.Commands(t, "runsc", "busybox", "unshare")
 	t.Parallel()
 	e := newEnclosed(t, "gvisor")
-	cgroup := e.top + "/docker/" + firstHex
-	e.box(firstHex, cgroup, nil)
-	e.onKernel(firstHex, "gvisor", cgroup)
-	e.send(firstHex)
-	e.likeEth0(firstHex)
-	c := e.onKernel(firstHex, "gvisor", cgroup)
+	cgroup := e.top + "/docker/" + e.id
+	e.box(e.id, cgroup, nil)
+	e.onKernel(e.id, "gvisor", cgroup)
+	e.send(e.id)
+	e.likeEth0(e.id)
+	c := e.onKernel(e.id, "gvisor", cgroup)
 	if got := c.Receive.Protocols.UDP.Packets; got != datagramsN || c.Transmit.TCPSYN != 1 || c.Transmit.Bytes < 1_000_000 {
 		t.Errorf("received %d datagrams, transmitted %d bytes and %d requests", got, c.Transmit.Bytes, c.Transmit.TCPSYN)
 	}
@@ -202,29 +202,29 @@ func TestGVisorPod(t *testing.T) {
 	t.Parallel()
 	e := newEnclosed(t, "gvisorpod")
 	pod := e.top + "/kubepods/burstable/pod" + podUID
-	e.box(firstHex, pod+"/"+firstHex, map[string]string{
+	e.box(e.id, pod+"/"+e.id, map[string]string{
 		"io.kubernetes.cri.container-type": "sandbox", "dev.gvisor.spec.cgroup-parent": pod, // as its shim says
 	})
-	e.onKernel(firstHex, "gvisor", pod+"/"+firstHex)
-	e.box(secondHex, pod+"/"+secondHex, map[string]string{
-		"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": firstHex,
+	e.onKernel(e.id, "gvisor", pod+"/"+e.id)
+	e.box(e.other, pod+"/"+e.other, map[string]string{
+		"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": e.id,
 	})
 	shares := func() {
 		t.Helper()
-		e.is(secondHex, "sharing", func(c exporter.Container) bool {
+		e.is(e.other, "sharing", func(c exporter.Container) bool {
 			return c.Reason == "shared_network" && c.NetworkMode == "container" && c.Kernel == "gvisor" && len(c.Interfaces) == 0 && c.IP == nil
 		})
-		e.onKernel(firstHex, "gvisor", pod+"/"+firstHex)
+		e.onKernel(e.id, "gvisor", pod+"/"+e.id)
 	}
 	shares()
-	e.send(secondHex)
-	e.likeEth0(firstHex)
+	e.send(e.other)
+	e.likeEth0(e.id)
 	e.d.kill()
-	e.send(secondHex)
+	e.send(e.other)
 	e.d.start()
 	shares()
-	e.likeEth0(firstHex)
-	if c, err := e.d.container(firstHex); err != nil || c.Receive.Protocols.UDP.Packets != 2*datagramsN || c.Transmit.TCPSYN != 2 {
+	e.likeEth0(e.id)
+	if c, err := e.d.container(e.id); err != nil || c.Receive.Protocols.UDP.Packets != 2*datagramsN || c.Transmit.TCPSYN != 2 {
 		t.Errorf("received %d datagrams, transmitted %d requests, %v", c.Receive.Protocols.UDP.Packets, c.Transmit.TCPSYN, err)
 	}
 }

@@ -19,11 +19,15 @@ import (
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-// named starts a process of a name in a namespace and a cgroup.
-func (e *enclosed) named(in *testnet.Namespace, cgroup, name string, args ...string) {
+// named starts a process of a name in a namespace and a cgroup, which holds a file if that is not
+// nil.
+func (e *enclosed) named(in *testnet.Namespace, cgroup string, holds *os.File, name string, args ...string) {
 	e.t.Helper()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", "read never", "sh"}, args...)...)
 	cmd.Args[0] = name
+	if holds != nil {
+		cmd.ExtraFiles = []*os.File{holds}
+	}
 	stdin := nettest.Must(cmd.StdinPipe())(e.t)
 	e.must(in.Start(cmd))
 	e.t.Cleanup(func() {
@@ -121,16 +125,16 @@ func TestKata(t *testing.T) {
 	hardware := nettest.Must(e.inner.LinkByName("eth0"))(t).Attrs().HardwareAddr
 	e.introduce(hardware)
 
-	cgroup := e.top + "/kubepods/burstable/pod" + podUID + "/" + firstHex
-	e.named(e.host, cgroup, "/usr/local/bin/containerd-shim-kata-v2", "-namespace", "k8s.io", "-id", firstHex)
-	e.named(e.inner, cgroup, "/opt/kata/bin/qemu-system-x86_64", "-name", "sandbox-"+firstHex, "-qmp", "unix:/run/vc/vm/"+firstHex+"/qmp.sock")
-	e.onKernel(firstHex, "kata", cgroup)
+	cgroup := e.top + "/kubepods/burstable/pod" + podUID + "/" + e.id
+	e.named(e.host, cgroup, nil, "/usr/local/bin/containerd-shim-kata-v2", "-namespace", "k8s.io", "-id", e.id)
+	e.named(e.inner, cgroup, tap, "/opt/kata/bin/qemu-system-x86_64", "-name", "sandbox-"+e.id, "-qmp", "unix:/run/vc/vm/"+e.id+"/qmp.sock")
+	e.onKernel(e.id, "kata", cgroup)
 	for range 10 {
 		e.must(e.peer.SendUDP(netip.AddrPortFrom(e.ip, 9), datagramsN, 100))
 	}
-	e.likeEth0(firstHex)
+	e.likeEth0(e.id)
 	kernel := nettest.Must(testnet.InterfaceCounters(e.witness.PID()))(t)["tap0_kata"]
-	c := e.onKernel(firstHex, "kata", cgroup)
+	c := e.onKernel(e.id, "kata", cgroup)
 	if c.Receive.Protocols.UDP.Packets != 10*datagramsN || c.Transmit.Protocols.UDP != c.Receive.Protocols.UDP {
 		t.Errorf("received %+v, transmitted %+v", c.Receive.Protocols.UDP, c.Transmit.Protocols.UDP)
 	}

@@ -41,6 +41,7 @@ type world struct {
 	relistHints             []Hint
 
 	spread  map[string]watcher.Spread // of a container's processes
+	kernel  map[string]watcher.Kernel // that they are
 	ownOnly bool                      // none of the interfaces leads to the host
 
 	missed map[string]bool // containers that are not listed, in directories that can't be read
@@ -75,6 +76,7 @@ type book struct {
 	state   map[string]usage.State
 	reasons map[string]usage.Reason
 	shares  map[string]string
+	kernels map[string]string
 	expires []string
 }
 
@@ -102,7 +104,11 @@ func (b *book) Share(id, owner string) {
 	b.shares[id] = owner
 }
 
-func (b *book) RunsOn(string, string) {}
+func (b *book) RunsOn(id, kernel string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kernels[id] = kernel
+}
 
 func (b *book) Running() map[string]string {
 	b.mu.Lock()
@@ -142,9 +148,9 @@ func (w *world) Forget(id string) {
 func newWorld() *world {
 	w := &world{
 		in: map[string]uint64{}, interfaces: map[uint64][]*device{}, nsids: map[uint64]int{},
-		spread: map[string]watcher.Spread{}, missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
+		spread: map[string]watcher.Spread{}, kernel: map[string]watcher.Kernel{}, missed: map[string]bool{}, owners: map[uint64]Key{}, updated: map[Key]Member{}, released: map[Key]int{}, names: map[string]int{},
 	}
-	w.accounts = &book{mu: &w.mu, state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}}
+	w.accounts = &book{mu: &w.mu, state: map[string]usage.State{}, reasons: map[string]usage.Reason{}, shares: map[string]string{}, kernels: map[string]string{}}
 	return w
 }
 
@@ -218,7 +224,7 @@ func (w *world) Locate(m Member) (Location[string], error) {
 	if namespace == inHost {
 		return Location[string]{InHost: true}, nil
 	}
-	at := Location[string]{Space: Space{ID: namespace, NSID: -1}, Spread: w.spread[m.ID], Found: fmt.Sprint("found ", namespace)}
+	at := Location[string]{Space: Space{ID: namespace, NSID: -1}, Spread: w.spread[m.ID], Kernel: w.kernel[m.ID], Found: fmt.Sprint("found ", namespace)}
 	if nsid, ok := w.nsids[namespace]; ok {
 		at.NSID = nsid
 	}

@@ -31,7 +31,7 @@ func (r *Roster[F]) started(found watcher.Container) {
 	}
 	m := &member{Member: Member{Key: key, Found: found, Reason: usage.Starting}, made: wallclock.Steadily(found.CreatedAt)}
 	m.look = plan{delay: firstDelay, of: m, in: r.agendaOf(m)}
-	m.excluded = r.excluded[key]
+	m.excluded, m.fresh = r.excluded[key], r.first == nil
 	delete(r.excluded, key)
 	r.members[key] = m
 	if r.listing != nil {

@@ -93,7 +93,10 @@ type member struct {
 	space *space    // nil until it is known to be in one of its own
 	// excluded: it was, a moment ago. What passed meanwhile is none of its.
 	excluded bool
-	look     plan
+	// fresh: it began while we ran, and no reconcile has looked at it. Its first processes may
+	// have become others by then, as those of gVisor do.
+	fresh bool
+	look  plan
 
 	astray time.Time      // its processes have been in several namespaces, or in the host's, since then
 	spread watcher.Spread // of its processes, where that is confirmed
@@ -227,9 +230,10 @@ func (r *Roster[F]) reconcile(l list) {
 	all := r.reloaded
 	r.reloaded = false
 	for _, m := range r.members {
-		if all || m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
+		if all || m.fresh || m.Reason != usage.Accounted || m.doubtful() || r.Backend.Strays(m.Member, m.at()) {
 			r.look(m)
 		}
+		m.fresh = false
 	}
 	r.follow(r.Backend.Reconcile(there))
 	for _, id := range r.Accounts.Expire() {

@@ -427,6 +427,24 @@ func TestReconcile(t *testing.T) {
 		w.pass(0)
 		r.want(map[string]usage.Reason{"a": usage.Accounted})
 	})
+	inBubble(t, "processes that have become a kernel", func(t *testing.T) {
+		w := newWorld()
+		r := run(t, w)
+		defer r.stop()
+		w.device(7)
+		r.send(startedEvent(w.put("a", 7)))
+		r.want(map[string]usage.Reason{"a": usage.Accounted})
+		w.kernel["a"] = watcher.GVisor
+		w.pass(every)
+		if got := w.accounts.kernels["a"]; got != "gvisor" {
+			t.Errorf("it runs on %q", got)
+		}
+		looks := len(w.located)
+		w.pass(3 * every)
+		if len(w.located) > looks {
+			t.Errorf("%d looks at a container to which nothing happens", len(w.located)-looks)
+		}
+	})
 	inBubble(t, "links first, then containers, then repairs", func(t *testing.T) {
 		w := newWorld()
 		r := run(t, w)
