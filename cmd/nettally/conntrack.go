@@ -117,5 +117,5 @@ func connectionsTracked(on bool) (string, error) {
 	if !on {
 		return "off, by accounting.conntrack", nil
 	}
-	return conntrack.Check(0)
+	return conntrack.Check()
 }

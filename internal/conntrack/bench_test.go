@@ -34,7 +34,7 @@ func BenchmarkDump(b *testing.B) {
 	const entries = 200_000
 	s := newSite(b)
 	fill(b, s.host.FD(), entries)
-	t := New(Options{NetNS: s.host.FD(), Retention: func() time.Duration { return time.Hour }, Log: slog.New(slog.DiscardHandler)})
+	t := New(Options{NetNS: s.host.FD(), setting: s.get, Retention: func() time.Duration { return time.Hour }, Log: slog.New(slog.DiscardHandler)})
 	for i := range 512 {
 		t.book.claim(Sandbox{ID: uint64(i), Owner: netip.AddrFrom4([4]byte{0, 0, byte(i >> 8), byte(i)}).String()},
 			[]netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})}, time.Now())

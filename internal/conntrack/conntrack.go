@@ -46,7 +46,8 @@ type Options struct {
 	Retention func() time.Duration
 	Log       *slog.Logger
 
-	buffer int // of the socket for events, 0 for the usual one
+	buffer  int                               // of the socket for events, 0 for the usual one
+	setting func(name string) (string, error) // reads a sysctl in NetNS, nil for the usual one
 }
 
 const (
@@ -83,6 +84,9 @@ type Tracker struct {
 func New(o Options) *Tracker {
 	if o.buffer == 0 {
 		o.buffer = usualBuffer
+	}
+	if o.setting == nil {
+		o.setting = setting
 	}
 	return &Tracker{
 		Options: o, book: newBook(), found: map[uint64]Sandbox{}, left: map[uint64]bool{},

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -36,12 +35,14 @@ func explain(err error) error {
 	return err
 }
 
-// Check says what can be counted in a network namespace, 0 for the process's own. The error is
-// [ErrAbsent], [ErrIdle] or [ErrSilent], or of a system call.
-func Check(netns int) (string, error) {
-	events, err := setting(netns, "nf_conntrack_events")
+// Check says what can be counted in the process's network namespace. The error is [ErrAbsent],
+// [ErrIdle] or [ErrSilent], or of a system call.
+func Check() (string, error) { return check(0, setting) }
+
+func check(netns int, setting func(string) (string, error)) (string, error) {
+	events, err := setting("nf_conntrack_events")
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := setting(netns, "nf_conntrack_count"); errors.Is(err, fs.ErrNotExist) {
+		if _, err := setting("nf_conntrack_count"); errors.Is(err, fs.ErrNotExist) {
 			return "", ErrAbsent
 		}
 	} else if err != nil {
@@ -57,7 +58,7 @@ func Check(netns int) (string, error) {
 		return "", ErrIdle
 	}
 	bytes := "byte accounting on"
-	if acct, err := setting(netns, "nf_conntrack_acct"); err == nil && acct == "0" {
+	if acct, err := setting("nf_conntrack_acct"); err == nil && acct == "0" {
 		bytes = "byte accounting off (net.netfilter.nf_conntrack_acct), which is not needed"
 	}
 	return fmt.Sprintf("%d entries, events on, %s", entries, bytes), nil
@@ -84,41 +85,13 @@ func first(netns int) (entries int64, any bool, err error) {
 // tells reports whether the kernel tells what is opened and closed. 2, the default of newer
 // kernels, is while somebody listens.
 func (t *Tracker) tells() bool {
-	events, err := setting(t.NetNS, "nf_conntrack_events")
+	events, err := t.setting("nf_conntrack_events")
 	return err == nil && events != "0"
 }
 
-// setting reads a sysctl of the connection tracking, of which each network namespace has its
-// own.
-func setting(netns int, name string) (value string, err error) {
-	read := func() error {
-		text, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
-		value = strings.TrimSpace(string(text))
-		return err
-	}
-	if netns == 0 {
-		err = read()
-		return value, err
-	}
-	err = inside(netns, read)
-	return value, err
-}
-
-// inside runs f on a thread in a network namespace, which ends afterwards.
-func inside(netns int, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // the first one would stay, in there
-			result <- inside(netns, f)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Setns(netns, unix.CLONE_NEWNET); err != nil {
-			result <- os.NewSyscallError("setns", err)
-			return
-		}
-		result <- f()
-	}()
-	return <-result
+// setting reads a sysctl of the connection tracking in the process's network namespace: each has
+// its own.
+func setting(name string) (string, error) {
+	text, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
+	return strings.TrimSpace(string(text)), err
 }

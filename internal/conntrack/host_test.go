@@ -187,7 +187,7 @@ func addresses(n *testnet.Namespace) func() ([]netip.Addr, error) {
 // track runs a tracker until the test ends.
 func (s *site) track(o Options) *Tracker {
 	s.tb.Helper()
-	o.NetNS, o.Log = s.host.FD(), slog.New(slog.NewTextHandler(s.tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.NetNS, o.setting, o.Log = s.host.FD(), s.get, slog.New(slog.NewTextHandler(s.tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.Retention = func() time.Duration { return time.Hour }
 	t := New(o)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -54,19 +55,16 @@ func later(seconds, name string, args []string) error {
 	if err := os.WriteFile("/proc/self/timens_offsets", fmt.Appendf(nil, "boottime %s 0", seconds), 0); err != nil {
 		return fmt.Errorf("set its offset: %w", err)
 	}
-	cmd := exec.Command(name, args...)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	ends := make(chan os.Signal, 1)
-	signal.Notify(ends, unix.SIGTERM)
-	if err := cmd.Start(); err != nil {
-		return err
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	err := cmd.Run()
+	if ctx.Err() != nil && cmd.ProcessState.Success() {
+		return nil // Run says that the context has ended, and not how the command did
 	}
-	go func() {
-		for end := range ends {
-			_ = cmd.Process.Signal(end) // fails if it has ended
-		}
-	}()
-	return cmd.Wait()
+	return err
 }
 
 func container(id string) error {
