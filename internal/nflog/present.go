@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/mdlayher/netlink"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,22 +21,19 @@ type Hook struct {
 
 func (h Hook) String() string { return h.Family + " " + h.Name }
 
-// Of nfnetlink and nf_tables, which x/sys/unix has in part.
-const (
-	getChain = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETCHAIN
-	getRule  = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE
-
-	sizeofNfgenmsg = 4
-)
-
 var (
-	families = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet", unix.NFPROTO_BRIDGE: "bridge"}
-	hooks    = []string{"prerouting", "input", "forward", "output", "postrouting"}
+	families = map[nftables.TableFamily]string{
+		nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet", nftables.TableFamilyBridge: "bridge",
+	}
+	hooks = map[nftables.ChainHook]string{
+		*nftables.ChainHookPrerouting: "prerouting", *nftables.ChainHookInput: "input", *nftables.ChainHookForward: "forward",
+		*nftables.ChainHookOutput: "output", *nftables.ChainHookPostrouting: "postrouting",
+	}
 )
 
 // chain is a chain of a table.
 type chain struct {
-	family      byte
+	family      nftables.TableFamily
 	table, name string
 }
 
@@ -52,168 +51,51 @@ type tables struct {
 func Find(group uint16) ([]Hook, error) { return find(0, group) }
 
 func find(netns int, group uint16) ([]Hook, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: netns})
+	conn, err := nftables.New(nftables.WithNetNSFd(netns))
 	if err != nil {
 		return nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
-	defer conn.Close()
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list chains of nf_tables: %w", err)
+	}
 	t := tables{bases: map[chain]Hook{}, jumps: map[chain][]chain{}, logs: map[chain]bool{}}
-	for _, list := range []struct {
-		of   netlink.HeaderType
-		read func(family byte, attrs *netlink.AttributeDecoder)
-	}{{getChain, t.addChain}, {getRule, func(f byte, a *netlink.AttributeDecoder) { t.addRule(f, a, group) }}} {
-		reply, err := conn.Execute(netlink.Message{
-			Header: netlink.Header{Type: list.of, Flags: netlink.Request | netlink.Dump},
-			Data:   make([]byte, sizeofNfgenmsg),
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list rules of nf_tables: %w", err)
+	for _, c := range chains {
+		at := chain{c.Table.Family, c.Table.Name, c.Name}
+		if family := families[at.family]; family != "" && c.Hooknum != nil && hooks[*c.Hooknum] != "" {
+			t.bases[at] = Hook{Family: family, Name: hooks[*c.Hooknum]}
 		}
-		for _, m := range reply {
-			if len(m.Data) < sizeofNfgenmsg {
-				continue
-			}
-			attrs, err := netlink.NewAttributeDecoder(m.Data[sizeofNfgenmsg:])
-			if err != nil {
-				return nil, fmt.Errorf("parse rules of nf_tables: %w", err)
-			}
-			attrs.ByteOrder = binary.BigEndian
-			if list.read(m.Data[0], attrs); attrs.Err() != nil {
-				return nil, fmt.Errorf("parse rules of nf_tables: %w", attrs.Err())
-			}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			return nil, fmt.Errorf("list rules of nf_tables in %s %s: %w", c.Table.Name, c.Name, err)
+		}
+		for _, rule := range rules {
+			t.add(at, rule, group)
 		}
 	}
 	return t.reaching(), nil
 }
 
-func (t *tables) addChain(family byte, attrs *netlink.AttributeDecoder) {
-	c, number, base := chain{family: family}, uint32(len(hooks)), false
-	for attrs.Next() {
-		switch attrs.Type() {
-		case unix.NFTA_CHAIN_TABLE:
-			c.table = attrs.String()
-		case unix.NFTA_CHAIN_NAME:
-			c.name = attrs.String()
-		case unix.NFTA_CHAIN_HOOK:
-			base = true
-			attrs.Nested(func(hook *netlink.AttributeDecoder) error {
-				for hook.Next() {
-					if hook.Type() == unix.NFTA_HOOK_HOOKNUM {
-						number = hook.Uint32()
-					}
-				}
-				return nil
-			})
-		}
-	}
-	if name := families[family]; base && name != "" && int(number) < len(hooks) {
-		t.bases[c] = Hook{Family: name, Name: hooks[number]}
-	}
-}
-
-func (t *tables) addRule(family byte, attrs *netlink.AttributeDecoder, group uint16) {
-	c := chain{family: family}
-	var targets []string
-	logs := false
-	for attrs.Next() {
-		switch attrs.Type() {
-		case unix.NFTA_RULE_TABLE:
-			c.table = attrs.String()
-		case unix.NFTA_RULE_CHAIN:
-			c.name = attrs.String()
-		case unix.NFTA_RULE_EXPRESSIONS:
-			attrs.Nested(func(list *netlink.AttributeDecoder) error {
-				for list.Next() {
-					list.Nested(func(expression *netlink.AttributeDecoder) error {
-						to, toGroup := readExpression(expression, group)
-						logs = logs || toGroup
-						if to != "" {
-							targets = append(targets, to)
-						}
-						return nil
-					})
-				}
-				return nil
-			})
-		}
-	}
-	t.logs[c] = t.logs[c] || logs
-	for _, name := range targets {
-		t.jumps[c] = append(t.jumps[c], chain{family, c.table, name})
-	}
-}
-
-// readExpression returns the chain that an expression jumps to, "" for none, and whether it
-// logs to a group.
-func readExpression(attrs *netlink.AttributeDecoder, group uint16) (to string, logs bool) {
-	kind := ""
-	for attrs.Next() {
-		switch attrs.Type() {
-		case unix.NFTA_EXPR_NAME:
-			kind = attrs.String()
-		case unix.NFTA_EXPR_DATA:
-			switch kind {
-			case "log":
-				attrs.Nested(func(log *netlink.AttributeDecoder) error { logs = logsTo(log, group); return nil })
-			case "target":
-				attrs.Nested(func(target *netlink.AttributeDecoder) error { logs = targetsTo(target, group); return nil })
-			case "immediate":
-				attrs.Nested(func(value *netlink.AttributeDecoder) error { to = verdictOf(value); return nil })
+// add notes where a rule jumps to, and whether it logs to a group.
+func (t *tables) add(at chain, rule *nftables.Rule, group uint16) {
+	for _, e := range rule.Exprs {
+		switch e := e.(type) {
+		case *expr.Log:
+			t.logs[at] = t.logs[at] || e.Key&(1<<unix.NFTA_LOG_GROUP) != 0 && e.Group == group
+		case *expr.Target:
+			t.logs[at] = t.logs[at] || targetsTo(e, group)
+		case *expr.Verdict:
+			if e.Chain != "" {
+				t.jumps[at] = append(t.jumps[at], chain{at.family, at.table, e.Chain})
 			}
 		}
 	}
-	return to, logs
-}
-
-func logsTo(log *netlink.AttributeDecoder, group uint16) (logs bool) {
-	for log.Next() {
-		if log.Type() == unix.NFTA_LOG_GROUP {
-			logs = log.Uint16() == group
-		}
-	}
-	return logs
 }
 
 // targetsTo reads a target of xtables, as iptables-nft has it: struct xt_nflog_info.
-func targetsTo(target *netlink.AttributeDecoder, group uint16) bool {
-	name, to := "", uint16(0)
-	for target.Next() {
-		switch target.Type() {
-		case unix.NFTA_TARGET_NAME:
-			name = target.String()
-		case unix.NFTA_TARGET_INFO:
-			if info := target.Bytes(); len(info) >= 6 {
-				to = binary.NativeEndian.Uint16(info[4:])
-			}
-		}
-	}
-	return name == "NFLOG" && to == group
-}
-
-// verdictOf returns the chain of a verdict.
-func verdictOf(value *netlink.AttributeDecoder) (to string) {
-	for value.Next() {
-		if value.Type() != unix.NFTA_IMMEDIATE_DATA {
-			continue
-		}
-		value.Nested(func(data *netlink.AttributeDecoder) error {
-			for data.Next() {
-				if data.Type() != unix.NFTA_DATA_VERDICT {
-					continue
-				}
-				data.Nested(func(verdict *netlink.AttributeDecoder) error {
-					for verdict.Next() {
-						if verdict.Type() == unix.NFTA_VERDICT_CHAIN {
-							to = verdict.String()
-						}
-					}
-					return nil
-				})
-			}
-			return nil
-		})
-	}
-	return to
+func targetsTo(target *expr.Target, group uint16) bool {
+	info, ok := target.Info.(*xt.Unknown)
+	return target.Name == "NFLOG" && ok && len(*info) >= 6 && binary.NativeEndian.Uint16((*info)[4:]) == group
 }
 
 // reaching returns the hooks from which a chain that logs is reached.
