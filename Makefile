@@ -120,7 +120,7 @@ bench:
 
 generate:
 	$(call need,$(GENERATE_NEEDS),/usr/include/bpf/bpf_helpers.h:libbpf-dev)
-	clang-format-16 -i bpf/classifier.c bpf/packet.h bpf/tunnel.h bpf/tcp.c
+	clang-format-16 -i bpf/*.c bpf/*.h
 	BPF2GO_CFLAGS="-I/usr/include/$$(gcc -print-multiarch)" go generate ./...
 
 check: generate

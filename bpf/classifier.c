@@ -23,6 +23,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "slots.h"
+
 /* Direction as the container sees it. */
 enum direction { RECEIVE, TRANSMIT, DIRECTIONS };
 
@@ -67,6 +69,7 @@ struct row {
 	__u64 tcp_fin;
 };
 _Static_assert(sizeof(struct row) == 4 * 64, "a row fills its cache lines");
+_Static_assert(DIRECTIONS == ROWS_PER_SLOT, "a row for each direction");
 
 /* One CPU's troubles, a cache line. */
 struct cpu_troubles {
@@ -74,18 +77,13 @@ struct cpu_troubles {
 };
 _Static_assert(sizeof(struct cpu_troubles) == 64 && TROUBLES <= 8, "troubles fit a cache line");
 
-/* Slots have the numbers of a classid. They share chunks of rows, so that memory follows the
- * attachments.
- */
-enum capacity { SLOTS_PER_CHUNK = 64, SLOTS = 65536 };
-
 /* Rows by CPU, then slot, then direction. One more "CPU" is user space's: what an older
  * layout of these maps had counted.
  */
 struct chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, SLOTS_PER_CHUNK *DIRECTIONS); /* times cpus and one, set at load */
+	__uint(max_entries, SLOTS_PER_CHUNK *ROWS_PER_SLOT); /* times cpus and one, set at load */
 	__type(key, __u32);
 	__type(value, struct row);
 };
@@ -214,14 +212,7 @@ static __always_inline void add_volume(struct volume *to, struct volume v, const
 
 static __always_inline struct row *row_of(__u32 slot, enum direction direction)
 {
-	__u32 index = slot / SLOTS_PER_CHUNK;
-	void *chunk = bpf_map_lookup_elem(&chunks, &index);
-
-	if (unlikely(!chunk))
-		return NULL;
-	index = bpf_get_smp_processor_id() * SLOTS_PER_CHUNK + slot % SLOTS_PER_CHUNK;
-	index = index * DIRECTIONS + direction;
-	return bpf_map_lookup_elem(chunk, &index);
+	return row_in(&chunks, slot, direction);
 }
 
 #define TCP_FIN 0x01

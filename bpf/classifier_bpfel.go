@@ -17,6 +17,7 @@ type classifierCapacity uint32
 
 const (
 	classifierCapacitySLOTS_PER_CHUNK classifierCapacity = 64
+	classifierCapacityROWS_PER_SLOT   classifierCapacity = 2
 	classifierCapacitySLOTS           classifierCapacity = 65536
 )
 

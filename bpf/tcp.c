@@ -16,6 +16,8 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "slots.h"
+
 /* What is counted, by its place in a slot's row. A slot of this kind is one of the
  * classifiers' chunks, whose row is as long: that is what keeps, adopts and inherits it.
  */
@@ -46,9 +48,7 @@ struct tcp_row {
 };
 _Static_assert(sizeof(struct tcp_row) == 256, "a row is as long as a classifier's");
 
-/* As in classifier.c. The second row of a slot stays empty. */
-enum { SLOTS_PER_CHUNK = 64, ROWS_PER_SLOT = 2, SLOTS = 65536 };
-
+/* The second row of a slot stays empty. */
 struct chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -82,14 +82,7 @@ static const struct {
 
 static __always_inline struct tcp_row *row_of(__u32 slot)
 {
-	__u32 index = slot / SLOTS_PER_CHUNK;
-	void *chunk = bpf_map_lookup_elem(&chunks, &index);
-
-	if (!chunk)
-		return NULL;
-	index = bpf_get_smp_processor_id() * SLOTS_PER_CHUNK + slot % SLOTS_PER_CHUNK;
-	index *= ROWS_PER_SLOT;
-	return bpf_map_lookup_elem(chunk, &index);
+	return row_in(&chunks, slot, 0);
 }
 
 /* add adds to a counter of this CPU. In a process the program may be interrupted by a packet
