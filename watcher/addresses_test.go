@@ -4,10 +4,13 @@ package watcher
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nettally/nettally/internal/testnet"
@@ -48,6 +51,47 @@ func TestAddresses(t *testing.T) {
 	}
 	if got, err := n.Addresses(); len(got) != maxAddresses || err == nil {
 		t.Errorf("%d addresses, error %v", len(got), err)
+	}
+}
+
+// From outside the addresses are those that are found inside, by the interface, and no more than
+// the bound, however many a container gives itself.
+func TestAddressesIn(t *testing.T) {
+	need.Root(t)
+	need.Commands(t, "ip")
+	host, inside := addressSpace(t), addressSpace(t)
+	check(t, testnet.Veth(host, "veth0", inside, "eth0"))
+	check(t, testnet.Veth(host, "veth1", inside, "eth1"))
+	for _, args := range []string{"10.1.2.3/24 dev eth0", "fd00::5/64 dev eth0", "10.2.0.1/24 dev eth1"} {
+		if out, err := inside.Run("sh", "-c", "ip addr add "+args); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	nsid := linkIn(t, host, "veth0").Attrs().NetNsID
+	got, err := AddressesIn(host.FD(), nsid)
+	check(t, err)
+	for name, want := range map[string]string{"eth0": "10.1.2.3 fd00::5", "eth1": "10.2.0.1"} {
+		var global []string
+		for _, addr := range sorted(got[linkIn(t, inside, name).Attrs().Index]) {
+			if !addr.IsLinkLocalUnicast() {
+				global = append(global, addr.String())
+			}
+		}
+		if strings.Join(global, " ") != want {
+			t.Errorf("%s has %v, want %s", name, global, want)
+		}
+	}
+	for i := range maxAddresses {
+		if out, err := inside.Run("ip", "addr", "add", fmt.Sprintf("10.9.0.%d/24", i+1), "dev", "eth0"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	got, err = AddressesIn(host.FD(), nsid)
+	if listed := len(slices.Concat(slices.Collect(maps.Values(got))...)); listed != maxAddresses || !errors.Is(err, ErrPartial) {
+		t.Errorf("%d addresses, error %v", listed, err)
+	}
+	if _, err := AddressesIn(host.FD(), nsid+1000); !errors.Is(err, ErrGone) {
+		t.Errorf("of no namespace: %v", err)
 	}
 }
 

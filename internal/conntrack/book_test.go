@@ -3,6 +3,7 @@
 package conntrack
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -66,6 +67,46 @@ func TestHolders(t *testing.T) {
 	b.forget(noon.Add(time.Hour))
 	if _, there := b.tallies["a"]; there || len(b.holders) != 2 || len(b.sandbox) != 2 {
 		t.Errorf("left: %v, %v", b.holders, b.sandbox)
+	}
+}
+
+// Containers and addresses beyond a bound are nobody's, until others have gone.
+func TestBookIsBounded(t *testing.T) {
+	b := newBook()
+	for i := range maxTallies + 1 {
+		b.claim(Sandbox{ID: uint64(i), Owner: fmt.Sprint(i), Since: noon}, nil, noon)
+	}
+	if len(b.tallies) != maxTallies || len(b.sandbox) > maxTallies {
+		t.Fatalf("%d containers, %d sandboxes", len(b.tallies), len(b.sandbox))
+	}
+	addrs := make([]netip.Addr, maxAddresses+1)
+	for i := range addrs {
+		addrs[i] = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+	}
+	const each = 64
+	for i := range len(addrs)/each + 1 {
+		b.claim(Sandbox{ID: uint64(i), Owner: fmt.Sprint(i), Since: noon}, addrs[i*each:min((i+1)*each, len(addrs))], noon)
+	}
+	if len(b.holders) != maxAddresses {
+		t.Fatalf("%d addresses", len(b.holders))
+	}
+	last, late := addrs[maxAddresses], fmt.Sprint(maxAddresses/each)
+	b.opened(out(last), noon)
+	if got := b.tcp(late).Opened; got != 0 {
+		t.Errorf("opened %d from an address beyond the bound", got)
+	}
+
+	b.leave(0)
+	b.end("0", noon)
+	b.forget(noon.Add(time.Second))
+	b.claim(Sandbox{ID: maxAddresses / each, Owner: late, Since: noon}, []netip.Addr{last}, noon)
+	b.opened(out(last), noon.Add(time.Second))
+	if got := b.tcp(late).Opened; got != 2 {
+		t.Errorf("opened %d after there was room, one of which is recalled", got)
+	}
+	b.claim(Sandbox{ID: maxTallies, Owner: "new", Since: noon}, []netip.Addr{addrs[0]}, noon)
+	if b.tallies["new"] == nil || len(b.holders) != maxAddresses-each+2 {
+		t.Errorf("no room for another container, or %d addresses", len(b.holders))
 	}
 }
 

@@ -3,18 +3,17 @@
 package nflog
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
-	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-)
 
-// skipStats is RTEXT_FILTER_SKIP_STATS: links come without their counters.
-const skipStats = 1 << 3
+	"github.com/nettally/nettally/watcher"
+)
 
 // kind says what a link of the host may be to containers.
 type kind int
@@ -32,49 +31,42 @@ type index struct {
 	ports map[end]uint32 // the host veth by the interface that hooks name, its bridge's or its own
 }
 
-// link is a link of the host.
-type link struct {
-	name                string
-	index, master, peer uint32
-	nsid                int32 // of the namespace that the peer is in, -1 for none
-	bridge              bool
-}
-
 // readIndex asks the kernel for links, and for the addresses at the other ends of host veths,
 // without entering their namespaces. An address that two containers of one bridge claim is
-// nobody's: either may have given it to itself.
+// nobody's: either may have given it to itself. Of a namespace with more than 64 addresses some
+// are nobody's, too.
 //
 // Requires Linux 4.20 and CAP_NET_ADMIN. Part of the index is returned with an error.
-func readIndex(netns int) (*index, error) {
-	conn, err := dialRoute(netns)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	links, err := listLinks(conn)
+func readIndex(ns int) (*index, error) {
+	links, err := linksOf(ns)
 	if err != nil {
 		return nil, err
 	}
 	x := &index{at: time.Now(), links: map[uint32]kind{}, ports: map[end]uint32{}}
-	behind := map[int32]map[uint32]link{} // veths by the namespace and the index of their peers
+	behind := map[int]map[int]*netlink.LinkAttrs{} // veths by the namespace and the index of their peers
 	for _, l := range links {
-		switch {
-		case l.bridge:
-			x.links[l.index] = bridge
-		case l.nsid >= 0:
-			x.links[l.index] = veth
-			if behind[l.nsid] == nil {
-				behind[l.nsid] = map[uint32]link{}
+		at := l.Attrs()
+		switch nsid, ok := peerNamespace(l); {
+		case l.Type() == "bridge":
+			x.links[uint32(at.Index)] = bridge
+		case ok:
+			x.links[uint32(at.Index)] = veth
+			if behind[nsid] == nil {
+				behind[nsid] = map[int]*netlink.LinkAttrs{}
 			}
-			behind[l.nsid][l.peer] = l
+			behind[nsid][at.ParentIndex] = at
 		default:
-			x.links[l.index] = other
+			x.links[uint32(at.Index)] = other
 		}
 	}
 	twice := map[end]bool{}
 	var errs []error
 	for nsid, veths := range behind {
-		errs = append(errs, x.addAddresses(conn, nsid, veths, twice))
+		found, err := watcher.AddressesIn(ns, nsid)
+		if !errors.Is(err, watcher.ErrGone) && !errors.Is(err, watcher.ErrPartial) {
+			errs = append(errs, err)
+		}
+		x.add(found, veths, twice)
 	}
 	for e := range twice {
 		delete(x.ports, e)
@@ -82,152 +74,48 @@ func readIndex(netns int) (*index, error) {
 	return x, errors.Join(errs...)
 }
 
-// addAddresses adds the addresses of a namespace.
-func (x *index) addAddresses(conn *netlink.Conn, nsid int32, veths map[uint32]link, twice map[end]bool) error {
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		err := listAddresses(conn, nsid, family, func(ifindex uint32, addr netip.Addr) {
-			l, ok := veths[ifindex]
-			if !ok {
-				return
+// add adds the addresses of a namespace, by the interface there.
+func (x *index) add(found map[int][]netip.Addr, veths map[int]*netlink.LinkAttrs, twice map[end]bool) {
+	for ifindex, addresses := range found {
+		at := veths[ifindex]
+		if at == nil {
+			continue
+		}
+		for _, addr := range addresses {
+			e, port := end{uint32(at.Index), addr}, uint32(at.Index)
+			if at.MasterIndex != 0 {
+				e.dev = uint32(at.MasterIndex)
 			}
-			e := end{l.index, addr}
-			if l.master != 0 {
-				e.dev = l.master
-			}
-			if port, ok := x.ports[e]; ok && port != l.index {
+			if before, ok := x.ports[e]; ok && before != port {
 				twice[e] = true
 			}
-			x.ports[e] = l.index
-		})
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
-			return nil // the namespace has gone
-		}
-		if err != nil {
-			return fmt.Errorf("list addresses in namespace %d: %w", nsid, err)
+			x.ports[e] = port
 		}
 	}
-	return nil
 }
 
-// linksOf returns the links of a network namespace.
-func linksOf(netns int) ([]link, error) {
-	conn, err := dialRoute(netns)
-	if err != nil {
-		return nil, err
+// peerNamespace returns the number of the namespace that a link's other end is in. Not ok: it
+// is in none but ours, or that has no number.
+func peerNamespace(l netlink.Link) (nsid int, ok bool) {
+	nsid = int(int32(l.Attrs().NetNsID))
+	return nsid, nsid >= 0
+}
+
+// linksOf returns the links of a network namespace, 0 for the current one. Where they change
+// meanwhile some may be missing.
+func linksOf(ns int) ([]netlink.Link, error) {
+	at := netns.None()
+	if ns != 0 {
+		at = netns.NsHandle(ns)
 	}
-	defer conn.Close()
-	return listLinks(conn)
-}
-
-func dialRoute(netns int) (*netlink.Conn, error) {
-	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netns, Strict: true})
+	h, err := netlink.NewHandleAt(at, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
-	return conn, nil
-}
-
-func listLinks(conn *netlink.Conn) ([]link, error) {
-	attrs := netlink.NewAttributeEncoder()
-	attrs.Uint32(unix.IFLA_EXT_MASK, skipStats)
-	b, err := attrs.Encode()
-	if err != nil {
-		return nil, err
-	}
-	reply, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
-		Data:   append(make([]byte, unix.SizeofIfInfomsg), b...),
-	})
-	if err != nil {
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	links := make([]link, 0, len(reply))
-	for _, m := range reply {
-		if l, ok := parseLink(m.Data); ok {
-			links = append(links, l)
-		}
-	}
 	return links, nil
-}
-
-func parseLink(b []byte) (link, bool) {
-	if len(b) < unix.SizeofIfInfomsg {
-		return link{}, false
-	}
-	l := link{index: binary.NativeEndian.Uint32(b[4:]), nsid: -1}
-	attrs, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return link{}, false
-	}
-	for attrs.Next() {
-		switch attrs.Type() {
-		case unix.IFLA_IFNAME:
-			l.name = attrs.String()
-		case unix.IFLA_MASTER:
-			l.master = attrs.Uint32()
-		case unix.IFLA_LINK:
-			l.peer = attrs.Uint32()
-		case unix.IFLA_LINK_NETNSID:
-			l.nsid = attrs.Int32()
-		case unix.IFLA_LINKINFO:
-			attrs.Nested(func(info *netlink.AttributeDecoder) error {
-				for info.Next() {
-					if info.Type() == unix.IFLA_INFO_KIND {
-						l.bridge = info.String() == "bridge"
-					}
-				}
-				return nil
-			})
-		}
-	}
-	return l, attrs.Err() == nil
-}
-
-func listAddresses(conn *netlink.Conn, nsid int32, family byte, each func(ifindex uint32, addr netip.Addr)) error {
-	attrs := netlink.NewAttributeEncoder()
-	attrs.Int32(unix.IFA_TARGET_NETNSID, nsid)
-	b, err := attrs.Encode()
-	if err != nil {
-		return err
-	}
-	header := make([]byte, unix.SizeofIfAddrmsg)
-	header[0] = family
-	reply, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request | netlink.Dump},
-		Data:   append(header, b...),
-	})
-	if err != nil {
-		return err
-	}
-	for _, m := range reply {
-		if len(m.Data) < unix.SizeofIfAddrmsg {
-			continue
-		}
-		addr, ok := parseAddress(m.Data[unix.SizeofIfAddrmsg:])
-		if ok {
-			each(binary.NativeEndian.Uint32(m.Data[4:]), addr)
-		}
-	}
-	return nil
-}
-
-// parseAddress returns the interface's own address: IFA_LOCAL where there is one, since
-// IFA_ADDRESS is the other end's then.
-func parseAddress(b []byte) (addr netip.Addr, ok bool) {
-	attrs, err := netlink.NewAttributeDecoder(b)
-	if err != nil {
-		return addr, false
-	}
-	local := false
-	for attrs.Next() {
-		switch attrs.Type() {
-		case unix.IFA_LOCAL:
-			addr, local = netip.AddrFromSlice(attrs.Bytes())
-		case unix.IFA_ADDRESS:
-			if !local {
-				addr, _ = netip.AddrFromSlice(attrs.Bytes())
-			}
-		}
-	}
-	return addr, addr.IsValid() && attrs.Err() == nil
 }

@@ -154,18 +154,18 @@ func candidates(netns int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := map[uint32]string{}
+	names := map[int]string{}
 	for _, l := range links {
-		names[l.index] = l.name
+		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	var found []string
 	for _, l := range links {
-		if l.nsid < 0 || l.bridge {
+		if _, ok := peerNamespace(l); !ok || l.Type() == "bridge" {
 			continue
 		}
-		name := names[l.master]
-		if l.master == 0 {
-			name = family(l.name)
+		name := names[l.Attrs().MasterIndex]
+		if l.Attrs().MasterIndex == 0 {
+			name = family(l.Attrs().Name)
 		}
 		if name != "" && CheckInterface(name) == nil && !slices.Contains(found, name) {
 			found = append(found, name)
