@@ -166,11 +166,15 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 			wanted = append(wanted, i)
 			continue
 		}
+		at := c.uplinks.known[targetOf(found, i)]
+		counted := at != nil && at.attached()
+		if counted && c.isOnItsWay(i.HostIndex) {
+			wanted = append(wanted, i) // else its host veth would count what passed here once more
+			continue
+		}
 		if i.HostIndex != 0 || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
-		at := c.uplinks.known[targetOf(found, i)]
-		counted := at != nil && at.attached()
 		if !i.Uplink && !c.mayLeadOut(box, i, counted) {
 			if i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun" {
 				aside = append(aside, i)
@@ -191,6 +195,11 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 		}
 	}
 	return wanted, aside, open
+}
+
+// isOnItsWay says that an interface has a host veth by now, of which no event has told yet.
+func (c *Controller) isOnItsWay(hostIndex int) bool {
+	return hostIndex != 0 && c.veths.known[hostIndex] == nil && !c.veths.excluded[hostIndex] && !c.veths.aside[hostIndex]
 }
 
 // mayLeadOut says whether an interface that does not seem to lead out is counted all the same: a

@@ -3,11 +3,13 @@
 package controller
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,6 +25,7 @@ import (
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 	"github.com/nettally/nettally/internal/usage"
+	"github.com/nettally/nettally/watcher"
 )
 
 // lan is a network that a host's interface "nic" is in, with an agent at its other end. As
@@ -675,4 +678,59 @@ func testSuccessor(t *testing.T, mode Mode) {
 	r.talked(second.ID, 36, 46)
 	r.stop()
 	must(t, bpf.Unpin(pins))
+}
+
+// TestHostEndIsBack has a container looked at before the event comes that says that the host's end
+// of its interface is back. What was counted inside meanwhile counts once.
+func TestHostEndIsBack(t *testing.T) {
+	need.Root(t)
+	host, other := nettest.Host(t), nettest.Host(t)
+	look := make(chan watcher.Event)
+	resume := make(chan struct{})
+	r := startWith(t, host, "", CgroupOff, func(w *watcher.Watcher, ctx context.Context, to chan<- watcher.Event) error {
+		events := make(chan watcher.Event)
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx, events) }()
+		from := events
+		for {
+			select {
+			case err := <-ended:
+				return err
+			case e := <-from:
+				to <- e
+			case e := <-look: // and nothing else, until that is over
+				from = nil
+				to <- e
+			case <-resume:
+				from = events
+			}
+		}
+	})
+	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	r.waitCounted(c.ID, 1)
+	frame := testnet.Frame{Interface: "eth0", Size: 100, Data: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5}}
+	name := c.Interfaces[0].HostName
+	outer := nettest.Must(host.LinkByName(name))(t)
+	must(t, c.SendFrame(frame, 3))
+	r.asKernel(c, "eth0")
+
+	must(t, host.LinkSetNsFd(outer, other.FD()))
+	silent(t, other, name)
+	r.wait(c.ID, "counted inside", func(u usage.Container) bool {
+		return slices.ContainsFunc(u.Interfaces, func(i usage.Interface) bool { return i.At == usage.AtContainer && i.Attached })
+	})
+	must(t, c.SendFrame(frame, 5))
+	r.asKernel(c, "eth0")
+
+	look <- watcher.LinkMoved{NetNSID: -1} // the events stop
+	must(t, other.LinkSetNsFd(nettest.Must(other.LinkByName(name))(t), host.FD()))
+	silent(t, host, name)
+	for range 2 { // the second one is taken when the first look is over
+		look <- watcher.LinkMoved{NetNSID: outer.Attrs().NetNsID}
+	}
+	must(t, c.SendFrame(frame, 7))
+	resume <- struct{}{}
+	r.asKernel(c, "eth0")
+	must(t, c.SendFrame(frame, 11))
+	r.asKernel(c, "eth0")
 }

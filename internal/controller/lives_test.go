@@ -70,7 +70,7 @@ func shrink(t *testing.T, steps []lifeStep) (log []string) {
 	for i := len(steps) - 1; i >= 0; i-- {
 		less := slices.Delete(slices.Clone(steps), i, i+1)
 		t.Run(fmt.Sprint("without ", i), func(t *testing.T) {
-			if failed, shorter := play(t, less, 5*time.Second); failed != "" {
+			if failed, shorter := play(t, less, 2*leakAfter); failed != "" {
 				steps, log = less, append(shorter, failed)
 			}
 		})
