@@ -112,6 +112,7 @@ type wayOut struct {
 	name, outer string // names in the container, and of the other end
 	in, out     *testnet.Namespace
 	moved       bool // the other end was in another namespace once
+	renamed     bool // since it was last known to be seen
 }
 
 // duplex is what a container has received and transmitted.
@@ -236,11 +237,19 @@ func (l *life) goes(h *household, s lifeStep) string {
 }
 
 // leaves has the container move an interface to a namespace of its own. It is followed there by
-// its other end, so that must have stayed in the host, and those of all others.
+// its other end, so that must have stayed in the host, and those of all others. Its name at home
+// is not known there, so that is seen before.
 func (l *life) leaves(h *household, s lifeStep) string {
 	w := h.one(s, h.atHome)
 	if w == nil || h.own == nil || slices.ContainsFunc(h.ways, func(w *wayOut) bool { return w.moved }) {
 		return ""
+	}
+	if w.renamed {
+		l.r.reload()
+		if wrong := l.wrongNames(time.Minute); wrong != "" {
+			l.t.Fatal(wrong)
+		}
+		w.renamed = false
 	}
 	l.move(w, h.own)
 	return "moves " + w.name + " to its own namespace"
@@ -267,7 +276,7 @@ func (l *life) renamed(h *household, s lifeStep) string {
 		return ""
 	}
 	was := w.name
-	w.name = h.free("wan")
+	w.name, w.renamed = h.free("wan"), true
 	must(l.t, w.in.LinkSetName(nettest.Must(w.in.LinkByName(was))(l.t), w.name))
 	return "renames " + was + " to " + w.name
 }
@@ -279,7 +288,7 @@ func (l *life) swapped(h *household, s lifeStep) string {
 		return ""
 	}
 	rename(l.t, h.c, [2]string{v.name, "x"}, [2]string{w.name, v.name}, [2]string{"x", w.name})
-	v.name, w.name = w.name, v.name
+	v.name, w.name, v.renamed, w.renamed = w.name, v.name, true, true
 	return "swaps the names of " + v.name + " and " + w.name
 }
 
