@@ -11,9 +11,10 @@ import (
 
 // Counts that a quota can have, by what they are counted in.
 var counts = map[string][]string{
-	"bytes":    {"receive_bytes", "transmit_bytes", "total_bytes"},
-	"packets":  {"receive_packets", "transmit_packets", "total_packets"},
-	"requests": {"receive_tcp_syn", "transmit_tcp_syn", "total_tcp_syn"},
+	"bytes":       {"receive_bytes", "transmit_bytes", "total_bytes"},
+	"packets":     {"receive_packets", "transmit_packets", "total_packets"},
+	"requests":    {"receive_tcp_syn", "transmit_tcp_syn", "total_tcp_syn"},
+	"connections": {"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"},
 }
 
 // unitOf returns what a count is in, or "".
@@ -43,7 +44,7 @@ var amountText = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$`)
 var amountMax = big.NewRat(1<<62, 1)
 
 // ParseAmount reads an amount of what a count counts: 100GiB, 1.5TB or 0B of bytes; 1000
-// or 5M of packets and requests. A fraction of the smallest part is rounded up.
+// or 5M of all else. A fraction of the smallest part is rounded up.
 func ParseAmount(text, count string) (uint64, error) {
 	units, want := manyUnits, "a number such as 1000 or 5M"
 	if unitOf(count) == "bytes" {
@@ -59,7 +60,7 @@ func ParseAmount(text, count string) (uint64, error) {
 }
 
 // parseRate reads what a count may grow by in a second: 10Mbit/s or 1MB/s of bytes,
-// 200/s or 5k/s of packets and requests. bits says that it was in bits.
+// 200/s or 5k/s of all else. bits says that it was in bits.
 func parseRate(text, count string) (perSecond float64, bits bool, err error) {
 	rest, ok := strings.CutSuffix(text, "/s")
 	if !ok {

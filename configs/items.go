@@ -41,16 +41,16 @@ var itemKeys = []key{
 	{"quotas[].match.labels[].value", "", "a glob such as team-*"},
 	{"quotas[].per", optional(""), "container, name, pod, namespace, all, or label:KEY with a key that names.labels has"},
 	{"quotas[].count", "", wantCount},
-	{"quotas[].limit", scalar(""), "an amount above 0, such as 100GiB of bytes, or 5M of packets and requests"},
+	{"quotas[].limit", scalar(""), "an amount above 0, such as 100GiB of bytes, or 5M of packets, requests or connections"},
 	{"quotas[].period.every", "", "hour, day, week, month or lifetime"},
 	{"quotas[].period.day", 0, "a day from 1 to 31, of a month"},
 	{"quotas[].period.timezone", optional(""), "a time zone such as Europe/Berlin, of an hour, day, week or month"},
 	{"quotas[].period.rolling", optional(""), wantDuration + ", at least 2m, and no other key of the period"},
 	{"quotas[].alert_at", []int{}, "percentages from 1 to 1000, ascending"},
 	{"quotas[].projection", false, "true or false, and true only for an hour, day, week or month"},
-	{"quotas[].initial", scalar(""), "an amount such as 20GiB of bytes, or 5M of packets and requests"},
+	{"quotas[].initial", scalar(""), "an amount such as 20GiB of bytes, or 5M of packets, requests or connections"},
 	{"quotas[].rate.count", "", wantCount},
-	{"quotas[].rate.above", scalar(""), "a rate above 0, such as 10Mbit/s or 1MB/s of bytes, or 200/s of packets and requests"},
+	{"quotas[].rate.above", scalar(""), "a rate above 0, such as 10Mbit/s or 1MB/s of bytes, or 200/s of packets, requests or connections"},
 	{"quotas[].rate.clear", scalar(""), "a rate that is not higher than rate.above"},
 	{"quotas[].rate.for", optional(""), wantDuration},
 	{"quotas[].notify", []string{}, "the name of one of the notifiers, each only once"},
@@ -67,7 +67,7 @@ var itemKeys = []key{
 }
 
 const (
-	wantCount = "receive, transmit or total with _bytes, _packets or _tcp_syn, such as transmit_bytes"
+	wantCount = "receive, transmit or total with _bytes, _packets or _tcp_syn, such as transmit_bytes, or tcp_connect_attempts, tcp_connects, tcp_accepts or tcp_connect_failures"
 	wantURL   = "a URL such as http://127.0.0.1:9093"
 )
 

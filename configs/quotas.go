@@ -22,7 +22,7 @@ type Quota struct {
 	Name  string
 	Match QuotaMatch
 	Per   string // container, name, pod, namespace, all, or label: and a key
-	Count string // {receive,transmit,total}_{bytes,packets,tcp_syn}
+	Count string // {receive,transmit,total}_{bytes,packets,tcp_syn}, tcp_{connect_attempts,connects,accepts,connect_failures}
 
 	Limit    uint64         // in what is counted; 0 if there is a rate
 	Every    string         // hour, day, week, month, lifetime or rolling; "" if there is a rate
@@ -139,11 +139,27 @@ func (s *source) checkQuotas(r raw) []Quota {
 		} else {
 			l.limit(&q, written)
 		}
+		l.counted(q, r)
 		written.Per = cmp.Or(written.Per, "name")
 		q.written = written
 		quotas[i] = q
 	}
 	return quotas
+}
+
+// counted reports a count of connections where these are not counted: the quota would never fire.
+func (l *lister) counted(q Quota, r raw) {
+	key := "count"
+	if q.Rate != nil {
+		key = "rate.count"
+	}
+	switch {
+	case unitOf(q.Count) != "connections":
+	case r.Accounting.TCP == Off:
+		l.report(key, q.Count, errors.New("accounting.tcp is off"))
+	case r.Accounting.Source == SourceProc:
+		l.report(key, q.Count, errors.New("accounting.source is proc"))
+	}
 }
 
 func (l *lister) match(w rawQuota, labels []string) QuotaMatch {

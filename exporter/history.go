@@ -53,6 +53,15 @@ type HistoryRow struct {
 	Key      string        `json:"key"`
 	Receive  HistoryCounts `json:"receive"`
 	Transmit HistoryCounts `json:"transmit"`
+	TCP      *HistoryTCP   `json:"tcp"` // null where connections were not counted
+}
+
+// HistoryTCP is what was counted of TCP connections.
+type HistoryTCP struct {
+	ConnectAttempts uint64 `json:"connect_attempts"`
+	Connects        uint64 `json:"connects"`
+	Accepts         uint64 `json:"accepts"`
+	ConnectFailures uint64 `json:"connect_failures"`
 }
 
 // HistoryCounts is one direction, as the container sees it: wire numbers.
@@ -217,7 +226,8 @@ func (h *History) WriteCSV(w io.Writer) error {
 	out := csv.NewWriter(w)
 	// The writer keeps an error for its end.
 	_ = out.Write([]string{"start", "end", "key", "receive_bytes", "receive_packets", "receive_tcp_syn",
-		"transmit_bytes", "transmit_packets", "transmit_tcp_syn"})
+		"transmit_bytes", "transmit_packets", "transmit_tcp_syn",
+		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"})
 	for _, row := range h.History {
 		cells := []string{row.Start.Format(time.RFC3339), row.End.Format(time.RFC3339), cell(row.Key)}
 		for _, c := range [...]HistoryCounts{row.Receive, row.Transmit} {
@@ -225,10 +235,21 @@ func (h *History) WriteCSV(w io.Writer) error {
 				cells = append(cells, strconv.FormatUint(n, 10))
 			}
 		}
-		_ = out.Write(cells)
+		_ = out.Write(append(cells, row.TCP.cells()...))
 	}
 	out.Flush()
 	return out.Error()
+}
+
+func (t *HistoryTCP) cells() []string {
+	if t == nil {
+		return []string{"", "", "", ""}
+	}
+	var cells []string
+	for _, n := range [...]uint64{t.ConnectAttempts, t.Connects, t.Accepts, t.ConnectFailures} {
+		cells = append(cells, strconv.FormatUint(n, 10))
+	}
+	return cells
 }
 
 func cell(key string) string {

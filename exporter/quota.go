@@ -245,7 +245,7 @@ var (
 func (d *descs) addQuotas() quotaDescs {
 	q := quotaDescs{byUnit: map[string]amountDescs{}}
 	q.ratio = d.add("nettally_quota_used_ratio", "Used, or the rate now, divided by the limit.", quotaLabels...)
-	for _, unit := range []string{quota.Bytes, quota.Packets, quota.Requests} {
+	for _, unit := range []string{quota.Bytes, quota.Packets, quota.Requests, quota.Connections} {
 		q.byUnit[unit] = amountDescs{
 			used:  d.add("nettally_quota_used_"+unit, "What was used in the running period, in "+unit+".", quotaLabels...),
 			limit: d.add("nettally_quota_limit_"+unit, "The limit, in "+unit+".", quotaLabels...),

@@ -74,7 +74,7 @@ func TestSharedNetworks(t *testing.T) {
 func newSharing(t *testing.T, o dockerhost.Options) *sharing {
 	t.Helper()
 	docker := dockerhost.Start(t, o)
-	s := &sharing{t: t, docker: docker, d: startListening(t, docker, metricsAddress, onlyDocker(docker)+everyFamily)}
+	s := &sharing{t: t, docker: docker, d: startListening(t, docker, metricsAddress, onlyDocker(docker)+everyFamily+connectQuota)}
 	docker.NetworkCreate("dual", "--ipv6", "--subnet", "fd79:1::/64", "--subnet", "10.233.0.0/24")
 	s.peer = docker.Run("--name", "peer", "--network", "dual", dockerhost.Image)
 	docker.SetOffloads(s.peer, "eth0", false) // so that what is captured is what would be on a wire

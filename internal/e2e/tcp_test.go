@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -125,6 +126,48 @@ func (c *caller) told() {
 	})
 }
 
+// connectQuota is a quota that counts what containers connect.
+const connectQuota = `
+quotas:
+  - {name: connects, per: container, count: tcp_connects, limit: 1M, period: {every: lifetime}}
+`
+
+// recorded waits until the history and the quota have what was told.
+func (c *caller) recorded() {
+	c.d.t.Helper()
+	c.d.poll("told by history and quota", func() error {
+		out, err := c.d.run("history", "--step", "hour", "--by", "container", "--container", c.id, "-o", "json")
+		var h exporter.History
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &h)); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		var sum exporter.HistoryTCP
+		for _, row := range h.History {
+			if row.TCP == nil {
+				return fmt.Errorf("an hour without connections: %s", out)
+			}
+			sum.ConnectAttempts += row.TCP.ConnectAttempts
+			sum.Connects += row.TCP.Connects
+			sum.Accepts += row.TCP.Accepts
+			sum.ConnectFailures += row.TCP.ConnectFailures
+		}
+		want := exporter.HistoryTCP{ConnectAttempts: c.fate.Attempts, Connects: c.fate.Connects, Accepts: c.fate.Accepts, ConnectFailures: c.fate.Failures}
+		if diff := cmp.Diff(want, sum); diff != "" {
+			return fmt.Errorf("history (-made +told):\n%s", diff)
+		}
+		list, err := exporter.FetchQuotas(c.d.t.Context(), c.d.socket)
+		if err != nil {
+			return err
+		}
+		for _, q := range list.Quotas {
+			if q.Quota == "connects" && q.Key == c.id && q.Unit == "connections" && uint64(q.Used) == c.fate.Connects {
+				return nil
+			}
+		}
+		return fmt.Errorf("no quota has %d connects: %+v", c.fate.Connects, list.Quotas)
+	})
+}
+
 // silence lets nobody answer at a port.
 func silence(t *testing.T, n *testnet.Namespace) {
 	t.Helper()
@@ -198,6 +241,7 @@ func testConnections(t *testing.T, o dockerhost.Options) {
 	alone := callers[len(callers)-1]
 	lossy(t, alone, s.docker.ContainerNamespace(alone.id))
 	for _, c := range callers {
+		c.recorded()
 		before := *nettest.Must(s.d.container(c.id))(t).TCP
 		c.ends(s.docker, before)
 	}

@@ -224,8 +224,14 @@ type salvage struct {
 func (s *salvage) table() (err error) {
 	columns := strings.Count(s.columns, ",") + 1
 	s.read = s.columns
-	if _, err := s.old.ExecContext(s.ctx, "SELECT "+s.columns+" FROM "+s.name+" LIMIT 0"); err != nil {
-		s.read = strings.Replace(s.columns, ", user,", ", '' AS user,", 1) // as before schema3
+	for _, later := range [...][2]string{
+		{tcpColumns, strings.Repeat("0, ", strings.Count(tcpColumns, ",")) + "0"}, // as before schema4
+		{", user,", ", '' AS user,"}, // as before schema3
+	} {
+		if _, err := s.old.ExecContext(s.ctx, "SELECT "+s.read+" FROM "+s.name+" LIMIT 0"); err == nil {
+			break
+		}
+		s.read = strings.Replace(s.read, later[0], later[1], 1)
 	}
 	s.insert, err = s.tx.PrepareContext(s.ctx, "INSERT OR IGNORE INTO "+s.name+" ("+s.columns+") VALUES (?"+
 		strings.Repeat(", ?", columns-1)+")")

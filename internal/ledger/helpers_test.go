@@ -149,7 +149,20 @@ func (b *bench) received(q Query) (got []string) {
 	return got
 }
 
-// total is the sum over all history of each of the six numbers.
+// connections returns rows as "<key> <bytes received> <connections>".
+func (b *bench) connections(q Query) (lines []string) {
+	b.t.Helper()
+	for _, r := range b.query(q) {
+		known := "unknown"
+		if r.TCP != nil {
+			known = fmt.Sprint(*r.TCP)
+		}
+		lines = append(lines, fmt.Sprint(r.Key, " ", r.Receive.Bytes, " ", known))
+	}
+	return lines
+}
+
+// total is the sum over all history of each number of traffic.
 func (b *bench) total() (sum numbers) {
 	b.t.Helper()
 	for _, r := range b.query(Query{Step: Month, To: b.now.AddDate(100, 0, 0)}) {

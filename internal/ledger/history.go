@@ -71,6 +71,12 @@ type Row struct {
 	// several runtimes have containers of one name, all but the first have theirs before it.
 	Key               string
 	Receive, Transmit Amount
+	TCP               *Connections // nil where they were not counted
+}
+
+// Connections is what was counted of TCP connections, as in [usage.TCP].
+type Connections struct {
+	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
 }
 
 // Amount is what was counted in one direction: wire numbers, without what was seeded.
@@ -413,7 +419,7 @@ func (a *answer) period(stmt *sql.Stmt, start, end time.Time, rest []any) ([]Row
 	}
 	period := make([]Row, 0, len(sums))
 	for key, n := range sums {
-		period = append(period, Row{Start: start, End: end, Key: key, Receive: n.amount(0), Transmit: n.amount(3)})
+		period = append(period, Row{Start: start, End: end, Key: key, Receive: n.amount(0), Transmit: n.amount(3), TCP: n.connections()})
 	}
 	slices.SortFunc(period, func(x, y Row) int { return cmp.Compare(x.Key, y.Key) })
 	return period, rows.Err()
@@ -430,4 +436,12 @@ func (n numbers) plus(m numbers) numbers {
 // amount returns the direction that begins at an index.
 func (n numbers) amount(at int) Amount {
 	return Amount{Bytes: uint64(n[at]), Packets: uint64(n[at+1]), TCPSYN: uint64(n[at+2])}
+}
+
+func (n numbers) connections() *Connections {
+	if n[tcpKnown] == 0 {
+		return nil
+	}
+	of := n[firstOfTCP:]
+	return &Connections{uint64(of[0]), uint64(of[1]), uint64(of[2]), uint64(of[3])}
 }

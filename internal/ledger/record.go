@@ -17,12 +17,19 @@ import (
 )
 
 // numbers are what the history is made of: bytes, packets and SYNs received, then
-// those transmitted.
-type numbers [6]int64
+// those transmitted, then connections that were attempted, established, accepted and failed, and
+// whether these are known, as a number above 0.
+type numbers [11]int64
+
+const (
+	firstOfTCP = 6
+	tcpKnown   = 10
+)
 
 // counted returns the numbers of a record that are to be in the history in the end: those
 // of its interfaces, or of its cgroup if it is in the host's network. A container that
-// shares another one's interfaces is in that one's.
+// shares another one's interfaces is in that one's, but for its connections. Those of a nested
+// container are in the numbers of the outer one.
 func counted(r usage.Record) (n numbers) {
 	traffic := r.Traffic
 	if r.IP != nil && r.OnHost {
@@ -34,8 +41,15 @@ func counted(r usage.Record) (n numbers) {
 			n[3*i+j] = int64(min(amount, math.MaxInt64))
 		}
 	}
+	if countsTCP(r) {
+		for i, amount := range []uint64{r.TCP.ConnectAttempts, r.TCP.Connects, r.TCP.Accepts, r.TCP.ConnectFailures} {
+			n[firstOfTCP+i] = int64(min(amount, math.MaxInt64))
+		}
+	}
 	return n
 }
+
+func countsTCP(r usage.Record) bool { return r.TCP != nil && r.ParentID == "" }
 
 // highest returns the higher one of each two numbers.
 func (n numbers) highest(m numbers) numbers {
@@ -221,16 +235,14 @@ type writer struct {
 
 func newWriter(ctx context.Context, tx *sql.Tx) (*writer, error) {
 	w := &writer{ctx: ctx}
-	const six = "?, ?, ?, ?, ?, ?"
 	for stmt, query := range map[**sql.Stmt]string{
-		&w.known: `SELECT c.subject, c.receive_bytes, c.receive_packets, c.receive_syn, c.transmit_bytes,
-				c.transmit_packets, c.transmit_syn, coalesce(s.container_id, ''), coalesce(s.user, ''), coalesce(s.name, ''),
+		&w.known: `SELECT c.subject, ` + eachNumber("c.%[1]s") + `, coalesce(s.container_id, ''), coalesce(s.user, ''), coalesce(s.name, ''),
 				coalesce(s.namespace, ''), coalesce(s.pod, ''), coalesce(s.runtime, ''), coalesce(s.image, ''),
 				coalesce(s.labels, '')
 			FROM containers c LEFT JOIN subjects s ON s.id = c.subject WHERE c.id = ?`,
 		&w.past: "SELECT " + sums + " FROM subjects s JOIN hours h ON h.subject = s.id WHERE s.container_id = ?",
 		&w.put1: "INSERT INTO containers (" + identityColumns + ", subject, " + numberColumns + ")" +
-			" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, " + six + ")" +
+			" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, " + numberValues + ")" +
 			" ON CONFLICT (id) DO UPDATE SET " + overwrite(identityColumns+", subject, "+numberColumns),
 		&w.find: "SELECT id FROM subjects WHERE (" + subjectColumns + ") = (?, ?, ?, ?, ?, ?, ?, ?)",
 		&w.add:  "INSERT INTO subjects (" + subjectColumns + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -238,7 +250,7 @@ func newWriter(ctx context.Context, tx *sql.Tx) (*writer, error) {
 		&w.merge: "INSERT INTO hours (start, subject, " + numberColumns + ") SELECT start, ?, " + numberColumns +
 			" FROM hours WHERE subject = ? " + onTop,
 		&w.drop: "DELETE FROM hours WHERE subject = ?",
-		&w.use: "INSERT INTO hours (start, subject, " + numberColumns + ") VALUES (?, ?, " + six + ") " +
+		&w.use: "INSERT INTO hours (start, subject, " + numberColumns + ") VALUES (?, ?, " + numberValues + ") " +
 			onTop,
 	} {
 		var err error
@@ -272,7 +284,7 @@ var sums = eachNumber("CASE WHEN coalesce(sum(%[1]s >> 32), 0) + (sum(%[1]s & 0x
 func eachNumber(format string) string {
 	var each []string
 	for column := range strings.SplitSeq(numberColumns, ", ") {
-		each = append(each, fmt.Sprintf(format, column))
+		each = append(each, strings.ReplaceAll(format, "%[1]s", column))
 	}
 	return strings.Join(each, ", ")
 }
@@ -309,6 +321,9 @@ func (w *writer) put(r usage.Record, hour int64, mark numbers) (numbers, error) 
 		return mark, fmt.Errorf("name usage: %w", err)
 	}
 	if delta != (numbers{}) {
+		if countsTCP(r) {
+			delta[tcpKnown] = 1
+		}
 		args := append([]any{hour, current}, delta.values()...)
 		if _, err := w.use.ExecContext(w.ctx, args...); err != nil {
 			return mark, fmt.Errorf("add usage: %w", err)

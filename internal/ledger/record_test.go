@@ -2,7 +2,12 @@
 
 package ledger
 
-import "testing"
+import (
+	"testing"
+	"time"
+
+	"github.com/nettally/nettally/internal/usage"
+)
 
 // What a runtime says of a container's network does not decide which numbers its history
 // is made of: members of a pod on the host's network are in "container" mode.
@@ -18,4 +23,37 @@ func TestHistoryOnHost(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Connections are in the history from where they are counted, also of a container that shares a
+// network, and not a second time of a nested one. They go along from hours to days.
+func TestHistoryOfConnections(t *testing.T) {
+	b := newBench(t)
+	b.keep = [2]time.Duration{day, 365 * day}
+	connected := func(id string, n uint64) usage.Record {
+		r := record(id, "n"+id, n)
+		r.TCP = &usage.TCP{ConnectAttempts: 4 * n, Connects: 3 * n, Accepts: 2 * n, ConnectFailures: n}
+		return r
+	}
+	nested := connected("c3", 100)
+	nested.ParentID = "b2"
+	b.flush(record("a1", "na1", 100), connected("b2", 100), nested)
+	b.pass(time.Hour)
+	b.restart()
+	b.flush(connected("a1", 110), connected("b2", 150), nested)
+	q := Query{Step: Hour, From: noon.Add(-day), To: noon.Add(day)}
+	want := []string{
+		"na1 100 unknown", "nb2 100 {400 300 200 100}", "nc3 100 unknown",
+		"na1 10 {440 330 220 110}", "nb2 50 {200 150 100 50}",
+	}
+	same(t, b.connections(q), want)
+	b.flush(record("a1", "na1", 120)) // they are not counted any more
+	b.flush(connected("a1", 120))
+	want[3] = "na1 20 {480 360 240 120}"
+	same(t, b.connections(q), want)
+
+	b.pass(3 * day)
+	b.tidyAll()
+	q.Step, q.To = Day, b.now
+	same(t, b.connections(q), []string{"na1 120 {480 360 240 120}", "nb2 150 {600 450 300 150}", "nc3 100 unknown"})
 }

@@ -112,7 +112,7 @@ func (l *Ledger) rollUp(ctx context.Context, tx *sql.Tx, before time.Time) (rows
 		return 0, err
 	}
 	add, err := tx.PrepareContext(ctx, "INSERT INTO days (start, subject, "+numberColumns+
-		") VALUES (?, ?, ?, ?, ?, ?, ?, ?) "+onTop)
+		") VALUES (?, ?, "+numberValues+") "+onTop)
 	if err != nil {
 		return 0, err
 	}

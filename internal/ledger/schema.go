@@ -10,10 +10,16 @@ import (
 
 // migrations lead from one version of the schema to the next, in order. They are only
 // ever added to.
-func migrations() []string { return []string{schema1, schema2, schema3} }
+func migrations() []string { return []string{schema1, schema2, schema3, schema4} }
 
 // numberColumns are numbers as columns, in their order.
-const numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn"
+const (
+	numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn, " + tcpColumns
+	tcpColumns    = "tcp_connect_attempts, tcp_connects, tcp_accepts, tcp_connect_failures, tcp_known"
+)
+
+// numberValues are as many parameters.
+var numberValues = eachNumber("?")
 
 const schema1 = `
 CREATE TABLE meta (
@@ -108,6 +114,25 @@ CREATE TABLE subjects_of_users (
 INSERT INTO subjects_of_users SELECT id, container_id, '', name, namespace, pod, runtime, image, labels FROM subjects;
 DROP TABLE subjects;
 ALTER TABLE subjects_of_users RENAME TO subjects;
+`
+
+// schema4 adds connections. tcp_known is above 0 where they were counted.
+const schema4 = `
+ALTER TABLE containers ADD COLUMN tcp_connect_attempts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_attempts >= 0);
+ALTER TABLE containers ADD COLUMN tcp_connects INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connects >= 0);
+ALTER TABLE containers ADD COLUMN tcp_accepts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_accepts >= 0);
+ALTER TABLE containers ADD COLUMN tcp_connect_failures INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_failures >= 0);
+ALTER TABLE containers ADD COLUMN tcp_known INTEGER NOT NULL DEFAULT 0 CHECK (tcp_known >= 0);
+ALTER TABLE hours ADD COLUMN tcp_connect_attempts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_attempts >= 0);
+ALTER TABLE hours ADD COLUMN tcp_connects INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connects >= 0);
+ALTER TABLE hours ADD COLUMN tcp_accepts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_accepts >= 0);
+ALTER TABLE hours ADD COLUMN tcp_connect_failures INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_failures >= 0);
+ALTER TABLE hours ADD COLUMN tcp_known INTEGER NOT NULL DEFAULT 0 CHECK (tcp_known >= 0);
+ALTER TABLE days ADD COLUMN tcp_connect_attempts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_attempts >= 0);
+ALTER TABLE days ADD COLUMN tcp_connects INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connects >= 0);
+ALTER TABLE days ADD COLUMN tcp_accepts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_accepts >= 0);
+ALTER TABLE days ADD COLUMN tcp_connect_failures INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_failures >= 0);
+ALTER TABLE days ADD COLUMN tcp_known INTEGER NOT NULL DEFAULT 0 CHECK (tcp_known >= 0);
 `
 
 // version returns the version of a file's schema, 0 for an empty file.

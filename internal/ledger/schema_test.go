@@ -71,9 +71,21 @@ func (b *bench) asBeforeUsers() {
 	const columns = "id, container_id, name, namespace, pod, runtime, image, labels"
 	_, old, _ := strings.Cut(schema1, "CREATE TABLE subjects")
 	old, _, _ = strings.Cut(old, "STRICT;")
+	for _, table := range []string{"containers", "hours", "days"} {
+		b.dropColumns(table, tcpColumns)
+	}
 	if _, err := b.file.write.Exec("CREATE TABLE before" + old + "STRICT; INSERT INTO before SELECT " + columns + " FROM subjects;" +
 		" DROP TABLE subjects; ALTER TABLE before RENAME TO subjects; PRAGMA user_version = 2"); err != nil {
 		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) dropColumns(table, columns string) {
+	b.t.Helper()
+	for column := range strings.SplitSeq(columns, ", ") {
+		if _, err := b.file.write.Exec("ALTER TABLE " + table + " DROP COLUMN " + column); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 }
 
@@ -94,4 +106,19 @@ func TestNewerLedgerIsLeftAlone(t *testing.T) {
 		t.Errorf("check: %v", err)
 	}
 	same(t, b.Status().SetAside, "")
+}
+
+// A ledger from before there were connections keeps what it has, of which none are known.
+func TestMigrateToConnections(t *testing.T) {
+	b := newBench(t)
+	b.flush(record("a1", "web", 100))
+	for _, table := range []string{"containers", "hours", "days"} {
+		b.dropColumns(table, tcpColumns)
+	}
+	if _, err := b.file.write.Exec("PRAGMA user_version = 3"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.flush(record("a1", "web", 100))
+	same(t, b.connections(Query{By: ByContainer}), []string{"a1 100 unknown"})
 }

@@ -32,7 +32,7 @@ type Alert struct {
 
 	Used  float64 `json:"used"`  // in Unit, as of the alert
 	Limit float64 `json:"limit"` // in Unit
-	Unit  string  `json:"unit"`  // "bytes", "packets", "requests", and of rates "bytes/s", "bits/s"…
+	Unit  string  `json:"unit"`  // "bytes", "packets", "requests", "connections", and of rates "bytes/s", "bits/s"…
 	Ratio float64 `json:"ratio"` // Used / Limit
 
 	// The period that the alert is about: from PeriodStart up to, not with, PeriodEnd.

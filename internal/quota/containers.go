@@ -47,7 +47,7 @@ func (e *Engine) see(c *usage.Container, now time.Time) {
 	}
 	traffic, source := counted(*c)
 	e.sightings = append(e.sightings, sighting{
-		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic),
+		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic, c.TCP, k.last),
 		changed: k.version != e.version || !k.identity.is(c, source),
 	})
 }
@@ -76,11 +76,11 @@ func (e *Engine) take() {
 func (s *sighting) count() {
 	k := s.k
 	growth, ok := s.total.minus(k.last)
-	first := k.source != "" && k.last == (numbers{}) && k.age(s.c, s.source) < forgetAfter
+	first := k.source != "" && !k.last.passed() && k.age(s.c, s.source) < forgetAfter
 	if !ok || s.source != k.source && !first {
-		// It never goes back, but with the numbers of another kind.
+		// It never goes back, but with the numbers of another kind. Those of connections have one kind.
 		s.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
-		growth = numbers{}
+		clear(growth[:ofTraffic])
 		k.last, k.source = s.total, s.source
 		s.dirty.markContainer(k)
 	}
@@ -127,7 +127,7 @@ func (s *sighting) connect() {
 		if r.Per == PerName {
 			st.runtime = cmp.Or(c.Runtime, st.runtime)
 		}
-		st.source(s.source)
+		st.source(s.sourceFor(r))
 		k.feeds = append(k.feeds, st)
 		s.join(st, met)
 	}
@@ -135,6 +135,14 @@ func (s *sighting) connect() {
 	s.leave(before)
 	k.version = s.version
 	k.identity = identity{c.Name, c.Image, c.Runtime, c.Namespace, c.Pod, s.source, c.Shares, c.SharesWith, c.Labels}
+}
+
+// sourceFor returns where a rule's numbers come from.
+func (s *sighting) sourceFor(r *rule) string {
+	if r.Count.ofTCP() {
+		return sourceTCP
+	}
+	return s.source
 }
 
 // join adds what a container counted before it fed a key, where that belongs to it.
@@ -161,7 +169,7 @@ func (s *sighting) join(st *state, met bool) {
 // counted under the same key: what both use is in its numbers.
 func (s *sighting) ownerHas(r *rule, key string) bool {
 	owner := s.containers[s.c.SharesWith]
-	if s.source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
+	if r.Count.ofTCP() || s.source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
 		return false
 	}
 	i := owner.identity

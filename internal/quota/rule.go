@@ -14,7 +14,8 @@ import (
 // Count says what a rule counts.
 type Count string
 
-// What can be counted. Requests are TCP packets with SYN and without ACK.
+// What can be counted. Requests are TCP packets with SYN and without ACK. Connections are those of
+// [usage.TCP], told where these are counted.
 const (
 	ReceiveBytes    Count = "receive_bytes"
 	TransmitBytes   Count = "transmit_bytes"
@@ -25,17 +26,29 @@ const (
 	ReceiveSYN      Count = "receive_tcp_syn"
 	TransmitSYN     Count = "transmit_tcp_syn"
 	TotalSYN        Count = "total_tcp_syn"
+
+	TCPConnectAttempts Count = "tcp_connect_attempts"
+	TCPConnects        Count = "tcp_connects"
+	TCPAccepts         Count = "tcp_accepts"
+	TCPConnectFailures Count = "tcp_connect_failures"
 )
 
 // Units of counts.
 const (
-	Bytes    = "bytes"
-	Packets  = "packets"
-	Requests = "requests"
+	Bytes       = "bytes"
+	Packets     = "packets"
+	Requests    = "requests"
+	Connections = "connections"
 )
 
-// Unit returns what the count is in: Bytes, Packets or Requests.
+// ofTCP says whether connections are counted.
+func (c Count) ofTCP() bool { return strings.HasPrefix(string(c), "tcp_") }
+
+// Unit returns what the count is in: Bytes, Packets, Requests or Connections.
 func (c Count) Unit() string {
+	if c.ofTCP() {
+		return Connections
+	}
 	_, what, _ := strings.Cut(string(c), "_")
 	return map[string]string{"bytes": Bytes, "packets": Packets, "tcp_syn": Requests}[what]
 }
@@ -156,7 +169,11 @@ func (r *Rule) key(c *usage.Container, source string) string {
 func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 	sums := r.Per == PerPod || r.Per == PerNamespace || r.Per == PerAll
 	// Another user's container is in another rule's sum.
-	within := c.Shares && usage.UserOf(c.SharesWith) == c.User() || c.ParentID != "" && usage.UserOf(c.ParentID) == c.User()
+	nested := c.ParentID != "" && usage.UserOf(c.ParentID) == c.User()
+	within := nested || c.Shares && usage.UserOf(c.SharesWith) == c.User()
+	if r.Count.ofTCP() { // by cgroup always: the outer one has what passes in the inner one
+		return nested && sums && r.Match.ofPods()
+	}
 	return source == sourceIP && within && sums && r.Match.ofPods()
 }
 
@@ -164,6 +181,7 @@ func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 const (
 	sourceInterface = "interface" // it owns the interface
 	sourceIP        = "ip"        // by cgroup: it has none
+	sourceTCP       = "tcp"       // by cgroup: connections
 )
 
 // counted returns what a container has used in its life, and where that comes from: its
@@ -177,26 +195,45 @@ func counted(c usage.Container) (usage.Traffic, string) {
 	return c.Traffic, sourceInterface
 }
 
-// numbers are received bytes, packets and requests, then those transmitted.
-type numbers [6]uint64
+// numbers are received bytes, packets and requests, then those transmitted, then attempted,
+// established, accepted and failed connections. An earlier version saved only the first six.
+type numbers [10]uint64
 
-func numbersOf(t usage.Traffic) (n numbers) {
+// ofTraffic is how many of them are not about connections.
+const ofTraffic = 6
+
+// numbersOf returns the numbers of a container. Where its connections are not counted, they are as
+// they were.
+func numbersOf(t usage.Traffic, tcp *usage.TCP, last numbers) numbers {
+	n := last
 	for i, c := range [...]*usage.Counts{&t.Receive, &t.Transmit} {
 		v := c.Timed()
 		n[3*i], n[3*i+1], n[3*i+2] = v.Bytes, v.Packets, c.SYN
 	}
+	if tcp != nil {
+		copy(n[ofTraffic:], []uint64{tcp.ConnectAttempts, tcp.Connects, tcp.Accepts, tcp.ConnectFailures})
+	}
 	return n
 }
 
-// minus returns the growth since earlier, and false if a number went back.
+// passed says whether there was any traffic.
+func (n numbers) passed() bool { return [ofTraffic]uint64(n[:ofTraffic]) != [ofTraffic]uint64{} }
+
+// minus returns the growth since earlier, and false if a number of one kind went back: then none
+// of that kind has grown.
 func (n numbers) minus(earlier numbers) (growth numbers, ok bool) {
-	for i := range n {
-		if n[i] < earlier[i] {
-			return numbers{}, false
+	ok = true
+	for _, kind := range [...][2]int{{0, ofTraffic}, {ofTraffic, len(n)}} {
+		for i := kind[0]; i < kind[1]; i++ {
+			if n[i] < earlier[i] {
+				clear(growth[kind[0]:kind[1]])
+				ok = false
+				break
+			}
+			growth[i] = n[i] - earlier[i]
 		}
-		growth[i] = n[i] - earlier[i]
 	}
-	return growth, true
+	return growth, ok
 }
 
 // span says which numbers make a count: these two, which may be the same.
@@ -206,6 +243,7 @@ var spans = map[Count]span{
 	ReceiveBytes: {0, 0}, TransmitBytes: {3, 3}, TotalBytes: {0, 3},
 	ReceivePackets: {1, 1}, TransmitPackets: {4, 4}, TotalPackets: {1, 4},
 	ReceiveSYN: {2, 2}, TransmitSYN: {5, 5}, TotalSYN: {2, 5},
+	TCPConnectAttempts: {6, 6}, TCPConnects: {7, 7}, TCPAccepts: {8, 8}, TCPConnectFailures: {9, 9},
 }
 
 func (s span) of(n numbers) uint64 {

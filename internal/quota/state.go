@@ -68,14 +68,11 @@ type rating struct {
 const (
 	fromInterface = 1 << iota
 	fromIP
+	fromTCP
 )
 
 func (st *state) source(source string) {
-	if source == sourceIP {
-		st.sources |= fromIP
-	} else {
-		st.sources |= fromInterface
-	}
+	st.sources |= map[string]uint8{sourceInterface: fromInterface, sourceIP: fromIP, sourceTCP: fromTCP}[source]
 }
 
 // state returns a rule's key, which is made if there is none.
