@@ -175,6 +175,10 @@ func (c *Controller) wantedInside(known *member, box *space, found watcher.Sandb
 		if i.HostIndex != 0 || known.Found.ParentID != "" || !c.Settings().Interface(i.Name) {
 			continue
 		}
+		if !counted && c.veths.leads(found.NetNSID, i.Index) {
+			open++ // it has left, and the event is on its way that says since when it counts here
+			continue
+		}
 		if !i.Uplink && !c.mayLeadOut(box, i, counted) {
 			if i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun" {
 				aside = append(aside, i)

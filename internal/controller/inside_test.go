@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -680,57 +679,70 @@ func testSuccessor(t *testing.T, mode Mode) {
 	must(t, bpf.Unpin(pins))
 }
 
-// TestHostEndIsBack has a container looked at before the event comes that says that the host's end
-// of its interface is back. What was counted inside meanwhile counts once.
-func TestHostEndIsBack(t *testing.T) {
+// pausing is a source of events that stop while a test has others told.
+type pausing struct {
+	others chan watcher.Event
+	resume chan struct{}
+}
+
+func (p pausing) events(w *watcher.Watcher, ctx context.Context, to chan<- watcher.Event) error {
+	events := make(chan watcher.Event)
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx, events) }()
+	from := events
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case e := <-from:
+			to <- e
+		case e := <-p.others:
+			from = nil
+			to <- e
+		case <-p.resume:
+			from = events
+		}
+	}
+}
+
+// pause stops the events.
+func (p pausing) pause() { p.look(-1) }
+
+// look has whoever is in a namespace looked at, by the host's number for that. The second event
+// is taken when the look that the first one caused is over.
+func (p pausing) look(nsid int) {
+	for range 2 {
+		p.others <- watcher.LinkMoved{NetNSID: nsid}
+	}
+}
+
+// TestHostEndMovesBeforeItsEvent has a container looked at when the host's end of its interface has
+// gone, or is back, and no event has said so yet. What passes counts once.
+func TestHostEndMovesBeforeItsEvent(t *testing.T) {
 	need.Root(t)
 	host, other := nettest.Host(t), nettest.Host(t)
-	look := make(chan watcher.Event)
-	resume := make(chan struct{})
-	r := startWith(t, host, "", CgroupOff, func(w *watcher.Watcher, ctx context.Context, to chan<- watcher.Event) error {
-		events := make(chan watcher.Event)
-		ended := make(chan error, 1)
-		go func() { ended <- w.Run(ctx, events) }()
-		from := events
-		for {
-			select {
-			case err := <-ended:
-				return err
-			case e := <-from:
-				to <- e
-			case e := <-look: // and nothing else, until that is over
-				from = nil
-				to <- e
-			case <-resume:
-				from = events
-			}
-		}
-	})
+	p := pausing{make(chan watcher.Event), make(chan struct{})}
+	r := startWith(t, host, "", CgroupOff, p.events)
 	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
 	r.waitCounted(c.ID, 1)
 	frame := testnet.Frame{Interface: "eth0", Size: 100, Data: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5}}
 	name := c.Interfaces[0].HostName
-	outer := nettest.Must(host.LinkByName(name))(t)
+	nsid := nettest.Must(host.LinkByName(name))(t).Attrs().NetNsID
 	must(t, c.SendFrame(frame, 3))
 	r.asKernel(c, "eth0")
-
-	must(t, host.LinkSetNsFd(outer, other.FD()))
-	silent(t, other, name)
-	r.wait(c.ID, "counted inside", func(u usage.Container) bool {
-		return slices.ContainsFunc(u.Interfaces, func(i usage.Interface) bool { return i.At == usage.AtContainer && i.Attached })
-	})
-	must(t, c.SendFrame(frame, 5))
-	r.asKernel(c, "eth0")
-
-	look <- watcher.LinkMoved{NetNSID: -1} // the events stop
-	must(t, other.LinkSetNsFd(nettest.Must(other.LinkByName(name))(t), host.FD()))
-	silent(t, host, name)
-	for range 2 { // the second one is taken when the first look is over
-		look <- watcher.LinkMoved{NetNSID: outer.Attrs().NetNsID}
+	for _, move := range []struct{ from, to *testnet.Namespace }{{host, other}, {other, host}} {
+		p.pause()
+		must(t, move.from.LinkSetNsFd(nettest.Must(move.from.LinkByName(name))(t), move.to.FD()))
+		silent(t, move.to, name)
+		must(t, c.SendFrame(frame, 5))
+		p.look(nsid)
+		must(t, c.SendFrame(frame, 7))
+		p.resume <- struct{}{}
+		r.asKernel(c, "eth0")
+		must(t, c.SendFrame(frame, 11))
+		r.asKernel(c, "eth0")
 	}
-	must(t, c.SendFrame(frame, 7))
-	resume <- struct{}{}
-	r.asKernel(c, "eth0")
-	must(t, c.SendFrame(frame, 11))
-	r.asKernel(c, "eth0")
+	if u := r.wait(c.ID, "there", func(usage.Container) bool { return true }); u.Transmit.Seeded != (usage.Volume{}) {
+		t.Errorf("%+v seeded of what has passed since we came", u.Transmit.Seeded)
+	}
 }

@@ -295,6 +295,16 @@ func (s *veths) leadingTo(nsid int) (found []watcher.Interface) {
 	return found
 }
 
+// leads says whether a host veth that is counted leads to an interface, as far as events have told.
+func (s *veths) leads(nsid, index int) bool {
+	for _, v := range s.known {
+		if nsid >= 0 && v.link.NetNSID == nsid && v.link.PeerIndex == index && v.attached() {
+			return true
+		}
+	}
+	return false
+}
+
 // gone ends the counting of a host veth that is gone.
 func (s *veths) gone(v *veth) {
 	delete(s.known, v.Ifindex)
