@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -281,10 +283,10 @@ func (w *Watcher) isGiven(ns namespace) bool {
 	return err == nil && s.Given
 }
 
-// namespacesOf opens the namespaces of a container's processes, oldest process first: up to
-// the first that is not the host's, or all.
+// namespacesOf opens the namespaces of a container's processes: up to the first that is not the
+// host's, or all, those of the oldest processes first.
 func (w *Watcher) namespacesOf(c Container, all bool) (found []namespace, failure error) {
-	processes, own, failure := w.workers(c)
+	processes, own, failure := w.workers(c, all)
 	all = all || !own
 	for _, p := range processes {
 		ns, err := w.processNamespace(p)
@@ -356,7 +358,7 @@ func (w *Watcher) Unified(c Container) (dir string, ok bool) {
 	return c.Cgroup, true // nobody is in it yet
 }
 
-// processes returns the first processes of a container, oldest first. Where its
+// processes returns the processes of a container, by their pids. Where its
 // own cgroup has none, as under crun, nspawn or an init that sorts its children,
 // the nearest level below that has some counts. The error says that there may be more, in a
 // directory that can't be read.
@@ -379,7 +381,27 @@ func (w *Watcher) processes(c Container) (found []process, failure error) {
 		level = below
 	}
 	slices.SortFunc(found, func(a, b process) int { return a.pid - b.pid })
-	return found[:min(len(found), maxProcesses)], failure
+	return found, failure
+}
+
+// sortByAge puts the oldest processes first, which pids don't tell once they have begun anew. One
+// that has ended comes last.
+func (w *Watcher) sortByAge(found []process) error {
+	fs, err := procfs.NewFS(w.proc)
+	if err != nil {
+		return fmt.Errorf("open procfs: %w", err)
+	}
+	began := make(map[int]uint64, len(found))
+	for _, p := range found {
+		began[p.pid] = math.MaxUint64
+		if of, err := fs.Proc(p.pid); err == nil {
+			if stat, err := of.Stat(); err == nil {
+				began[p.pid] = stat.Starttime
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b process) int { return cmp.Compare(began[a.pid], began[b.pid]) })
+	return nil
 }
 
 func (w *Watcher) processesIn(dir string) (found []process, err error) {

@@ -58,7 +58,7 @@ func (w *Watcher) Kernel(c Container) Kernel {
 	if strings.HasPrefix(path.Base(c.Cgroup), kataPrefix) {
 		return Kata
 	}
-	processes, _, _ := w.workers(c)
+	processes, _, _ := w.workers(c, false)
 	return w.kernelOf(processes)
 }
 

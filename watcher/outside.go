@@ -15,7 +15,7 @@ import (
 // It needs no capability.
 func (w *Watcher) Processes(c Container) []int {
 	var pids []int
-	processes, _, _ := w.workers(c) // of those that can't be read nothing can be told
+	processes, _, _ := w.workers(c, true) // of those that can't be read nothing can be told
 	for _, p := range processes {
 		pids = append(pids, p.pid)
 	}

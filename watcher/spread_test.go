@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -86,6 +88,27 @@ func TestInspectSeveral(t *testing.T) {
 			t.Errorf("the second has an interface from the host: sandbox %+v", s)
 		}
 	})
+}
+
+// TestOldestProcess: pids begin anew, so the oldest process may have the highest one. One whose
+// age is not known, since it has ended, comes last.
+func TestOldestProcess(t *testing.T) {
+	proc := t.TempDir()
+	for pid, began := range map[int]int{7: 900, 300: 500, 32000: 100, 32001: 100} {
+		makeDirs(t, fmt.Sprint(proc, "/", pid))
+		stat := fmt.Sprintf("%d (a (b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d"+strings.Repeat(" 0", 30)+"\n", pid, began)
+		if err := os.WriteFile(fmt.Sprint(proc, "/", pid, "/stat"), []byte(stat), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := []process{{pid: 5}, {pid: 7}, {pid: 300}, {pid: 32000}, {pid: 32001}}
+	if err := (&Watcher{proc: proc}).sortByAge(found); err != nil {
+		t.Fatal(err)
+	}
+	want := []process{{pid: 32000}, {pid: 32001}, {pid: 300}, {pid: 7}, {pid: 5}}
+	if !slices.Equal(found, want) {
+		t.Errorf("%v, want %v", found, want)
+	}
 }
 
 // TestSpreadHidden has more directories than are looked at.

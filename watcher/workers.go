@@ -3,22 +3,27 @@
 package watcher
 
 import (
+	"cmp"
 	"os"
 	"path"
 	"path/filepath"
 )
 
-// workers returns the processes that tell where a container is: its own, oldest first, or
-// those that work for it elsewhere. The error is that of its own.
+// workers returns the processes that tell where a container is: its own, by their pids or the
+// oldest first, or those that work for it elsewhere. The error is that of its own.
 //
 // gVisor runs a pod in one sandbox. Its processes are in the cgroup of the pod, if that is
 // named pod<uid>, or in that of the pod's first container; the cgroups of the containers are
 // there for cAdvisor, and stay empty. Kata keeps what is not to be limited out of the pod's
 // cgroup.
-func (w *Watcher) workers(c Container) (found []process, own bool, failure error) {
+func (w *Watcher) workers(c Container, byAge bool) (found []process, own bool, failure error) {
 	found, failure = w.processes(c)
 	if len(found) > 0 {
-		return found, true, failure
+		found = found[:min(len(found), maxTasks)]
+		if byAge && len(found) > 1 {
+			failure = cmp.Or(failure, w.sortByAge(found))
+		}
+		return found[:min(len(found), maxProcesses)], true, failure
 	}
 	if found = w.inPod(c); len(found) == 0 {
 		found = w.inOverhead(c)
