@@ -53,9 +53,12 @@ endef
 # Where nettally runs.
 ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 
-# The packages whose goroutines share memory.
-RACE := ./exporter ./internal/quota ./internal/quota/notify ./internal/names ./internal/usage ./internal/ledger \
-	./internal/wallclock ./internal/conntrack ./internal/nflog ./internal/roster ./internal/procnet ./configs ./watcher ./internal/controller ./cmd/nettally
+# The packages whose goroutines share memory, those that take longest first.
+RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog ./internal/ledger ./watcher ./internal/quota/notify \
+	./exporter ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./configs ./cmd/nettally
+
+# Tests mostly wait for something, so there are more of them at a time than CPUs.
+AT_A_TIME := 4
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
@@ -72,18 +75,18 @@ build:
 run: build
 	$(AS_ROOT) bin/nettally run
 
-# Two packages at a time, which mostly wait for something, each once: those of race under the
-# race detector only. Then the tests of the whole, which keep two CPUs busy. Never from the
-# cache, since it does not know the kernel, Docker and the rest that the tests are about.
+# Each package once: those of race under the race detector only. Then the tests of the whole, with
+# the machine to themselves. Never from the cache, since it does not know the kernel, Docker and
+# the rest that the tests are about.
 test: build race
-	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
-	$(AS_ROOT) go test -count 1 -timeout 60m ./internal/e2e
+	$(AS_ROOT) go test -count 1 -p $(AT_A_TIME) -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
+	$(AS_ROOT) go test -count 1 -parallel $(AT_A_TIME) -timeout 60m ./internal/e2e
 
 # The race detector needs cgo. SQLite, which is C in Go's clothes, keeps its own memory and
 # would be several times slower under it: the tests of the ledger would run into its limits.
 race:
 	$(call need,$(TEST_NEEDS),$(TEST_NEEDS_FILES))
-	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p 2 -timeout 60m $(RACE)
+	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p $(AT_A_TIME) -timeout 60m $(RACE)
 
 # Without NETTALLY_REQUIRE_ALL, also in CI: the tests that need root or programs are skipped
 # here, and have run natively with it in `test`. Short, since the emulator is some 20 times slower.

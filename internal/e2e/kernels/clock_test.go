@@ -83,12 +83,13 @@ func TestNoRTC(t *testing.T) {
 // aged returns a ledger that has usage of some days before, and of years.
 func aged(t *testing.T, state []byte) []byte {
 	t.Helper()
+	const traffic = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn"
 	db, path := opened(t, state)
 	for _, statement := range []string{
 		`INSERT INTO subjects (id, container_id, user, name, namespace, pod, runtime, image, labels)
 			VALUES (1001, 'old', '', 'old', '', '', '', '', ''), (1002, '', '', 'older', '', '', '', '', '')`,
-		`INSERT INTO hours VALUES (unixepoch('2026-11-17 10:00'), 1001, 1, 2, 3, 4, 5, 6), (unixepoch('2026-11-17 11:00'), 1001, 10, 20, 30, 40, 50, 60)`,
-		`INSERT INTO days VALUES (unixepoch('2019-01-01'), 1002, 1, 1, 1, 1, 1, 1)`,
+		`INSERT INTO hours (start, subject, ` + traffic + `) VALUES (unixepoch('2026-11-17 10:00'), 1001, 1, 2, 3, 4, 5, 6), (unixepoch('2026-11-17 11:00'), 1001, 10, 20, 30, 40, 50, 60)`,
+		`INSERT INTO days (start, subject, ` + traffic + `) VALUES (unixepoch('2019-01-01'), 1002, 1, 1, 1, 1, 1, 1)`,
 	} {
 		if _, err := db.Exec(statement); err != nil {
 			t.Fatal(err)
