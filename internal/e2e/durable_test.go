@@ -30,7 +30,7 @@ import (
 // scrapes sees a total go down or away, and in the end the totals are the kernel's.
 func TestStreamOverRestarts(t *testing.T) {
 	need.Root(t)
-	for hook, kills := range map[string]int{"clsact": 20, "tcx": 8} {
+	for hook, kills := range map[string]int{"clsact": 10, "tcx": 6} {
 		t.Run(hook, func(t *testing.T) {
 			docker := dockerhost.Start(t, dockerhost.Options{})
 			d := startDaemon(t, docker, onlyDocker(docker)+everyFamily+fmt.Sprintf("\nattach: {mode: %s}", hook))
