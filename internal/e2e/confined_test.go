@@ -260,6 +260,13 @@ notifiers: [{name: run, exec: {command: [%q]}}]
 			send := func() {
 				t.Helper()
 				d.counted(veth.ID, 1)
+				d.poll("on its hook", func() error { // until then what it sends may be lost
+					c, err := d.container(veth.ID)
+					if err == nil && c.Interfaces[0].Hook != mode {
+						err = fmt.Errorf("it is on %s", c.Interfaces[0].Hook)
+					}
+					return err
+				})
 				sink := nettest.Must(veth.Listen("udp", veth.Interfaces[0].IPv4))(t)
 				back := nettest.Must(onHost.Listen("udp", veth.Interfaces[0].HostIPv4))(t)
 				err := errors.Join(onHost.SendUDP(sink.Addr, 50, 100), veth.SendUDP(back.Addr, 50, 100))

@@ -132,13 +132,20 @@ func (h *historyRun) forms(t *testing.T) {
 	rows := nettest.Must(csv.NewReader(strings.NewReader(
 		nettest.Must(h.daemon.run("history", "--step", "month", "-o", "csv"))(t))).ReadAll())(t)
 	lines := [][]string{{"start", "end", "key", "receive_bytes", "receive_packets", "receive_tcp_syn",
-		"transmit_bytes", "transmit_packets", "transmit_tcp_syn"}}
+		"transmit_bytes", "transmit_packets", "transmit_tcp_syn",
+		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"}}
 	for _, row := range want {
 		line := []string{row.Start.Format(time.RFC3339), row.End.Format(time.RFC3339), row.Key}
 		for _, n := range []exporter.HistoryCounts{row.Receive, row.Transmit} {
 			for _, number := range []uint64{n.Bytes, n.Packets, n.TCPSYN} {
 				line = append(line, strconv.FormatUint(number, 10))
 			}
+		}
+		if row.TCP == nil {
+			t.Fatalf("no connections are known of %q", row.Key)
+		}
+		for _, number := range []uint64{row.TCP.ConnectAttempts, row.TCP.Connects, row.TCP.Accepts, row.TCP.ConnectFailures} {
+			line = append(line, strconv.FormatUint(number, 10))
 		}
 		lines = append(lines, line)
 	}

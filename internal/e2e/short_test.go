@@ -126,8 +126,8 @@ func (s *shortLives) check() {
 	for _, c := range s.d.list().Containers {
 		kernel, there := s.sent[c.ID]
 		if !there || !c.Accounted || asInterface(c.Transmit) != kernel || c.Transmit.Protocols.UDP != want {
-			s.t.Errorf("%s (accounted %v %s): transmitted %+v, the kernel says %+v; UDP %+v, sent %+v",
-				c.Name, c.Accounted, c.Reason, asInterface(c.Transmit), kernel, c.Transmit.Protocols.UDP, want)
+			s.t.Errorf("%s, %s (accounted %v %s): transmitted %+v, the kernel says %+v; UDP %+v, sent %+v; %+v",
+				c.Name, c.ID, c.Accounted, c.Reason, asInterface(c.Transmit), kernel, c.Transmit.Protocols.UDP, want, c.Interfaces)
 		}
 	}
 }
