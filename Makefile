@@ -30,7 +30,7 @@ export CGO_ENABLED := 0
 # What a program is called, and the package that brings it.
 TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc runsc:runsc iptables:iptables \
 	busybox:busybox-static tcpdump:tcpdump nft:nftables conntrack:conntrack ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
-	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd qemu-system-x86_64:qemu-system-x86 \
+	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
 	mkfs.ext4:e2fsprogs gcc:gcc podman:podman conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
@@ -57,9 +57,6 @@ ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog ./internal/ledger ./watcher ./internal/quota/notify \
 	./exporter ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./configs ./cmd/nettally
 
-# Tests mostly wait for something, so there are more of them at a time than CPUs.
-AT_A_TIME := 4
-
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
 	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
@@ -75,18 +72,18 @@ build:
 run: build
 	$(AS_ROOT) bin/nettally run
 
-# Each package once: those of race under the race detector only. Then the tests of the whole, with
-# the machine to themselves. Never from the cache, since it does not know the kernel, Docker and
-# the rest that the tests are about.
+# Two packages at a time, which mostly wait for something, each once: those of race under the race
+# detector only. Then the tests of the whole, with the machine to themselves. Never from the
+# cache, since it does not know the kernel, Docker and the rest that the tests are about.
 test: build race
-	$(AS_ROOT) go test -count 1 -p $(AT_A_TIME) -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
-	$(AS_ROOT) go test -count 1 -parallel $(AT_A_TIME) -timeout 60m ./internal/e2e
+	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
+	$(AS_ROOT) go test -count 1 -timeout 60m ./internal/e2e
 
 # The race detector needs cgo. SQLite, which is C in Go's clothes, keeps its own memory and
 # would be several times slower under it: the tests of the ledger would run into its limits.
 race:
 	$(call need,$(TEST_NEEDS),$(TEST_NEEDS_FILES))
-	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p $(AT_A_TIME) -timeout 60m $(RACE)
+	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p 2 -timeout 60m $(RACE)
 
 # Without NETTALLY_REQUIRE_ALL, also in CI: the tests that need root or programs are skipped
 # here, and have run natively with it in `test`. Short, since the emulator is some 20 times slower.
