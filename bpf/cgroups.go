@@ -69,12 +69,20 @@ func (d *Datapath) BindCgroup(s Slot) error {
 	if err := members.Update(s.Cgroup, uint32(s.Index), ebpf.UpdateExist); err != nil {
 		return fmt.Errorf("bind cgroup %d to slot %d: %w", s.Cgroup, s.Index, err)
 	}
+	if s.Sockets {
+		return d.sockets.bind(s)
+	}
 	return nil
 }
 
 // unbindCgroup undoes BindCgroup, unless the cgroup is bound to another slot: slot 0 is
 // nobody's, and this one will be somebody else's.
 func (d *Datapath) unbindCgroup(s Slot) error {
+	if s.Sockets {
+		if err := d.sockets.unbind(s); err != nil {
+			return err
+		}
+	}
 	members := d.membersOf(s)
 	if s.Cgroup == 0 || members == nil {
 		return nil // what is not loaded is bound before it is attached again
@@ -92,7 +100,9 @@ func (d *Datapath) unbindCgroup(s Slot) error {
 
 // CgroupBound says whether a slot is the one that its cgroup counts on. There may be others
 // that it counted on before.
-func (d *Datapath) CgroupBound(s Slot) bool {
+func (d *Datapath) CgroupBound(s Slot) bool { return d.bound(s) }
+
+func (d *Datapath) bound(s Slot) bool {
 	members := d.membersOf(s)
 	if members == nil {
 		return false

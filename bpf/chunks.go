@@ -78,7 +78,7 @@ func (d *Datapath) use(s Slot, count int) {
 	index := int(chunkOf(s.Index))
 	d.used[index] += count
 	if s.Sockets {
-		d.sockets += count
+		d.connections += count
 	}
 	for i := index; i <= index+1 && i < len(d.used) && !d.closed; i++ {
 		if d.wanted(i) != (d.chunks[uint16(i)] != nil) {

@@ -80,7 +80,8 @@ type Datapath struct {
 
 	programs classifierPrograms // all of the above but TCP
 	maps     classifierMaps
-	tcp      tcpMaps // nothing before LoadTCP
+	tcp      tcpMaps  // nothing before LoadTCP
+	sockets  *sockets // nil before LoadSockets
 	pinPath  string
 	lock     *os.File      // holds the pin path, nil if not pinned
 	live     *ebpf.Program // tells other processes that this one runs
@@ -96,14 +97,14 @@ type Datapath struct {
 	making     sync.Mutex
 	background sync.WaitGroup
 
-	mu      sync.RWMutex
-	closed  bool
-	chunks  map[uint16]chunk                // by index
-	used    [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
-	taken   map[uint16]Slot
-	sockets int    // of those that count connections
-	newest  uint64 // generation
-	lowest  int    // no slot below it is free
+	mu          sync.RWMutex
+	closed      bool
+	chunks      map[uint16]chunk                // by index
+	used        [MaxSlots/slotsPerChunk + 1]int // slots in use, by chunk
+	taken       map[uint16]Slot
+	connections int    // of those, how many count connections
+	newest      uint64 // generation
+	lowest      int    // no slot below it is free
 
 	older []*older          // layouts that are not settled, oldest first
 	heirs map[uint64]uint16 // by generation, what may have inherited from those
@@ -253,6 +254,8 @@ func (d *Datapath) Close() error {
 		errs = append(errs, d.TCP.Close(), d.tcp.Close())
 		d.TCP = nil
 	}
+	errs = append(errs, d.sockets.close())
+	d.sockets = nil
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
 		d.lock = nil

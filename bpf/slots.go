@@ -76,9 +76,9 @@ func (d *Datapath) takeLowest(s *Slot) error {
 // from its own.
 func (d *Datapath) count(sockets bool) int {
 	if sockets {
-		return d.sockets
+		return d.connections
 	}
-	return len(d.taken) - d.sockets
+	return len(d.taken) - d.connections
 }
 
 // most returns how many may be.

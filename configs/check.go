@@ -55,6 +55,7 @@ func (s *source) check(r raw) *Config {
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
 			TCP:    checked(s, "accounting.tcp", r.Accounting.TCP, oneOf(Auto, Off)),
 
+			Sockets:   checked(s, "accounting.sockets", r.Accounting.Sockets, s.sockets(r)) == On,
 			Conntrack: checked(s, "accounting.conntrack", r.Accounting.Conntrack, oneOf(On, Off)) == On,
 			NFLOG:     NFLOG{Group: checked(s, "accounting.nflog.group", strconv.Itoa(r.Accounting.NFLOG.Group), number16)},
 		},
@@ -73,6 +74,16 @@ func (s *source) check(r raw) *Config {
 		Retention: s.checkRetention(r),
 		Quotas:    s.checkQuotas(r),
 		Notifiers: s.checkNotifiers(r),
+	}
+}
+
+// sockets takes what accounting.sockets may be: it counts on the slots that accounting.tcp takes.
+func (s *source) sockets(r raw) reader[string] {
+	return func(text string) (string, error) {
+		if text == On && r.Accounting.TCP == Off {
+			return "", errors.New("accounting.tcp is off")
+		}
+		return oneOf(On, Off)(text)
 	}
 }
 

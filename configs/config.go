@@ -131,6 +131,7 @@ type Accounting struct {
 	Cgroup string // Auto, CgroupAll or Off
 	TCP    string // Auto or Off
 
+	Sockets   bool // whether what processes send and receive is counted
 	Conntrack bool // whether connections are counted
 	NFLOG     NFLOG
 }

@@ -44,6 +44,7 @@ var keys = []key{
 	{"accounting.source", "auto", "auto, bpf or proc"},
 	{"accounting.cgroup", "auto", "auto, all or off"},
 	{"accounting.tcp", "auto", "auto or off"},
+	{"accounting.sockets", "off", "on or off, and off where accounting.tcp is"},
 	{"accounting.conntrack", "off", "on or off"},
 	{"accounting.nflog.group", 0, "a number from 1 to 65535, or 0 for none"},
 	{"limits.containers", 20000, wantPositive},

@@ -112,6 +112,7 @@ func TestLoadEverything(t *testing.T) {
 	want.Names.Labels = []string{"com.docker.compose.service", "Team"}
 	want.Accounting.Cgroup = "all"
 	want.Accounting.TCP = "off"
+	want.Accounting.Sockets = "off"
 	want.Accounting.Conntrack = "on"
 	want.Accounting.NFLOG.Group = 65535
 	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
@@ -325,6 +326,7 @@ var changed = map[string]string{
 	"names.cri":                 `names: {cri: unix:///run/crio/crio.sock}`,
 	"names.labels":              `names: {labels: [a]}`,
 	"accounting.cgroup":         `accounting: {cgroup: off}`,
+	"accounting.sockets":        `accounting: {sockets: on}`,
 	"accounting.conntrack":      `accounting: {conntrack: on}`,
 	"accounting.nflog.group":    `accounting: {nflog: {group: 5}}`,
 	"limits.containers":         `limits: {containers: 1}`,

@@ -53,6 +53,7 @@ type raw struct {
 		Cgroup string `yaml:"cgroup"`
 		TCP    string `yaml:"tcp"`
 
+		Sockets   string `yaml:"sockets"`
 		Conntrack string `yaml:"conntrack"`
 		NFLOG     struct {
 			Group int `yaml:"group"`
@@ -186,6 +187,7 @@ func (c *Config) raw() raw {
 	r.Names.Labels = list(c.Names.Labels)
 	r.Accounting.Cgroup = c.Accounting.Cgroup
 	r.Accounting.TCP = c.Accounting.TCP
+	r.Accounting.Sockets = onOff(c.Accounting.Sockets)
 	r.Accounting.Conntrack = onOff(c.Accounting.Conntrack)
 	r.Accounting.NFLOG.Group = int(c.Accounting.NFLOG.Group)
 	r.Limits.Containers = c.Limits.Containers
@@ -236,7 +238,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "accounting.source", "accounting.tcp", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "accounting.tcp", "accounting.sockets", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

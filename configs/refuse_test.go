@@ -35,6 +35,8 @@ var refusals = []struct {
 	{"of a later release: accounting.classes", "accounting: {classes: []}", "FILE: accounting.classes: unknown key"},
 	{"cgroup as a truth", "accounting: {cgroup: yes}", `FILE: accounting.cgroup: expected auto, all or off, got "yes"`},
 	{"tcp for some", "accounting: {tcp: all}", `FILE: accounting.tcp: expected auto or off, got "all"`},
+	{"sockets as a truth", "accounting: {sockets: yes}", `FILE: accounting.sockets: expected on or off, and off where accounting.tcp is, got "yes"`},
+	{"sockets without connections", "accounting: {tcp: off, sockets: on}", `FILE: accounting.sockets: expected on or off, and off where accounting.tcp is, got "on" (accounting.tcp is off)`},
 	{"conntrack as a truth", "accounting: {conntrack: yes}", `FILE: accounting.conntrack: expected on or off, got "yes"`},
 	{"group beyond 16 bits", "accounting: {nflog: {group: 65536}}", `FILE: accounting.nflog.group: expected a number from 1 to 65535, or 0 for none, got "65536"`},
 	{"group below 0", "accounting: {nflog: {group: -1}}", `FILE: accounting.nflog.group: expected a number from 1 to 65535, or 0 for none, got "-1"`},

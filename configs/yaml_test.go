@@ -79,6 +79,7 @@ accounting:
   source: auto
   cgroup: auto
   tcp: auto
+  sockets: "off"
   conntrack: "off"
   nflog:
     group: 0

@@ -205,6 +205,9 @@ func (s *scrape) container(c *usage.Container, id string) {
 	if c.TCP != nil {
 		s.tcp(c, pairs(ipLabels, id, name, namespace, pod))
 	}
+	if c.Sockets != nil {
+		s.sockets(c, series{id: id, name: name, namespace: namespace, pod: pod})
+	}
 	if c.Conntrack != nil {
 		s.connections(c, series{id: id, name: name, namespace: namespace, pod: pod})
 	}

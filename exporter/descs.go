@@ -31,6 +31,7 @@ type descs struct {
 	network  [2]networkDescs
 	ip       [2]networkDescs
 	tcp      tcpDescs
+	sockets  socketDescs
 	lost     [2]lossDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
@@ -80,6 +81,7 @@ func newDescs() descs {
 		d.direction(i, dir.name, dir.verb)
 	}
 	d.tcp = d.addTCP()
+	d.sockets = d.addSockets()
 	d.undelivered = d.add("nettally_container_network_receive_undelivered_packets_total",
 		"Packets that the host's end of the interface has dropped behind our hook, for a shaper or since the container's end took no more. "+
 			"They are part of receive_packets_total.", seriesLabels...)

@@ -48,6 +48,7 @@ type Container struct {
 	IP          *IP               `json:"ip"`       // by its cgroup, nil where that is not counted
 	TCP         *TCP              `json:"tcp"`      // nil where that is not counted
 
+	Sockets   *Sockets   `json:"sockets"`   // nil where it is not counted
 	Conntrack *Conntrack `json:"conntrack"` // nil where it is not counted
 	NFLOG     *NFLOG     `json:"nflog"`     // by firewall rules, nil where they log nothing of it
 }
@@ -175,6 +176,7 @@ func containerOf(c *usage.Container) Container {
 		IP:          ipOf(c.IP),
 		TCP:         tcpOf(c),
 
+		Sockets:   socketsOf(c.Sockets),
 		Conntrack: conntrackOf(c.Conntrack),
 		NFLOG:     nflogOf(c.Logged),
 	}

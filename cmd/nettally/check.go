@@ -53,6 +53,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"secrets", false, func() (string, error) { return secrets(config) }},
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
+		{"sockets", false, func() (string, error) { return socketsCounted(config) }},
 		{"conntrack", false, func() (string, error) { return connectionsTracked(config.Accounting.Conntrack) }},
 	}...)
 	if group := config.Accounting.NFLOG.Group; group != 0 {
@@ -326,6 +327,14 @@ func counters(pinPath string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%d interfaces counted in %s; no nettally runs", len(slots), pinPath), nil
+}
+
+// socketsCounted says whether the kernel has what counts at sockets.
+func socketsCounted(config *configs.Config) (string, error) {
+	if !config.Accounting.Sockets {
+		return "off, by accounting.sockets", nil
+	}
+	return "calls and bytes of TCP, UDP and unix sockets", bpf.HaveSocketTracepoints()
 }
 
 // inotify looks at the limits that container runtimes share with us: each shim

@@ -129,6 +129,11 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			d.log.Warn("what becomes of TCP connections is not counted", "err", err)
 		}
 	}
+	if config.Accounting.Sockets {
+		if err := datapath.LoadSockets(); err != nil {
+			d.log.Warn("what processes send and receive is not counted", "err", err)
+		}
+	}
 	control, err := tcctl.Open(tcctl.Options{
 		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere, Own: datapath.Owns,
 	})

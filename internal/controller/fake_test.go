@@ -483,6 +483,15 @@ func (d *fakeSlots) ReadTCP(s bpf.Slot) (bpf.TCPCounters, error) {
 	return d.tcp[s.Index], nil
 }
 
+func (d *fakeSlots) ReadSockets(s bpf.Slot) (bpf.SocketCounters, error) {
+	if now, ok := d.slots[s.Index]; !ok || now.Generation != s.Generation {
+		return bpf.SocketCounters{}, bpf.ErrReleased
+	}
+	return bpf.SocketCounters{}, nil
+}
+
+func (d *fakeSlots) CountsSockets() bool { return false }
+
 func (d *fakeSlots) NoteTCP(s bpf.Slot, n bpf.TCPNote) error {
 	counted := d.tcp[s.Index]
 	counted.TCPNote = n

@@ -123,6 +123,12 @@ func (d *Datapath) Read(s bpf.Slot) (rx, tx bpf.Counters, err error) {
 // ReadTCP returns nothing: connections are not counted here.
 func (*Datapath) ReadTCP(bpf.Slot) (bpf.TCPCounters, error) { return bpf.TCPCounters{}, nil }
 
+// ReadSockets returns nothing: what processes send and receive is not counted here.
+func (*Datapath) ReadSockets(bpf.Slot) (bpf.SocketCounters, error) { return bpf.SocketCounters{}, nil }
+
+// CountsSockets reports that it is not.
+func (*Datapath) CountsSockets() bool { return false }
+
 // NoteTCP refuses: connections are not counted here.
 func (*Datapath) NoteTCP(bpf.Slot, bpf.TCPNote) error { return errors.ErrUnsupported }
 

@@ -33,6 +33,8 @@ type Datapath interface {
 	Read(bpf.Slot) (rx, tx bpf.Counters, err error)
 	ReadTCP(bpf.Slot) (bpf.TCPCounters, error)
 	NoteTCP(bpf.Slot, bpf.TCPNote) error
+	ReadSockets(bpf.Slot) (bpf.SocketCounters, error)
+	CountsSockets() bool
 	Uncounted() map[string]uint64
 	Unclassified() map[string]uint64
 }
@@ -150,7 +152,7 @@ func (a *Accounts) Start(c Container) {
 		c.StartedAt = a.Clock.Began(c.StartedAt)
 	}
 	c.Interfaces, c.Traffic, c.IP, c.IPSince = nil, Traffic{}, nil, time.Time{}
-	c.TCP, c.TCPSince, c.Established = nil, time.Time{}, nil
+	c.TCP, c.TCPSince, c.Established, c.Sockets = nil, time.Time{}, nil, nil
 	known.Container = c.identifiedBy(known.Container)
 }
 

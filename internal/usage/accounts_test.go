@@ -14,11 +14,12 @@ import (
 
 // slots stands in for the kernel: tests say what it has counted.
 type slots struct {
-	taken  map[uint16]bpf.Slot
-	old    []bpf.Old
-	counts map[uint16]uint64 // packets of 100 bytes, TCP over IPv4, received
-	tcp    map[uint16]bpf.TCPCounters
-	next   uint16
+	taken   map[uint16]bpf.Slot
+	old     []bpf.Old
+	counts  map[uint16]uint64 // packets of 100 bytes, TCP over IPv4, received
+	tcp     map[uint16]bpf.TCPCounters
+	sockets map[uint16]bpf.SocketCounters
+	next    uint16
 }
 
 func newSlots() *slots {
@@ -94,6 +95,15 @@ func (s *slots) ReadTCP(slot bpf.Slot) (bpf.TCPCounters, error) {
 	}
 	return s.tcp[slot.Index], nil
 }
+
+func (s *slots) ReadSockets(slot bpf.Slot) (bpf.SocketCounters, error) {
+	if _, ok := s.taken[slot.Index]; !ok {
+		return bpf.SocketCounters{}, bpf.ErrReleased
+	}
+	return s.sockets[slot.Index], nil
+}
+
+func (s *slots) CountsSockets() bool { return s.sockets != nil }
 
 func (s *slots) NoteTCP(slot bpf.Slot, n bpf.TCPNote) error {
 	counted := s.tcp[slot.Index]

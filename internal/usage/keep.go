@@ -33,7 +33,7 @@ func (a *Accounts) Restore(records []Record) {
 		c := a.open(r.ID)
 		c.Container = r.Container
 		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
-		c.Container.TCP, c.Container.TCPSince, c.Container.Established = nil, time.Time{}, nil
+		c.Container.TCP, c.Container.TCPSince, c.Container.Established, c.Container.Sockets = nil, time.Time{}, nil, nil
 		if c.State == Stopped {
 			c.stopped = a.Now().Add(-max(a.timeOfDay().Sub(c.StoppedAt), 0))
 		}

@@ -123,7 +123,8 @@ func (at *attachment) readTCP(d Datapath) TCP {
 	return t
 }
 
-// addTCP adds what was counted of a container's connections. Where it runs and they are not
+// addTCP adds what was counted of a container's connections, and at its sockets where that is
+// counted. Where it runs and they are not
 // counted any more, what was counted is not all, and not told.
 func (c *Container) addTCP(t *tally, d Datapath) {
 	counted := t.owned(d, "")
@@ -131,6 +132,9 @@ func (c *Container) addTCP(t *tally, d Datapath) {
 		return
 	}
 	c.TCP, c.TCPSince = &counted.TCP, counted.AttachedAt
+	if d.CountsSockets() {
+		c.Sockets = &counted.Sockets
+	}
 	if c.State == Running {
 		c.Established = t.established(d)
 	}

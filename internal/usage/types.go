@@ -150,13 +150,15 @@ type Traffic struct {
 	Receive  Counts
 	Transmit Counts
 	// TCP is what the program for connections counted, which counts nothing else.
-	TCP  TCP  `json:",omitzero"`
-	Lost Lost `json:",omitzero"`
+	TCP TCP `json:",omitzero"`
+	// Sockets is what was counted on the slot of that program, of calls.
+	Sockets Sockets `json:",omitzero"`
+	Lost    Lost    `json:",omitzero"`
 }
 
 // Plus returns the sum of two traffics.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), TCP: t.TCP.Plus(u.TCP), Lost: t.Lost.plus(u.Lost)}
+	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), TCP: t.TCP.Plus(u.TCP), Sockets: t.Sockets.Plus(u.Sockets), Lost: t.Lost.plus(u.Lost)}
 }
 
 // State says whether a container runs.
@@ -270,6 +272,9 @@ type Container struct {
 	TCPSince time.Time // it is counted
 	// Established is how many of them are established now, nil where that is not known.
 	Established *uint64
+	// Sockets is what its processes sent and received at their sockets, nil where that is not
+	// counted.
+	Sockets *Sockets
 	// Conntrack is filled in by who has it, see package conntrack.
 	Conntrack *Conntrack
 	// Logged is nil where firewall rules are not asked, and until they log something of it.

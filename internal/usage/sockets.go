@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package usage
+
+import (
+	"errors"
+
+	"github.com/nettally/nettally/bpf"
+)
+
+// The sockets that [Sockets] tells apart.
+const (
+	SocketTCP  = bpf.SocketTCP // MPTCP, too
+	SocketUDP  = bpf.SocketUDP
+	SocketUnix = bpf.SocketUnix
+)
+
+// Sockets is what the processes of a container, and of those inside it, have sent and received, by
+// the kind of the socket.
+type Sockets struct{ Send, Receive [SocketUnix + 1]SocketCalls }
+
+// SocketCalls are calls that did not fail, and the bytes of payload that they moved.
+type SocketCalls struct{ Calls, Bytes uint64 }
+
+// Plus returns the sum of two, as [Add] makes it.
+func (s Sockets) Plus(u Sockets) Sockets {
+	for kind := range s.Send {
+		s.Send[kind] = s.Send[kind].plus(u.Send[kind])
+		s.Receive[kind] = s.Receive[kind].plus(u.Receive[kind])
+	}
+	return s
+}
+
+func (c SocketCalls) plus(d SocketCalls) SocketCalls {
+	return SocketCalls{Calls: Add(c.Calls, d.Calls), Bytes: Add(c.Bytes, d.Bytes)}
+}
+
+// readSockets reads the slot of connections, which is ours as in [attachment.read].
+func (at *attachment) readSockets(d Datapath) (s Sockets) {
+	n, err := d.ReadSockets(at.slot)
+	if errors.Is(err, bpf.ErrReleased) {
+		panic("usage: slot of an attachment was released: " + at.slot.Target.String())
+	}
+	for kind := range s.Send {
+		s.Send[kind], s.Receive[kind] = SocketCalls(n.Send[kind]), SocketCalls(n.Receive[kind])
+	}
+	return s
+}
