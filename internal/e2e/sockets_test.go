@@ -89,6 +89,9 @@ func TestSockets(t *testing.T) {
 	want.Send.UDP = exporter.SocketCalls{Calls: 1000, Bytes: 1_000_000}
 	want.Receive.UDP = exporter.SocketCalls{Calls: 600, Bytes: 120_000}
 	d.atSockets(c.ID, "more datagrams", &want, false)
+	must(t, c.SendSegmentedUDP(out.Addr, 20, 6000, 1000))
+	want.Send.UDP = exporter.SocketCalls{Calls: 1020, Bytes: 1_120_000}
+	d.atSockets(c.ID, "segmented datagrams", &want, false)
 	d.atSockets(other.ID, "nothing of another's", &exporter.Sockets{}, false)
 }
 
