@@ -100,9 +100,7 @@ func (d *Datapath) unbindCgroup(s Slot) error {
 
 // CgroupBound says whether a slot is the one that its cgroup counts on. There may be others
 // that it counted on before.
-func (d *Datapath) CgroupBound(s Slot) bool { return d.bound(s) }
-
-func (d *Datapath) bound(s Slot) bool {
+func (d *Datapath) CgroupBound(s Slot) bool {
 	members := d.membersOf(s)
 	if members == nil {
 		return false

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -36,8 +37,11 @@ type sockets struct {
 // slots of targets that say Sockets: [Datapath.ReadSockets]. It counts while the datapath is open,
 // and what was counted stays with the slot.
 //
-// It needs Linux 6.3 with BTF, CAP_BPF and CAP_PERFMON.
+// It comes after [Datapath.LoadTCP], and needs Linux 6.3 with BTF, CAP_BPF and CAP_PERFMON.
 func (d *Datapath) LoadSockets() error {
+	if d.TCP == nil {
+		return errors.New("load the programs for sockets: the program for connections, whose slots they use, is not loaded")
+	}
 	spec, err := loadSockets()
 	if err != nil {
 		return err
@@ -46,12 +50,12 @@ func (d *Datapath) LoadSockets() error {
 	replaced := map[string]*ebpf.Map{socketsMapChunks: d.maps.Chunks}
 	err = spec.LoadAndAssign(&loaded.objects, &ebpf.CollectionOptions{MapReplacements: replaced})
 	if err != nil {
-		return fmt.Errorf("load the programs for sockets: %w", errors.Join(err, HaveSocketTracepoints()))
+		return fmt.Errorf("load the programs for sockets: %w", cmp.Or(HaveSocketTracepoints(), err))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, s := range d.taken {
-		if s.Sockets && d.bound(s) {
+		if s.Sockets && d.CgroupBound(s) {
 			err = errors.Join(err, loaded.bind(s))
 		}
 	}
@@ -144,14 +148,12 @@ func (d *Datapath) ReadSockets(s Slot) (SocketCounters, error) {
 }
 
 func socketCounters(row *words) (c SocketCounters) {
-	for protocol := range c.Send {
-		for first, calls := range map[int]*SocketCalls{
-			int(socketsSocketCounterSEND_TCP):    &c.Send[protocol],
-			int(socketsSocketCounterRECEIVE_TCP): &c.Receive[protocol],
-		} {
-			at := first + protocol
-			*calls = SocketCalls{Calls: row[at], Bytes: row[at+int(socketsSocketCounterBYTES)]}
-		}
+	calls := func(at int) SocketCalls {
+		return SocketCalls{Calls: row[at], Bytes: row[at+int(socketsSocketCounterBYTES)]}
+	}
+	for kind := range c.Send {
+		c.Send[kind] = calls(int(socketsSocketCounterSEND_TCP) + kind)
+		c.Receive[kind] = calls(int(socketsSocketCounterRECEIVE_TCP) + kind)
 	}
 	return c
 }

@@ -95,8 +95,8 @@ func listAddresses(conn *netlink.Conn, target []byte, wanted func(netip.Addr) bo
 	return found, err
 }
 
-// parseAddress reads the payload of a message about an address: its interface, and itself. Of a point-to-point link it is
-// the own one, and not the other end's.
+// parseAddress reads the payload of a message about an address: the interface that has it, and
+// itself. Of a point-to-point link it is the own one, and not the other end's.
 func parseAddress(b []byte) (index int, addr netip.Addr, err error) {
 	if len(b) < unix.SizeofIfAddrmsg {
 		return 0, addr, fmt.Errorf("parse address message: %d bytes", len(b))

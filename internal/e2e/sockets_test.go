@@ -124,6 +124,40 @@ func serve(t *testing.T, host *testnet.Namespace, at string, args ...string) {
 	}
 }
 
+// inContainer runs a program in a container's cgroups and network namespace.
+func inContainer(t *testing.T, c *testnet.Container, program string) {
+	t.Helper()
+	var join strings.Builder
+	for _, root := range nettest.Must(testnet.CgroupRoots())(t) {
+		fmt.Fprintf(&join, "echo $$ > %s/cgroup.procs; ", filepath.Join(root, c.Cgroup))
+	}
+	script := join.String() + "exec nsenter --net=/proc/" + strconv.Itoa(c.PID()) + "/ns/net -- " + program
+	if text, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", program, err, text)
+	}
+}
+
+// What counts as what, as docs/METRICS.md has it: several datagrams by one system call, MSG_PEEK,
+// what is not there, splice from a socket, the end of a connection, io_uring.
+func TestSocketCalls(t *testing.T) {
+	need.Root(t)
+	needSocketTracepoints(t)
+	need.Commands(t, "gcc", "nsenter")
+	program := filepath.Join(t.TempDir(), "socketcalls")
+	if text, err := exec.Command("gcc", "-o", program, "testdata/socketcalls.c").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v: %s", err, text)
+	}
+	host := nettest.Host(t)
+	d := startDaemon(t, on{host}, "accounting: {sockets: on}")
+	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
+	d.atSockets(c.ID, "nothing yet", &exporter.Sockets{}, false)
+	inContainer(t, c, program)
+	var want exporter.Sockets
+	want.Send.Unix = exporter.SocketCalls{Calls: 5 + 1 + 1, Bytes: 5*10 + 7 + 9}
+	want.Receive.Unix = exporter.SocketCalls{Calls: 5 + 1 + 1, Bytes: 5*10 + 9} // 1 is the end
+	d.atSockets(c.ID, "as it was called", &want, false)
+}
+
 // straced is what strace says of the calls of a program on sockets, but those that failed.
 var straced = regexp.MustCompile(`(?m)^\d+ +(send|sendto|sendmsg|write|writev|sendfile|recv|recvfrom|recvmsg|read|readv)\(\d+<(TCP|UDP|UNIX)[^ ]*[, ].* = (\d+)`)
 
@@ -151,14 +185,7 @@ func TestSocketsLikeStrace(t *testing.T) {
 		"busybox wget -q -O /dev/null http://" + server + "/file",
 	} {
 		log := filepath.Join(folder, "strace")
-		var join strings.Builder
-		for _, root := range nettest.Must(testnet.CgroupRoots())(t) {
-			fmt.Fprintf(&join, "echo $$ > %s/cgroup.procs; ", filepath.Join(root, c.Cgroup))
-		}
-		script := join.String() + "exec nsenter --net=/proc/" + strconv.Itoa(c.PID()) + "/ns/net -- strace -f -yy -o " + log + " " + program
-		if text, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", program, err, text)
-		}
+		inContainer(t, c, "strace -f -yy -o "+log+" "+program)
 		calls := straced.FindAllStringSubmatch(string(nettest.Must(os.ReadFile(log))(t)), -1)
 		if len(calls) < 5 {
 			t.Fatalf("%s: strace tells of %d calls: is this a test of anything?", program, len(calls))

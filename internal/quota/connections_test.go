@@ -119,3 +119,16 @@ func TestConnectionsAfterAnUpgrade(t *testing.T) {
 	b.pass(time.Second)
 	same(t, b.used(), map[string]uint64{"m/web": 400, "c/web": 8})
 }
+
+// Where a container's connections are not counted it has no key, which would say 0.
+func TestConnectionsNotCounted(t *testing.T) {
+	b := newBench(t, monthly(), monthly(named("c"), counting(TCPConnects)))
+	b.pass(time.Second)
+	b.start("a1", "web")
+	b.transmit("a1", 100)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100})
+	b.connect("a1", 6)
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"m/web": 100, "c/web": 6})
+}

@@ -46,9 +46,11 @@ func (e *Engine) see(c *usage.Container, now time.Time) {
 		return // it gets its name in a moment
 	}
 	traffic, source := counted(*c)
+	counts := c.TCP != nil && !k.tcp // from now on
+	k.tcp = k.tcp || counts
 	e.sightings = append(e.sightings, sighting{
 		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic, c.TCP, k.last),
-		changed: k.version != e.version || !k.identity.is(c, source),
+		changed: k.version != e.version || !k.identity.is(c, source) || counts,
 	})
 }
 

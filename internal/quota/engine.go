@@ -96,6 +96,7 @@ type container struct {
 	last    numbers // total at the last check
 	source  string
 	known   bool      // last is
+	tcp     bool      // its connections are counted, or were
 	fresh   bool      // it was there when nothing was ever saved
 	firstAt time.Time // as the clock was when it began, should it have been put right since
 	goneAt  time.Time // zero while it is in the snapshot

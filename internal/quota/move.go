@@ -44,7 +44,7 @@ func (k *container) alone(list []*state) (alone []*state) {
 // two runtimes have containers of one name, all but the first runtime's have theirs before it.
 func (s *sighting) key(r *rule) string {
 	key := r.key(s.c, s.source)
-	if key == "" || s.ownerHas(r, key) {
+	if key == "" || s.ownerHas(r, key) || r.Count.ofTCP() && !s.k.tcp { // not known is not 0
 		return ""
 	}
 	runtime := s.c.Runtime

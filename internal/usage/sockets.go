@@ -17,32 +17,29 @@ const (
 
 // Sockets is what the processes of a container, and of those inside it, have sent and received, by
 // the kind of the socket.
-type Sockets struct{ Send, Receive [SocketUnix + 1]SocketCalls }
+type Sockets bpf.SocketCounters
 
 // SocketCalls are calls that did not fail, and the bytes of payload that they moved.
-type SocketCalls struct{ Calls, Bytes uint64 }
+type SocketCalls = bpf.SocketCalls
 
 // Plus returns the sum of two, as [Add] makes it.
 func (s Sockets) Plus(u Sockets) Sockets {
 	for kind := range s.Send {
-		s.Send[kind] = s.Send[kind].plus(u.Send[kind])
-		s.Receive[kind] = s.Receive[kind].plus(u.Receive[kind])
+		s.Send[kind] = callsPlus(s.Send[kind], u.Send[kind])
+		s.Receive[kind] = callsPlus(s.Receive[kind], u.Receive[kind])
 	}
 	return s
 }
 
-func (c SocketCalls) plus(d SocketCalls) SocketCalls {
+func callsPlus(c, d SocketCalls) SocketCalls {
 	return SocketCalls{Calls: Add(c.Calls, d.Calls), Bytes: Add(c.Bytes, d.Bytes)}
 }
 
 // readSockets reads the slot of connections, which is ours as in [attachment.read].
-func (at *attachment) readSockets(d Datapath) (s Sockets) {
+func (at *attachment) readSockets(d Datapath) Sockets {
 	n, err := d.ReadSockets(at.slot)
 	if errors.Is(err, bpf.ErrReleased) {
 		panic("usage: slot of an attachment was released: " + at.slot.Target.String())
 	}
-	for kind := range s.Send {
-		s.Send[kind], s.Receive[kind] = SocketCalls(n.Send[kind]), SocketCalls(n.Receive[kind])
-	}
-	return s
+	return Sockets(n)
 }
