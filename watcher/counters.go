@@ -3,8 +3,13 @@
 package watcher
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/mdlayher/netlink"
@@ -71,6 +76,51 @@ func (w *Watcher) Counters(ifindex int, asked func()) (LinkCounters, error) {
 		return LinkCounters{}, fmt.Errorf("read counters of interface %d: %w", ifindex, err)
 	}
 	return c, nil
+}
+
+// Glance returns the counters of an interface of the process's own namespace without waiting for
+// the kernel's lock for networks, which [Watcher.Counters] needs: from /proc/net/dev, where they
+// are found by the interface's name. It costs about a microsecond per interface of the host.
+//
+// The error wraps [ErrGone] if there is no such interface, and is [errors.ErrUnsupported] with
+// Options.NetNS.
+func (w *Watcher) Glance(name string) (LinkCounters, error) {
+	if w.netns != 0 {
+		return LinkCounters{}, errors.ErrUnsupported
+	}
+	file, err := os.Open("/proc/thread-self/net/dev")
+	if err != nil {
+		return LinkCounters{}, err
+	}
+	defer file.Close()
+	c, err := findCounters(file, name)
+	if err != nil {
+		return LinkCounters{}, fmt.Errorf("read counters of interface %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// findCounters reads the line of a host veth in a net/dev file, proc_pid_net(5): eight numbers of
+// what was received there, eight of what was transmitted; the first two of each are bytes and packets.
+func findCounters(file io.Reader, name string) (c LinkCounters, err error) {
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		numbers, ok := strings.CutPrefix(strings.TrimLeft(lines.Text(), " "), name+":")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(numbers)
+		if len(fields) < 16 {
+			return c, fmt.Errorf("parse net/dev: expected 16 numbers, got %q", numbers)
+		}
+		for field, to := range map[int]*uint64{0: &c.TransmitBytes, 1: &c.TransmitPackets, 8: &c.ReceiveBytes, 9: &c.ReceivePackets} {
+			if *to, err = strconv.ParseUint(fields[field], 10, 64); err != nil {
+				return LinkCounters{}, fmt.Errorf("parse net/dev: %w", err)
+			}
+		}
+		return c, nil
+	}
+	return c, errors.Join(ErrGone, lines.Err())
 }
 
 // AllCounters returns the kernel's counters of all interfaces in the host's namespace, by

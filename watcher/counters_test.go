@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -111,6 +112,50 @@ func TestCounters(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestGlance compares what is read at a glance with what is asked for before and after.
+func TestGlance(t *testing.T) {
+	need.Root(t)
+	w := &Watcher{}
+	defer w.stats.close()
+	before := nettest.Must(w.Counters(1, nil))(t)
+	got, err := w.Glance("lo")
+	after := nettest.Must(w.Counters(1, nil))(t)
+	if err != nil || got.ReceiveBytes < before.ReceiveBytes || got.ReceiveBytes > after.ReceiveBytes {
+		t.Errorf("%+v between %+v and %+v: %v", got, before, after, err)
+	}
+	if _, err := w.Glance("nettally-none"); !errors.Is(err, ErrGone) {
+		t.Errorf("an interface that is not there: %v", err)
+	}
+}
+
+func TestFindCounters(t *testing.T) {
+	const file = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       1       2    0    0    0     0          0         0        3       4    0    0    0     0       0          0
+  veth1: 100 10    0    0    0     0          0         0 700 7    0    0    0     0       0          0
+veth12:8 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0
+ short: 1 2 3
+odd: a 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+`
+	for name, want := range map[string]LinkCounters{
+		"veth1":  {ReceiveBytes: 700, ReceivePackets: 7, TransmitBytes: 100, TransmitPackets: 10},
+		"veth12": {ReceiveBytes: 9, ReceivePackets: 1, TransmitBytes: 8, TransmitPackets: 1},
+	} {
+		if got, err := findCounters(strings.NewReader(file), name); err != nil || got != want {
+			t.Errorf("%s: %+v, want %+v: %v", name, got, want, err)
+		}
+	}
+	for name, want := range map[string]string{
+		"veth":  ErrGone.Error(),
+		"short": `parse net/dev: expected 16 numbers, got " 1 2 3"`,
+		"odd":   `parse net/dev: strconv.ParseUint: parsing "a": invalid syntax`,
+	} {
+		if got, err := findCounters(strings.NewReader(file), name); err == nil || err.Error() != want || got != (LinkCounters{}) {
+			t.Errorf("%s: %+v, %v, want %s", name, got, err, want)
+		}
+	}
 }
 
 // TestCountersWithGRO shows which counter lacks the Ethernet headers, and when.

@@ -23,6 +23,7 @@ type attachment struct {
 	since   time.Time            // we know it
 	failure string               // of the last attempt to attach, as it stands in the log
 	seen    watcher.LinkCounters // of the kernel, right before our programs were first put on
+	glance  *reading             // right after that, where it took long; nil if there is none
 	check   *check               // nil until the kernel's counters were read
 	mend    backoff
 }

@@ -30,6 +30,7 @@ type host interface {
 	Unified(watcher.Container) (dir string, ok bool)
 	Processes(watcher.Container) []int
 	Counters(ifindex int, asked func()) (watcher.LinkCounters, error)
+	Glance(name string) (watcher.LinkCounters, error)
 	AllCounters() (map[int]watcher.LinkReading, error)
 	CountersIn(nsid, ifindex int) (watcher.LinkReading, error)
 	RootQdiscs() (map[int]watcher.RootQdisc, error)

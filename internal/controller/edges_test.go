@@ -99,6 +99,26 @@ func TestGoneBeforeSeeding(t *testing.T) {
 	}
 }
 
+// Where it took long to put our programs on, what passed meanwhile is seeded as well, and what they
+// have seen by then is not.
+func TestGoneAfterWaiting(t *testing.T) {
+	k := newKernel(t)
+	k.Adopt(context.Background())
+	k.passes(7, false, 5, 6)
+	k.slowly = func() {
+		k.passes(7, false, 20, 30)
+		k.passes(7, true, 3, 4)
+		k.glance = new(k.counters[7])
+	}
+	k.vanishes = true
+	k.veth(7, 3)
+	k.count(k.container("a", 7, 3))
+	k.Link(watcher.HostVethGone{Index: 7})
+	if total, seeded := k.total("a"); total != [2]uint64{28, 40} || seeded != [2]uint64{25, 36} {
+		t.Errorf("%v packets, %v of them seeded; the kernel had 28 and 40, and we saw 3 and 4 of them", total, seeded)
+	}
+}
+
 // What passed before the first hook was on is seeded, also where that one fails at first.
 func TestFirstHookFails(t *testing.T) {
 	for _, mode := range []Mode{ModeClsact, ModeTCX} {

@@ -37,7 +37,9 @@ type kernel struct {
 	veths    []watcher.HostVeth
 	inside   map[string]watcher.Sandbox // by container
 	counters map[int]watcher.LinkCounters
-	vanishes bool         // an interface goes right after our programs were put on
+	vanishes bool   // an interface goes right after our programs were put on
+	slowly   func() // called while our programs are put on, which takes long then
+	glance   *watcher.LinkCounters
 	flow     func()       // packets that pass whenever the counters are read
 	there    map[int]bool // numbers of namespaces
 
@@ -290,6 +292,13 @@ func (h *fakeHost) Counters(ifindex int, asked func()) (watcher.LinkCounters, er
 	return c, nil
 }
 
+func (h *fakeHost) Glance(name string) (watcher.LinkCounters, error) {
+	if h.glance == nil {
+		return watcher.LinkCounters{}, watcher.ErrGone
+	}
+	return *h.glance, nil
+}
+
 func (h *fakeHost) AllCounters() (map[int]watcher.LinkReading, error) {
 	all := map[int]watcher.LinkReading{}
 	for index, c := range h.counters {
@@ -325,6 +334,10 @@ func (h *fakeHooks) Attach(ifindex int, slot uint16, making func() error) (bool,
 	}
 	_, before := h.filters[ifindex]
 	h.filters[ifindex] = slot
+	if h.slowly != nil {
+		time.Sleep(glanceAfter)
+		h.slowly()
+	}
 	if h.vanishes {
 		delete(h.counters, ifindex)
 	}

@@ -44,11 +44,7 @@ func (k keeper) mendSince(a *attachment, at site, as gapKind) {
 func (k keeper) fill(a *attachment, at site, missing gap) (open unsettled) {
 	missed, open, err := k.missed(a, at, missing)
 	if errors.Is(err, watcher.ErrGone) && missing.kind == beforeUs {
-		// A short life was over before it could be read: what had passed when we came is known.
-		missed, err = lack{
-			usage.Volume{Bytes: a.seen.ReceiveBytes, Packets: a.seen.ReceivePackets},
-			usage.Volume{Bytes: a.seen.TransmitBytes, Packets: a.seen.TransmitPackets},
-		}, nil
+		missed, err = k.missedAtFirst(a, missing), nil
 	}
 	if err == nil {
 		err = k.add(a, missed, missing.kind)
@@ -57,6 +53,21 @@ func (k keeper) fill(a *attachment, at site, missing gap) (open unsettled) {
 		k.Log.Warn("read what was not counted", a.kind(), a.name, "err", err)
 	}
 	return open
+}
+
+// missedAtFirst returns what had passed when we came to an interface whose short life was over before it
+// could be read.
+func (k keeper) missedAtFirst(a *attachment, missing gap) lack {
+	if a.glance == nil {
+		return lack{
+			usage.Volume{Bytes: a.seen.ReceiveBytes, Packets: a.seen.ReceivePackets},
+			usage.Volume{Bytes: a.seen.TransmitBytes, Packets: a.seen.TransmitPackets},
+		}
+	}
+	return lack{
+		k.lacking(a, *a.glance, a.glance.after, missing).receive,
+		k.lacking(a, *a.glance, a.glance.before, missing).transmit,
+	}
 }
 
 func (k keeper) add(a *attachment, missed lack, as gapKind) error {

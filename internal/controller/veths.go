@@ -163,6 +163,7 @@ func (s *veths) attach(v *veth, seenAt time.Time) {
 
 func (s *veths) attachClsact(v *veth, first bool, seenAt time.Time) {
 	at := s.on(HookClsact, v)
+	began := time.Now()
 	err := s.put(&v.attachment, at)
 	if errors.Is(err, tcctl.ErrIngressQdisc) && s.tcxAllowed() {
 		v.why = inTheWay
@@ -179,12 +180,33 @@ func (s *veths) attachClsact(v *veth, first bool, seenAt time.Time) {
 	var missing *gap // an earlier process has counted all
 	if first {
 		missing = &gap{kind: beforeUs}
+		s.glanceAt(v, began)
 	}
 	s.began(&v.attachment, at, HookClsact, missing)
 	s.Log.Debug("counting", "interface", v.name, "ifindex", v.Ifindex, "hook", v.hook)
 	if s.wanted(v) == HookTCX {
 		s.move(v, HookTCX)
 	}
+}
+
+// glanceAfter is how long it takes as a rule, and longer, to put our programs on an interface.
+const glanceAfter = 10 * time.Millisecond
+
+// glanceAt reads the kernel's counters of an interface that our programs have just come to, if that
+// took long. Each step waits for the kernel's lock for networks then, and so would the next reading:
+// whoever removes the interface may be before it.
+func (s *veths) glanceAt(v *veth, began time.Time) {
+	if time.Since(began) < glanceAfter {
+		return
+	}
+	var now reading
+	var err error
+	now.before, _ = s.counted(v.Target)
+	if now.kernel, err = s.Host.Glance(v.link.Name); err != nil {
+		return // it is gone, or has another name
+	}
+	now.after, _ = s.counted(v.Target)
+	v.glance = &now
 }
 
 // reason says why an interface that nobody counts yet can't be put on clsact for a moment.
