@@ -55,7 +55,7 @@ ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 
 # Those that test-arm64 and test-32bit compile for as well. For the others `make check` leaves the compiler's
 # optimizations out, which take half of its time and find no error.
-TESTED := arm64 386
+TESTED := arm64 arm
 
 # What may differ by architecture of the analyzers of go vet. The rest has run for this one.
 PORTABLE_VET := -asmdecl -atomic -buildtag -directive -shift -stringintconv -unsafeptr
