@@ -70,7 +70,7 @@ func (d *Datapath) BindCgroup(s Slot) error {
 		return fmt.Errorf("bind cgroup %d to slot %d: %w", s.Cgroup, s.Index, err)
 	}
 	if s.Sockets {
-		return d.sockets.bind(s)
+		return errors.Join(d.sockets.bind(s), d.requests.bind(s))
 	}
 	return nil
 }
@@ -79,7 +79,7 @@ func (d *Datapath) BindCgroup(s Slot) error {
 // nobody's, and this one will be somebody else's.
 func (d *Datapath) unbindCgroup(s Slot) error {
 	if s.Sockets {
-		if err := d.sockets.unbind(s); err != nil {
+		if err := errors.Join(d.sockets.unbind(s), d.requests.release(s)); err != nil {
 			return err
 		}
 	}

@@ -77,11 +77,16 @@ type Datapath struct {
 
 	// TCP is the program for the connections of a cgroup, nil before [Datapath.LoadTCP].
 	TCP *ebpf.Program
+	// RequestsIngress and RequestsEgress are those for what its sockets say at layer 7, nil before
+	// [Datapath.LoadRequests].
+	RequestsIngress *ebpf.Program
+	RequestsEgress  *ebpf.Program
 
 	programs classifierPrograms // all of the above but TCP
 	maps     classifierMaps
-	tcp      tcpMaps  // nothing before LoadTCP
-	sockets  *sockets // nil before LoadSockets
+	tcp      tcpMaps   // nothing before LoadTCP
+	sockets  *sockets  // nil before LoadSockets
+	requests *requests // nil before LoadRequests
 	pinPath  string
 	lock     *os.File      // holds the pin path, nil if not pinned
 	live     *ebpf.Program // tells other processes that this one runs
@@ -256,6 +261,8 @@ func (d *Datapath) Close() error {
 	}
 	errs = append(errs, d.sockets.close())
 	d.sockets = nil
+	errs = append(errs, d.requests.close())
+	d.requests = nil
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
 		d.lock = nil

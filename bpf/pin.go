@@ -152,7 +152,10 @@ func removePins(pinPath string) error {
 	if err != nil {
 		return err
 	}
-	for _, pin := range append(folders, filepath.Join(pinPath, classifierMapMembers), filepath.Join(pinPath, tcpMapTcpMembers)) {
+	for _, shared := range []string{classifierMapMembers, tcpMapTcpMembers, requestPins} {
+		folders = append(folders, filepath.Join(pinPath, shared))
+	}
+	for _, pin := range folders {
 		if err := os.RemoveAll(pin); err != nil {
 			return err
 		}
