@@ -3,12 +3,18 @@
 package bpf
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +23,7 @@ import (
 	ebpflink "github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
@@ -33,9 +40,14 @@ func init() {
 	}
 }
 
-// play plays a scenario on the loopback interface and prints what both sides say has been.
+// play plays a scenario on the loopback interface and prints what both sides say has been. All of it
+// is on one CPU: on several, loopback brings packets out of order.
 func play(name string) {
-	lo, err := netlink.LinkByName("lo")
+	err := stayOnOneCPU()
+	var lo netlink.Link
+	if err == nil {
+		lo, err = netlink.LinkByName("lo")
+	}
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
 	}
@@ -43,14 +55,8 @@ func play(name string) {
 	if err == nil {
 		played, err = scenarios[name]()
 	}
-	if b, err := os.ReadFile("/proc/net/netstat"); err == nil {
-		lines := bytes.Split(b, []byte("\n"))
-		keys, values := bytes.Fields(lines[0]), bytes.Fields(lines[1])
-		for i := range keys {
-			if k := string(keys[i]); k == "TCPOFOQueue" || k == "TCPOFOMerge" || k == "TcpExtTCPBacklogDrop" || k == "TCPSpuriousRtxHostQueues" {
-				fmt.Fprintln(os.Stderr, k, string(values[i]))
-			}
-		}
+	if err == nil {
+		played.OutOfOrder, err = outOfOrder()
 	}
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(played)
@@ -62,8 +68,46 @@ func play(name string) {
 	os.Exit(0)
 }
 
+// stayOnOneCPU begins the program anew where it may run on several CPUs: threads inherit that.
+func stayOnOneCPU() error {
+	var may unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil || may.Count() == 1 {
+		return err
+	}
+	var one unix.CPUSet
+	for cpu := range len(may) * 64 {
+		if may.IsSet(cpu) {
+			one.Set(cpu)
+			break
+		}
+	}
+	runtime.LockOSThread()
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+}
+
+// outOfOrder returns how many packets the kernel had to sort in this network namespace.
+func outOfOrder() (uint64, error) {
+	text, err := os.ReadFile("/proc/net/netstat")
+	if err != nil {
+		return 0, err
+	}
+	lines := strings.Split(string(text), "\n")
+	for i, name := range strings.Fields(lines[0]) {
+		if name == "TCPOFOQueue" {
+			return strconv.ParseUint(strings.Fields(lines[1])[i], 10, 64)
+		}
+	}
+	return 0, errors.New("/proc/net/netstat has no TCPOFOQueue")
+}
+
 // scenario is what has been said, as those know who said it: the client and the server.
-type scenario struct{ Client, Server said }
+type scenario struct {
+	Client, Server said
+	OutOfOrder     uint64 // packets that the kernel had to sort
+}
 
 // said is what one side has sent and received. What it has not is left out.
 type said struct {
@@ -88,33 +132,51 @@ func add(to *map[string]uint64, key string, n uint64) {
 	(*to)[key] += n
 }
 
-// countRequests plays a scenario where requests are counted, and returns what was.
-func countRequests(t *testing.T, o RequestOptions, name string) (played scenario, receive, transmit RequestCounters) {
+// readers are the programs that count requests, of a cgroup of their own.
+type readers struct {
+	*Datapath
+	t    *testing.T
+	dir  string
+	slot Slot
+}
+
+func newReaders(t *testing.T, o RequestOptions) *readers {
 	t.Helper()
 	d := load(t, Options{})
-	if err := d.LoadTCP(); err != nil {
-		t.Fatal(err)
-	}
 	if err := HaveRequests(); err != nil {
 		need.Kernel(t, "bpf_loop", err)
 	}
-	if err := d.LoadRequests(o); err != nil {
-		t.Fatalf("%+v", err)
-	}
-	dir := requestCgroup(t)
-	id := inodeOf(t, dir)
-	for program, at := range map[*ebpf.Program]ebpf.AttachType{
-		d.TCP: ebpf.AttachCGroupSockOps, d.RequestsIngress: ebpf.AttachCGroupInetIngress, d.RequestsEgress: ebpf.AttachCGroupInetEgress,
-	} {
-		l := nettest.Must(ebpflink.AttachCgroup(ebpflink.CgroupOptions{Path: dir, Attach: at, Program: program}))(t)
-		t.Cleanup(func() { l.Close() })
-	}
-	slot := nettest.Must(d.Take(Target{Cgroup: id, Sockets: true}))(t)
-	if err := d.BindCgroup(slot); err != nil {
+	if err := errors.Join(d.LoadTCP(), d.LoadRequests(o)); err != nil {
 		t.Fatal(err)
 	}
-	played = playIn(t, dir, name)
-	receive, transmit, err := d.ReadRequests(slot)
+	return &readers{Datapath: d, t: t, dir: requestCgroup(t)}
+}
+
+// attach counts the cgroup from now on.
+func (r *readers) attach() {
+	r.t.Helper()
+	for program, at := range map[*ebpf.Program]ebpf.AttachType{
+		r.TCP: ebpf.AttachCGroupSockOps, r.RequestsIngress: ebpf.AttachCGroupInetIngress, r.RequestsEgress: ebpf.AttachCGroupInetEgress,
+	} {
+		l := nettest.Must(ebpflink.AttachCgroup(ebpflink.CgroupOptions{Path: r.dir, Attach: at, Program: program}))(r.t)
+		r.t.Cleanup(func() { l.Close() })
+	}
+	r.slot = nettest.Must(r.Take(Target{Cgroup: inodeOf(r.t, r.dir), Sockets: true}))(r.t)
+	if err := r.BindCgroup(r.slot); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// countRequests plays a scenario where requests are counted, and returns what was. What is joined
+// is counted from the scenario's pause on.
+func countRequests(t *testing.T, o RequestOptions, name string, joined bool) (played scenario, receive, transmit RequestCounters) {
+	t.Helper()
+	r := newReaders(t, o)
+	if !joined {
+		r.attach()
+	}
+	played = playIn(t, r.dir, name, r.attach)
+	receive, transmit, err := r.ReadRequests(r.slot)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,23 +211,43 @@ func inodeOf(t *testing.T, dir string) uint64 {
 	return st.Ino
 }
 
-func playIn(t *testing.T, dir, name string) (played scenario) {
+// pausing is what a scenario prints when it waits for a line to go on.
+const pausing = "pausing"
+
+// pause lets the test do something in the midst of a scenario.
+func pause() error {
+	fmt.Println(pausing)
+	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	return err
+}
+
+// playIn plays a scenario in a cgroup. paused is called whenever it pauses.
+func playIn(t *testing.T, dir, name string, paused func()) (played scenario) {
 	t.Helper()
 	cgroup := nettest.Must(os.Open(dir))(t)
 	defer cgroup.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Env = append(os.Environ(), scenarioVariable+"="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Cloneflags: syscall.CLONE_NEWNET}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
+	orders, words := nettest.Must(cmd.StdinPipe())(t), nettest.Must(cmd.StdoutPipe())(t)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said string
+	for lines := bufio.NewScanner(words); lines.Scan(); {
+		if said = lines.Text(); said == pausing {
+			paused()
+			fmt.Fprintln(orders)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
 		t.Fatalf("play %s: %v: %s", name, err, stderr.String())
 	}
-	t.Log(stderr.String())
-	if err := json.Unmarshal(out, &played); err != nil {
+	if err := json.Unmarshal([]byte(said), &played); err != nil {
 		t.Fatal(err)
 	}
 	return played
@@ -183,23 +265,84 @@ func toldBy(requests, responses RequestCounters) (s said) {
 	return s
 }
 
-// TestRequests compares what is counted of HTTP/1 with what the servers and clients say.
+// compare compares what is counted with what was said. A packet out of order may hide a message, and
+// is told as a resync.
+func compare(t *testing.T, played scenario, receive, transmit RequestCounters, want [len(ResyncCauses)]uint64) {
+	t.Helper()
+	got := receive.Resyncs
+	for cause, n := range transmit.Resyncs {
+		got[cause] += n
+	}
+	if got[resyncGap] > 0 && got[resyncGap] <= played.OutOfOrder {
+		t.Logf("%d packets out of order, %d of which were resyncs", played.OutOfOrder, got[resyncGap])
+		got[resyncGap] = 0
+	}
+	if got != want {
+		t.Errorf("resyncs %v by %v, want %v", got, ResyncCauses, want)
+	}
+	if diff := cmp.Diff(played.Client, toldBy(transmit, receive)); diff != "" {
+		t.Errorf("the client's side (-said +counted):\n%s", diff)
+	}
+	if diff := cmp.Diff(played.Server, toldBy(receive, transmit)); diff != "" {
+		t.Errorf("the server's side (-said +counted):\n%s", diff)
+	}
+}
+
+// resyncGap is the place of a gap among the causes.
+const resyncGap = 1
+
+// TestRequests compares what is counted with what the servers and clients say.
 func TestRequests(t *testing.T) {
-	for _, name := range []string{"library", "pipelined", "bytewise", "raw"} {
+	for name, o := range map[string]RequestOptions{
+		"library": {HTTP: true}, "pipelined": {HTTP: true}, "bytewise": {HTTP: true}, "random": {HTTP: true, TLS: true},
+		"with the handshake": {HTTP: true}, "tunnels": {HTTP: true},
+		"tls": {HTTP: true, TLS: true}, "http2": {HTTP: true}, "other": {HTTP: true, TLS: true},
+	} {
 		t.Run(name, func(t *testing.T) {
-			played, receive, transmit := countRequests(t, RequestOptions{HTTP: true}, name)
-			if len(played.Client.Requests) == 0 {
-				t.Fatal("nothing was played")
-			}
-			if diff := cmp.Diff(played.Client, toldBy(transmit, receive)); diff != "" {
-				t.Errorf("the client's side (-said +counted):\n%s", diff)
-			}
-			if diff := cmp.Diff(played.Server, toldBy(receive, transmit)); diff != "" {
-				t.Errorf("the server's side (-said +counted):\n%s", diff)
-			}
-			if receive.Resyncs != [len(ResyncCauses)]uint64{} || transmit.Resyncs != receive.Resyncs {
-				t.Errorf("resyncs %v and %v of what came in order", receive.Resyncs, transmit.Resyncs)
-			}
+			played, receive, transmit := countRequests(t, o, name, false)
+			compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{})
 		})
+	}
+}
+
+// TestRequestsJoined counts a connection that was there before from its next message on, and says so.
+func TestRequestsJoined(t *testing.T) {
+	played, receive, transmit := countRequests(t, RequestOptions{HTTP: true}, "joined", true)
+	compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{8}) // two connections, two directions, two ends
+}
+
+// TestRequestsOnPorts reads the connections of the ports that are asked for.
+func TestRequestsOnPorts(t *testing.T) {
+	played, receive, transmit := countRequests(t, RequestOptions{HTTP: true, Ports: []uint16{8080, 65535}}, "ports", false)
+	compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{})
+}
+
+// TestMalformed loses a connection whose messages are none, and finds it again.
+func TestMalformed(t *testing.T) {
+	played, receive, transmit := countRequests(t, RequestOptions{HTTP: true}, "malformed", false)
+	compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{0, 0, 6, 2}) // at both ends
+}
+
+// TestDNS counts questions by type and answers by code, of UDP and TCP.
+func TestDNS(t *testing.T) {
+	_, receive, transmit := countRequests(t, RequestOptions{DNS: true}, "dns", false)
+	const times = 5 // by UDP twice, and by TCP three times
+	var want RequestCounters
+	for _, q := range questions {
+		kind := slices.Index(DNSTypes[:], strings.TrimPrefix(q.kind.String(), "Type"))
+		switch {
+		case q.kind == 65:
+			kind = slices.Index(DNSTypes[:], "HTTPS")
+		case kind < 0:
+			kind = len(DNSTypes) - 1
+		}
+		want.DNSQueries[kind] += times
+		want.DNSResponses[min(int(q.code), len(DNSCodes)-1)] += times
+	}
+	// Both ends are in the cgroup, so that all goes both ways.
+	for direction, got := range map[string]RequestCounters{"received": receive, "transmitted": transmit} {
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", direction, diff)
+		}
 	}
 }

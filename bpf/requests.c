@@ -405,7 +405,7 @@ static __always_inline void read_first(struct walk *w, __u8 c, bool fresh)
 			return;
 		}
 	}
-	if (!s->have && !fresh && (c == '\r' || c == '\n'))
+	if (!s->have && (c == '\r' || c == '\n'))
 		return; /* RFC 9112 section 2.2 */
 	if (c == '/' && s->have == 4 && s->token == WORD4('H', 'T', 'T', 'P')) {
 		begin(s, STATUS);
@@ -530,7 +530,7 @@ static __always_inline void read_reason(struct way *way, __u8 c)
 {
 	struct walk *w = way->w;
 	struct stream *s = &w->of.s;
-	bool resumed = s->framing & TRIED;
+	bool resumed = s->framing & TRIED && !s->owed; /* bytes of other responses were lost */
 
 	if (c != '\n')
 		return;

@@ -82,7 +82,10 @@ func (o RequestOptions) Any() bool { return o.HTTP || o.TLS || o.DNS }
 const requestPins = "requests1"
 
 // requests is the object of the programs that read packets at layer 7.
-type requests struct{ requestsObjects }
+type requests struct {
+	requestsObjects
+	options RequestOptions
+}
 
 // LoadRequests loads the programs that count requests: [Datapath.RequestsIngress] and RequestsEgress,
 // which are put on the cgroups of the slots for connections. What was counted stays with such a
@@ -141,7 +144,7 @@ func loadRequestObjects(pinPath string, o RequestOptions) (*requests, error) {
 			return nil, err
 		}
 	}
-	loaded := &requests{}
+	loaded := &requests{options: o}
 	return loaded, spec.LoadAndAssign(&loaded.requestsObjects, options)
 }
 
@@ -158,6 +161,16 @@ func (d *Datapath) CountsRequests() bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.requests != nil
+}
+
+// RequestsCounted returns what is counted of requests: nothing before [Datapath.LoadRequests].
+func (d *Datapath) RequestsCounted() RequestOptions {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.requests == nil {
+		return RequestOptions{}
+	}
+	return d.requests.options
 }
 
 // ReadRequests returns what was counted so far for the cgroup of a slot for connections. Each number only

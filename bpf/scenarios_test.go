@@ -4,24 +4,40 @@ package bpf
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 var scenarios = map[string]func() (scenario, error){
-	"library":   playLibrary,
-	"pipelined": func() (scenario, error) { return playExchanges(exchanges, 5, 64<<10) },
-	"bytewise":  func() (scenario, error) { return playExchanges(exchanges, 1, 1) },
-	"raw":       func() (scenario, error) { return playExchanges(exchanges, 3, 100) },
+	"library":            playLibrary,
+	"pipelined":          func() (scenario, error) { return onConnection(5, 64<<10, exchanges) },
+	"bytewise":           func() (scenario, error) { return onConnection(1, 1, exchanges) },
+	"random":             playRandom,
+	"with the handshake": playWithHandshake,
+	"tunnels":            playTunnels,
+	"tls":                playTLS,
+	"http2":              playHTTP2,
+	"other":              playOther,
+	"joined":             playJoined,
+	"ports":              playPorts,
+	"malformed":          playMalformed,
+	"dns":                playDNS,
 }
 
 // likeRequests is a body of lines that look like requests and responses.
@@ -152,47 +168,51 @@ var exchanges = []exchange{
 	{"CONNECT a:1 HTTP/1.1\r\n\r\n", "HTTP/1.1 502 Bad Gateway\r\n" + body("no"), "CONNECT", []int{502}},
 }
 
-// playExchanges plays exchanges so many times on one connection, so many requests of which are
-// sent before the first response, in writes of at most so many bytes.
-func playExchanges(all []exchange, times, size int) (s scenario, err error) {
-	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv6loopback})
+// pair is a connection with itself.
+type pair struct {
+	listener       *net.TCPListener
+	client, server *net.TCPConn
+	said           said
+}
+
+// connect makes a connection. first, if there is any, is sent with the last packet of its handshake.
+func connect(address string, first string) (*pair, error) {
+	at, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return s, err
+		return nil, err
 	}
-	defer listener.Close()
-	client, err := net.DialTCP("tcp", nil, listener.Addr().(*net.TCPAddr))
-	if err != nil {
-		return s, err
+	p := &pair{}
+	if p.listener, err = net.ListenTCP("tcp", at); err != nil {
+		return nil, err
 	}
-	defer client.Close()
-	server, err := listener.AcceptTCP()
-	if err != nil {
-		return s, err
-	}
-	defer server.Close()
-	for round := 0; round < 3; round++ {
-		var requests, responses strings.Builder
-		for range times {
-			for _, e := range all {
-				requests.WriteString(e.request)
-				responses.WriteString(e.response)
-				s.Client.request(e.method, 1)
-				for _, status := range e.statuses {
-					s.Client.response(status, 1)
-				}
-			}
-		}
-		for _, way := range []struct {
-			from, to *net.TCPConn
-			text     string
-		}{{client, server, requests.String()}, {server, client, responses.String()}} {
-			if err := transfer(way.from, way.to, way.text, size); err != nil {
-				return s, err
-			}
+	dialer := net.Dialer{}
+	if first != "" {
+		dialer.Control = func(_, _ string, c syscall.RawConn) (err error) {
+			return errors.Join(c.Control(func(fd uintptr) {
+				// The client keeps back the packet until it has data (tcp_rcv_synsent_state_process).
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1)
+			}), err)
 		}
 	}
-	s.Server = s.Client
-	return s, nil
+	client, err := dialer.Dial("tcp", p.listener.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	p.client = client.(*net.TCPConn)
+	if _, err := p.client.Write([]byte(first)); err != nil {
+		return nil, err
+	}
+	if p.server, err = p.listener.AcceptTCP(); err != nil {
+		return nil, err
+	}
+	_, err = io.CopyN(io.Discard, p.server, int64(len(first)))
+	return p, err
+}
+
+func (p *pair) close() {
+	p.client.Close()
+	p.server.Close()
+	p.listener.Close()
 }
 
 // transfer sends a text in writes of at most so many bytes, and reads all of it.
@@ -211,4 +231,372 @@ func transfer(from, to *net.TCPConn, text string, size int) error {
 		return err
 	})
 	return group.Wait()
+}
+
+// exchange plays exchanges, all of whose requests are sent before the first response.
+func (p *pair) exchange(size int, all ...exchange) error {
+	var requests, responses strings.Builder
+	for _, e := range all {
+		requests.WriteString(e.request)
+		responses.WriteString(e.response)
+		p.said.count(e)
+	}
+	if err := transfer(p.client, p.server, requests.String(), size); err != nil {
+		return err
+	}
+	return transfer(p.server, p.client, responses.String(), size)
+}
+
+func (s *said) count(e exchange) {
+	if e.method != "" {
+		s.request(e.method, 1)
+	}
+	for _, status := range e.statuses {
+		s.response(status, 1)
+	}
+}
+
+// onConnection plays exchanges so many times in a row on one connection, and all that three times.
+func onConnection(times, size int, all []exchange) (s scenario, err error) {
+	p, err := connect("[::1]:0", "")
+	if err != nil {
+		return s, err
+	}
+	defer p.close()
+	for range 3 {
+		if err := p.exchange(size, slices.Repeat(all, times)...); err != nil {
+			return s, err
+		}
+	}
+	return scenario{Client: p.said, Server: p.said}, nil
+}
+
+// playRandom plays exchanges in any order, in writes of any size.
+func playRandom() (s scenario, err error) {
+	seed := uint64(time.Now().UnixNano())
+	fmt.Fprintln(os.Stderr, "seed", seed)
+	dice := rand.New(rand.NewPCG(seed, 0))
+	for range 30 {
+		p, err := connect("127.0.0.1:0", "")
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		p.said = s.Client
+		for range 5 {
+			var some []exchange
+			for range 1 + dice.IntN(60) {
+				some = append(some, exchanges[dice.IntN(len(exchanges))])
+			}
+			if err := p.exchange(1+dice.IntN([]int{10, 1000, 100000}[dice.IntN(3)]), some...); err != nil {
+				return s, err
+			}
+		}
+		s.Client = p.said
+	}
+	s.Server = s.Client
+	return s, nil
+}
+
+// playWithHandshake sends requests with the packet that ends the handshake: one, several, and the
+// beginning of one.
+func playWithHandshake() (s scenario, err error) {
+	get, head := exchanges[0], exchanges[2]
+	for _, first := range [][]exchange{
+		{get}, {head}, {get, get, head}, slices.Repeat([]exchange{get}, 20),
+		{{get.request[:5], "", "", nil}, {get.request[5:], get.response, "GET", []int{200}}},
+	} {
+		p, err := connect("127.0.0.1:0", first[0].request)
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		p.said = s.Client
+		first[0].request = "" // is counted below
+		if err := p.exchange(1000, append(first, exchanges...)...); err != nil {
+			return s, err
+		}
+		s.Client = p.said
+	}
+	s.Server = s.Client
+	return s, nil
+}
+
+// playTunnels turns connections into others: a websocket, whose messages look like requests, HTTP/1
+// and HTTP/2.
+func playTunnels() (s scenario, err error) {
+	upgrade := func(to string) exchange {
+		return exchange{
+			"GET /chat HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: " + to + "\r\n\r\n",
+			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + to + "\r\n\r\n", "GET", []int{101},
+		}
+	}
+	frame := exchange{"\x81\x7e" + likeRequests[:500], "\x81\x7e" + likeRequests[:500], "", nil}
+	through := exchange{"CONNECT a:80 HTTP/1.1\r\n\r\n", "HTTP/1.1 200 Connected\r\n\r\n", "CONNECT", []int{200}}
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	streams := exchange{preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + headers(3) + headers(5) + headers(5) + headers(4), "\x00\x00\x00\x04\x00\x00\x00\x00\x00", "", nil}
+	for _, all := range [][]exchange{
+		{exchanges[0], upgrade("websocket"), frame, frame},
+		append([]exchange{through}, exchanges...),
+		{upgrade("h2c"), streams},
+	} {
+		p, err := connect("127.0.0.1:0", "")
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		p.said = s.Client
+		for _, e := range all {
+			if err := p.exchange(100, e); err != nil {
+				return s, err
+			}
+		}
+		s.Client = p.said
+	}
+	s.Client.Streams = 2
+	s.Server = s.Client
+	return s, nil
+}
+
+// headers is a frame that opens a stream: RFC 9113 section 6.2.
+func headers(stream byte) string {
+	return "\x00\x00\x03\x01\x04\x00\x00\x00" + string(rune(stream)) + "abc"
+}
+
+// playTLS makes connections that begin with TLS, and asks on each.
+func playTLS() (s scenario, err error) {
+	server := httptest.NewTLSServer(&counting{})
+	defer server.Close()
+	for range 20 {
+		client := server.Client().Transport.(*http.Transport).Clone()
+		response, err := (&http.Client{Transport: client}).Get(server.URL + "/200?length")
+		if err != nil {
+			return s, err
+		}
+		_, err = io.Copy(io.Discard, response.Body)
+		if err = errors.Join(err, response.Body.Close()); err != nil {
+			return s, err
+		}
+		client.CloseIdleConnections()
+		s.Client.Hellos++
+	}
+	s.Server = s.Client
+	return s, nil
+}
+
+// playHTTP2 asks in clear text by HTTP/2, on one connection.
+func playHTTP2() (s scenario, err error) {
+	counted := &counting{}
+	server := httptest.NewUnstartedServer(counted)
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
+	defer server.Close()
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	var clients errgroup.Group
+	for range 4 {
+		clients.Go(func() error {
+			for range 100 {
+				response, err := (&http.Client{Transport: transport}).Post(server.URL+"/200?length", "text/plain", strings.NewReader(likeRequests))
+				if err != nil {
+					return err
+				}
+				_, err = io.Copy(io.Discard, response.Body)
+				if err = errors.Join(err, response.Body.Close()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err = clients.Wait()
+	for _, n := range counted.said.Requests {
+		s.Client.Streams += n
+	}
+	s.Server = s.Client
+	return s, err
+}
+
+// playOther plays what is neither HTTP nor TLS, or begins like that and is not.
+func playOther() (s scenario, err error) {
+	for _, first := range []string{
+		"\x00\x00", "get foo\r\n", "GET /\r\n\r\n", "GET / HTTP/0.9\r\n\r\n", "GET / HTTP/3.0\r\n\r\n", " GET / HTTP/1.1\r\n\r\n",
+		"EHLO example.org\r\n", "HTTP/1.1 2x0 OK\r\n\r\n", "HTTP/1.1 999 OK\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nxx\r\n\r\n",
+		"\x16\x03\x01\x00\x05\x02hello", "\x16\x00\x01\x00\x05\x01hello", "\x16",
+		strings.Repeat("A", 40) + " / HTTP/1.1\r\n\r\n", "GET", "",
+	} {
+		p, err := connect("127.0.0.1:0", "")
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		if err := p.exchange(7, exchange{first + likeRequests[5:], "\x01" + likeRequests, "", nil}, exchanges[0]); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// playJoined has two connections in the midst of what they say when it is joined: idle, and in a body.
+func playJoined() (s scenario, err error) {
+	idle, err := connect("127.0.0.1:0", "")
+	if err != nil {
+		return s, err
+	}
+	defer idle.close()
+	within, err := connect("127.0.0.1:0", "")
+	if err != nil {
+		return s, err
+	}
+	defer within.close()
+	long := exchange{"POST / HTTP/1.1\r\n" + body(strings.Repeat("x", 1000)), "HTTP/1.1 200 OK\r\n" + body(strings.Repeat("y", 1000)), "", nil}
+	half := exchange{long.request[:500], long.response[:500], "", nil}
+	if err := errors.Join(idle.exchange(1000, exchanges...), within.exchange(1000, half)); err != nil {
+		return s, err
+	}
+	idle.said = said{}
+	if err := pause(); err != nil {
+		return s, err
+	}
+	if err := errors.Join(idle.exchange(10000, exchanges...), within.exchange(1000, exchange{long.request[500:], long.response[500:], "", nil})); err != nil {
+		return s, err
+	}
+	within.said = idle.said
+	if err := within.exchange(10000, exchanges...); err != nil {
+		return s, err
+	}
+	return scenario{Client: within.said, Server: within.said}, nil
+}
+
+func playPorts() (s scenario, err error) {
+	for _, address := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "[::1]:65535", "[::1]:80"} {
+		p, err := connect(address, "")
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		if err := p.exchange(1000, exchanges...); err != nil {
+			return s, err
+		}
+		if !strings.HasSuffix(address, "1") && !strings.HasSuffix(address, "80") || address == "127.0.0.1:8080" {
+			for _, e := range exchanges {
+				s.Client.count(e)
+			}
+		}
+	}
+	s.Server = s.Client
+	return s, nil
+}
+
+// playMalformed breaks off what has begun as HTTP, and goes on with that.
+func playMalformed() (s scenario, err error) {
+	good := exchanges[0]
+	for _, bad := range []exchange{
+		{"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", "", "POST", nil},
+		{"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "", "POST", nil},
+		{"\x00\x01\x02", "", "", nil},
+		{"GET / HTTP/1.1\r\nLong: " + strings.Repeat("x", 70000), "", "GET", nil},
+	} {
+		p, err := connect("127.0.0.1:0", "")
+		if err != nil {
+			return s, err
+		}
+		defer p.close()
+		p.said = s.Client
+		for _, e := range []exchange{good, bad, {"", "HTTP/1.1 400 Bad\r\n" + body("no"), "", []int{400}}, good} {
+			if err := p.exchange(100000, e); err != nil {
+				return s, err
+			}
+		}
+		s.Client = p.said
+	}
+	s.Server = s.Client
+	return s, nil
+}
+
+// questions are asked with these names, and answered with these codes.
+var questions = []struct {
+	kind dnsmessage.Type
+	name string
+	code dnsmessage.RCode
+}{
+	{dnsmessage.TypeA, "example.org.", dnsmessage.RCodeSuccess},
+	{dnsmessage.TypeA, strings.Repeat(strings.Repeat("x", 63)+".", 3), dnsmessage.RCodeNameError},
+	{dnsmessage.TypeAAAA, "a.b.c.d.e.f.g.h.example.org.", dnsmessage.RCodeServerFailure},
+	{dnsmessage.TypeMX, ".", dnsmessage.RCodeRefused},
+	{dnsmessage.TypePTR, "1.0.0.127.in-addr.arpa.", dnsmessage.RCodeSuccess},
+	{dnsmessage.TypeTXT, "example.org.", dnsmessage.RCodeFormatError},
+	{dnsmessage.TypeNS, "example.org.", dnsmessage.RCodeNotImplemented},
+	{dnsmessage.TypeSOA, "example.org.", dnsmessage.RCode(10)},
+	{dnsmessage.TypeCNAME, "example.org.", dnsmessage.RCodeSuccess},
+	{dnsmessage.TypeSRV, "_http._tcp.example.org.", dnsmessage.RCodeSuccess},
+	{65, "example.org.", dnsmessage.RCodeSuccess},
+	{dnsmessage.TypeALL, "example.org.", dnsmessage.RCodeSuccess},
+}
+
+// playDNS asks and answers by UDP over IPv4 and IPv6, and by TCP with a length before each message.
+func playDNS() (s scenario, err error) {
+	tcp, err := connect("127.0.0.1:53", "")
+	if err != nil {
+		return s, err
+	}
+	defer tcp.close()
+	var asked, answered string
+	for i, q := range questions {
+		message := dnsmessage.Message{
+			Header:    dnsmessage.Header{ID: uint16(i)},
+			Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(q.name), Type: q.kind, Class: dnsmessage.ClassINET}},
+		}
+		question, err := message.Pack()
+		if err != nil {
+			return s, err
+		}
+		message.Response, message.RCode = true, q.code
+		answer, err := message.Pack()
+		if err != nil {
+			return s, err
+		}
+		for _, address := range []string{"127.0.0.1:53", "[::1]:53"} {
+			if err := exchangeDatagrams(address, question, answer); err != nil {
+				return s, err
+			}
+		}
+		asked += string(binary.BigEndian.AppendUint16(nil, uint16(len(question)))) + string(question)
+		answered += string(binary.BigEndian.AppendUint16(nil, uint16(len(answer)))) + string(answer)
+	}
+	for _, size := range []int{1, 10, 1000} {
+		if err := tcp.exchange(size, exchange{asked, answered, "", nil}); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// exchangeDatagrams sends a question and its answer.
+func exchangeDatagrams(address string, question, answer []byte) error {
+	server, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	client, err := net.Dial("udp", address)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if _, err := client.Write(question); err != nil {
+		return err
+	}
+	buffer := make([]byte, 1500)
+	_, from, err := server.ReadFrom(buffer)
+	if err != nil {
+		return err
+	}
+	if _, err := server.WriteTo(answer, from); err != nil {
+		return err
+	}
+	_, err = client.Read(buffer)
+	return err
 }

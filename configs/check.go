@@ -55,9 +55,15 @@ func (s *source) check(r raw) *Config {
 			Cgroup: checked(s, "accounting.cgroup", r.Accounting.Cgroup, oneOf(Auto, CgroupAll, Off)),
 			TCP:    checked(s, "accounting.tcp", r.Accounting.TCP, oneOf(Auto, Off)),
 
-			Sockets:   checked(s, "accounting.sockets", r.Accounting.Sockets, s.sockets(r)) == On,
+			Sockets:   checked(s, "accounting.sockets", r.Accounting.Sockets, s.onSlotsOfTCP(r)) == On,
 			Conntrack: checked(s, "accounting.conntrack", r.Accounting.Conntrack, oneOf(On, Off)) == On,
 			NFLOG:     NFLOG{Group: checked(s, "accounting.nflog.group", strconv.Itoa(r.Accounting.NFLOG.Group), number16)},
+		},
+		Requests: Requests{
+			HTTP:  checked(s, "requests.http", r.Requests.HTTP, s.onSlotsOfTCP(r)) == On,
+			TLS:   checked(s, "requests.tls", r.Requests.TLS, s.onSlotsOfTCP(r)) == On,
+			DNS:   checked(s, "requests.dns", r.Requests.DNS, s.onSlotsOfTCP(r)) == On,
+			Ports: checkedList(s, "requests.ports", r.Requests.Ports, once(positive16)),
 		},
 		Limits: s.checkLimits(r),
 		Exporter: Exporter{
@@ -77,8 +83,8 @@ func (s *source) check(r raw) *Config {
 	}
 }
 
-// sockets takes what accounting.sockets may be: it counts on the slots that accounting.tcp takes.
-func (s *source) sockets(r raw) reader[string] {
+// onSlotsOfTCP takes what a key may be whose counts are on the slots that accounting.tcp takes.
+func (s *source) onSlotsOfTCP(r raw) reader[string] {
 	return func(text string) (string, error) {
 		if text == On && r.Accounting.TCP == Off {
 			return "", errors.New("accounting.tcp is off")
@@ -183,11 +189,11 @@ func orEmpty(read reader[string]) reader[string] {
 }
 
 // once refuses what it has read before, so it is made anew for each list.
-func once(read reader[string]) reader[string] {
+func once[T any](read reader[T]) reader[T] {
 	seen := map[string]bool{}
-	return func(text string) (string, error) {
+	return func(text string) (value T, err error) {
 		if seen[text] {
-			return "", errUnfit
+			return value, errUnfit
 		}
 		seen[text] = true
 		return read(text)

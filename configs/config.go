@@ -56,6 +56,7 @@ type Config struct {
 	Watch      Watch
 	Names      Names
 	Accounting Accounting
+	Requests   Requests
 	Limits     Limits
 	Exporter   Exporter
 	Metrics    Metrics
@@ -134,6 +135,12 @@ type Accounting struct {
 	Sockets   bool // whether what processes send and receive is counted
 	Conntrack bool // whether connections are counted
 	NFLOG     NFLOG
+}
+
+// Requests says what containers say to others is counted.
+type Requests struct {
+	HTTP, TLS, DNS bool
+	Ports          []uint16 // that HTTP and TLS are counted on, each once; none says all
 }
 
 // NFLOG says what firewall rules log of connection requests.

@@ -142,7 +142,7 @@ func (p *parser) value(path string, k key, node *yaml.Node) any {
 		if isText(node) {
 			return node.Value
 		}
-	case []string:
+	case []string, numbers:
 		if node.Kind == yaml.SequenceNode {
 			return p.list(path, k, node)
 		}
@@ -160,10 +160,13 @@ func (p *parser) value(path string, k key, node *yaml.Node) any {
 }
 
 func (p *parser) list(path string, k key, node *yaml.Node) any {
-	values := []string{}
+	values, is := []string{}, isText
+	if _, ok := k.value.(numbers); ok {
+		is = isNumber
+	}
 	for i, item := range node.Content {
 		item = resolve(item)
-		if !isText(item) {
+		if !is(item) {
 			p.report("%s[%d]: expected %s, got %s", path, i, k.want, describe(item))
 			continue
 		}
@@ -182,6 +185,10 @@ func plain(name string) string {
 
 func isText(node *yaml.Node) bool {
 	return node.Kind == yaml.ScalarNode && node.ShortTag() == "!!str"
+}
+
+func isNumber(node *yaml.Node) bool {
+	return node.Kind == yaml.ScalarNode && node.ShortTag() == "!!int"
 }
 
 func isNull(node *yaml.Node) bool {

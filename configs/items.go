@@ -14,6 +14,22 @@ import (
 // no environment variable and no flag can hold them.
 type items struct{}
 
+// numbers is the value of a key that is a list of numbers, as texts: the environment has them so.
+type numbers []string
+
+// MarshalYAML writes them as numbers.
+func (n numbers) MarshalYAML() (any, error) {
+	written := []int{}
+	for _, text := range n {
+		number, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, err
+		}
+		written = append(written, number)
+	}
+	return written, nil
+}
+
 // scalar is the value of a key below items that is a text or a number: 100GiB, or 100.
 type scalar string
 

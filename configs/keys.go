@@ -10,13 +10,14 @@ import (
 // key is one setting.
 type key struct {
 	path  string
-	value any    // the default, whose type is the setting's: string, int, float64, []string or items
+	value any    // the default, whose type is the setting's: string, int, float64, []string, numbers or items
 	want  string // what is expected, of one element where it is a list
 }
 
 const (
 	wantDuration = "a duration such as 5m, 24h or 90d"
 	wantGlob     = "a glob such as veth*"
+	wantRequests = "on or off, and off where accounting.tcp is"
 	wantPath     = "an absolute path"
 	wantPositive = "a number from 1 to 1000000"
 )
@@ -47,6 +48,10 @@ var keys = []key{
 	{"accounting.sockets", "off", "on or off, and off where accounting.tcp is"},
 	{"accounting.conntrack", "off", "on or off"},
 	{"accounting.nflog.group", 0, "a number from 1 to 65535, or 0 for none"},
+	{"requests.http", "off", wantRequests},
+	{"requests.tls", "off", wantRequests},
+	{"requests.dns", "off", wantRequests},
+	{"requests.ports", numbers{}, "a port from 1 to 65535, each only once"},
 	{"limits.containers", 20000, wantPositive},
 	{"limits.per_user", 256, wantPositive},
 	{"limits.interfaces", 64, wantPositive},

@@ -87,6 +87,7 @@ attach: {mode: tcx, priority: 65535, cni_dirs: [/opt/cni/conf/], interfaces: {in
 watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclude: [3f2a*], patterns: ['/jobs/(?P<id>\w{2,3})$']}
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {source: proc, cgroup: all, tcp: off, conntrack: on, nflog: {group: 65535}}
+requests: {ports: [80, 65535]}
 limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
 metrics: {families: [tcp_flags, interface], compat: cadvisor}
@@ -115,6 +116,8 @@ func TestLoadEverything(t *testing.T) {
 	want.Accounting.Sockets = "off"
 	want.Accounting.Conntrack = "on"
 	want.Accounting.NFLOG.Group = 65535
+	want.Requests.HTTP, want.Requests.TLS, want.Requests.DNS = "off", "off", "off"
+	want.Requests.Ports = numbers{"80", "65535"}
 	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
 	want.Limits.Ended, want.Limits.SlotsForRoot, want.Limits.SeriesPerQuota = 4, 1, 1000000
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
@@ -329,6 +332,10 @@ var changed = map[string]string{
 	"accounting.sockets":        `accounting: {sockets: on}`,
 	"accounting.conntrack":      `accounting: {conntrack: on}`,
 	"accounting.nflog.group":    `accounting: {nflog: {group: 5}}`,
+	"requests.http":             `requests: {http: on}`,
+	"requests.tls":              `requests: {tls: on}`,
+	"requests.dns":              `requests: {dns: on}`,
+	"requests.ports":            `requests: {ports: [80]}`,
 	"limits.containers":         `limits: {containers: 1}`,
 	"limits.per_user":           `limits: {per_user: 1}`,
 	"limits.interfaces":         `limits: {interfaces: 1}`,
@@ -354,7 +361,7 @@ func TestNeedsRestart(t *testing.T) {
 	next := mustLoad(t, everything)
 	want := []string{
 		"state_dir", "bpf.pin_path", "bpf.max_interfaces", "attach.priority", "watch.cgroup_root", "watch.patterns",
-		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.tcp", "accounting.conntrack", "accounting.nflog.group", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
+		"names.docker", "names.podman", "names.cri", "accounting.source", "accounting.tcp", "accounting.conntrack", "accounting.nflog.group", "requests.ports", "exporter.listen", "exporter.socket", "exporter.web_config", "exporter.hosts",
 	}
 	if diff := cmp.Diff(want, base.NeedsRestart(next)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -59,6 +59,12 @@ type raw struct {
 			Group int `yaml:"group"`
 		} `yaml:"nflog"`
 	} `yaml:"accounting"`
+	Requests struct {
+		HTTP  string  `yaml:"http"`
+		TLS   string  `yaml:"tls"`
+		DNS   string  `yaml:"dns"`
+		Ports numbers `yaml:"ports,flow"`
+	} `yaml:"requests"`
 	Limits struct {
 		Containers     int     `yaml:"containers"`
 		PerUser        int     `yaml:"per_user"`
@@ -190,6 +196,13 @@ func (c *Config) raw() raw {
 	r.Accounting.Sockets = onOff(c.Accounting.Sockets)
 	r.Accounting.Conntrack = onOff(c.Accounting.Conntrack)
 	r.Accounting.NFLOG.Group = int(c.Accounting.NFLOG.Group)
+	r.Requests.HTTP = onOff(c.Requests.HTTP)
+	r.Requests.TLS = onOff(c.Requests.TLS)
+	r.Requests.DNS = onOff(c.Requests.DNS)
+	r.Requests.Ports = numbers{}
+	for _, port := range c.Requests.Ports {
+		r.Requests.Ports = append(r.Requests.Ports, strconv.Itoa(int(port)))
+	}
 	r.Limits.Containers = c.Limits.Containers
 	r.Limits.PerUser = c.Limits.PerUser
 	r.Limits.Interfaces = c.Limits.Interfaces
@@ -238,7 +251,7 @@ func expressions(patterns []*regexp.Regexp) []string {
 // fixed are the keys and sections that are used once, when the daemon starts: files and
 // maps are opened by them, filters made, containers identified.
 var fixed = []string{
-	"state_dir", "accounting.source", "accounting.tcp", "accounting.sockets", "accounting.conntrack", "accounting.nflog", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
+	"state_dir", "accounting.source", "accounting.tcp", "accounting.sockets", "accounting.conntrack", "accounting.nflog", "requests", "bpf", "attach.priority", "watch.cgroup_root", "watch.patterns", "names.docker",
 	"names.podman", "names.cri", "exporter",
 }
 

@@ -83,6 +83,11 @@ accounting:
   conntrack: "off"
   nflog:
     group: 0
+requests:
+  http: "off"
+  tls: "off"
+  dns: "off"
+  ports: []
 limits:
   containers: 20000
   per_user: 256

@@ -54,6 +54,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"ledger", false, func() (string, error) { return kept(ledgerPath(config)) }},
 		{"inotify", false, inotify},
 		{"sockets", false, func() (string, error) { return socketsCounted(config) }},
+		{"requests", false, func() (string, error) { return requestsCounted(config) }},
 		{"conntrack", false, func() (string, error) { return connectionsTracked(config.Accounting.Conntrack) }},
 	}...)
 	if group := config.Accounting.NFLOG.Group; group != 0 {
@@ -335,6 +336,23 @@ func socketsCounted(config *configs.Config) (string, error) {
 		return "off, by accounting.sockets", nil
 	}
 	return "calls and bytes of TCP, UDP and unix sockets", bpf.HaveSocketTracepoints()
+}
+
+// requestsCounted says what is read at layer 7, and whether the kernel can.
+func requestsCounted(config *configs.Config) (string, error) {
+	var kinds []string
+	for _, kind := range []struct {
+		name string
+		on   bool
+	}{{"HTTP", config.Requests.HTTP}, {"TLS", config.Requests.TLS}, {"DNS", config.Requests.DNS}} {
+		if kind.on {
+			kinds = append(kinds, kind.name)
+		}
+	}
+	if len(kinds) == 0 {
+		return "off, by requests.http, requests.tls and requests.dns", nil
+	}
+	return strings.Join(kinds, ", "), bpf.HaveRequests()
 }
 
 // inotify looks at the limits that container runtimes share with us: each shim

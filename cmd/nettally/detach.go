@@ -138,7 +138,7 @@ func detach(config *configs.Config, slots []bpf.Slot) (count detached, err error
 
 func detachCgroups(config *configs.Config) (count int, err error) {
 	control := cgroupctl.New(cgroupctl.Options{
-		Pins: cgroupPins(config), Hooks: slices.Concat(cgroupctl.Packets, cgroupctl.Connections),
+		Pins: cgroupPins(config), Hooks: slices.Concat(cgroupctl.Packets, cgroupctl.Connections, cgroupctl.Requests),
 	})
 	ids, err := control.IDs()
 	if err != nil {

@@ -184,5 +184,8 @@ func cgroupHooks(config *configs.Config) (hooks cgroupctl.Hooks) {
 	if config.Accounting.TCP != configs.Off {
 		hooks = append(hooks, cgroupctl.Connections...)
 	}
+	if requestsOf(config).Any() {
+		hooks = append(hooks, cgroupctl.Requests...)
+	}
 	return hooks
 }

@@ -134,6 +134,11 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			d.log.Warn("what processes send and receive is not counted", "err", err)
 		}
 	}
+	if requests := requestsOf(config); requests.Any() {
+		if err := datapath.LoadRequests(requests); err != nil {
+			d.log.Warn("requests are not counted", "err", err)
+		}
+	}
 	control, err := tcctl.Open(tcctl.Options{
 		Priority: config.Attach.Priority, Pins: linkPins(config), Elsewhere: datapath.CountsElsewhere, Own: datapath.Owns,
 	})
@@ -166,16 +171,40 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config)}),
 				Programs:   []*ebpf.Program{datapath.CgroupIngress, datapath.CgroupEgress},
 			}
-			options.Sockets = &controller.Cgroups{
-				Controller: cgroupctl.New(cgroupctl.Options{Root: root, Pins: cgroupPins(config), Hooks: cgroupctl.Connections}),
-				Programs:   []*ebpf.Program{datapath.TCP},
-			}
+			options.Sockets = d.atSockets(datapath, cgroupctl.Options{Root: root, Pins: cgroupPins(config)})
 			options.CountSockets = datapath.TCP != nil
 		}
 		backend := controller.New(options)
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
 	return nil
+}
+
+// requestsOf is what is read at layer 7.
+func requestsOf(config *configs.Config) bpf.RequestOptions {
+	r := config.Requests
+	return bpf.RequestOptions{HTTP: r.HTTP, TLS: r.TLS, DNS: r.DNS, Ports: r.Ports}
+}
+
+// atSockets puts on cgroups what counts connections, and with it what counts requests. Where that is not
+// counted any more it takes off what an earlier run has left.
+func (d *daemon) atSockets(datapath *bpf.Datapath, o cgroupctl.Options) *controller.Cgroups {
+	o.Hooks = cgroupctl.Connections
+	programs := []*ebpf.Program{datapath.TCP}
+	if datapath.CountsRequests() {
+		o.Hooks = slices.Concat(o.Hooks, cgroupctl.Requests)
+		programs = append(programs, datapath.RequestsIngress, datapath.RequestsEgress)
+		return &controller.Cgroups{Controller: cgroupctl.New(o), Programs: programs}
+	}
+	left := cgroupctl.New(cgroupctl.Options{Root: o.Root, Pins: o.Pins, Hooks: cgroupctl.Requests})
+	ids, err := left.IDs()
+	for _, id := range ids {
+		err = errors.Join(err, left.Detach(id))
+	}
+	if err != nil {
+		d.log.Warn("could not take off the programs for requests of an earlier run", "err", err)
+	}
+	return &controller.Cgroups{Controller: cgroupctl.New(o), Programs: programs}
 }
 
 // detachStrays comes before anything is attached: what an earlier run has left on tcx, where

@@ -84,6 +84,8 @@ var (
 	Packets = Hooks{{"ingress", ebpf.AttachCGroupInetIngress}, {"egress", ebpf.AttachCGroupInetEgress}}
 	// Connections is for a sock_ops program.
 	Connections = Hooks{{"sock_ops", ebpf.AttachCGroupSockOps}}
+	// Requests are for a cgroup_skb program for each direction, beside those of Packets.
+	Requests = Hooks{{"requests_ingress", ebpf.AttachCGroupInetIngress}, {"requests_egress", ebpf.AttachCGroupInetEgress}}
 )
 
 // ID returns the id of a cgroup, by its path within the hierarchy: its directory's inode.
