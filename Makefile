@@ -30,7 +30,7 @@ export CGO_ENABLED := 0
 # What a program is called, and the package that brings it.
 TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc runsc:runsc iptables:iptables \
 	busybox:busybox-static tcpdump:tcpdump nft:nftables conntrack:conntrack ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
-	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
+	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 nginx:nginx-light curl:curl wrk:wrk dnsmasq:dnsmasq-base openssl:openssl tshark:tshark systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
 	mkfs.ext4:e2fsprogs gcc:gcc podman:podman conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session

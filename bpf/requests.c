@@ -1233,9 +1233,11 @@ static __always_inline bool place(struct walk *w, const struct segment *g)
 	} else if (s->stage == FRESH) {
 		s->stage = LOST; /* of what may be no HTTP */
 		s->owed = GAP + 1;
-	} else if (s->stage == DNS_SIZE || s->stage >= FRAME) {
-		s->stage = IGNORE; /* where a frame or a message begins can't be found again */
-		say(w, RESYNCS + GAP);
+	} else if (s->stage >= FRAME) {
+		/* Where a frame or a message begins can't be found again. */
+		if (s->stage == FRAME)
+			say(w, RESYNCS + GAP);
+		s->stage = IGNORE;
 	} else if (s->stage != LOST && s->stage != IGNORE) {
 		lose(w, GAP);
 		w->pos = g->payload;
@@ -1379,8 +1381,12 @@ static __always_inline int pass(struct __sk_buff *skb, enum direction direction)
 		wanted = read_tcp(skb, at, &g) && g.payload < g.end &&
 			 is_wanted(sk->src_port, bpf_ntohs(sk->dst_port));
 	else if (g.protocol == IPPROTO_UDP && count_dns)
+		/* The packet's ports may be others than a connected socket's by now: a container's
+		 * questions to Docker's own server are sent elsewhere (DNAT).
+		 */
 		wanted = read_udp(skb, at, &g) && g.payload < g.end &&
-			 (g.from == DNS_PORT || g.to == DNS_PORT);
+			 (g.from == DNS_PORT || g.to == DNS_PORT ||
+			  bpf_ntohs(sk->dst_port) == DNS_PORT);
 	if (wanted)
 		enter(skb, sk, direction, &g);
 	return PASS;

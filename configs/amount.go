@@ -13,7 +13,7 @@ import (
 var counts = map[string][]string{
 	"bytes":       {"receive_bytes", "transmit_bytes", "total_bytes"},
 	"packets":     {"receive_packets", "transmit_packets", "total_packets"},
-	"requests":    {"receive_tcp_syn", "transmit_tcp_syn", "total_tcp_syn"},
+	"requests":    {"receive_tcp_syn", "transmit_tcp_syn", "total_tcp_syn", "receive_http_requests", "transmit_http_requests"},
 	"connections": {"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"},
 }
 

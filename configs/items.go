@@ -83,7 +83,7 @@ var itemKeys = []key{
 }
 
 const (
-	wantCount = "receive, transmit or total with _bytes, _packets or _tcp_syn, such as transmit_bytes, or tcp_connect_attempts, tcp_connects, tcp_accepts or tcp_connect_failures"
+	wantCount = "receive, transmit or total with _bytes, _packets or _tcp_syn, such as transmit_bytes, receive or transmit with _http_requests, or tcp_connect_attempts, tcp_connects, tcp_accepts or tcp_connect_failures"
 	wantURL   = "a URL such as http://127.0.0.1:9093"
 )
 

@@ -22,7 +22,9 @@ type Quota struct {
 	Name  string
 	Match QuotaMatch
 	Per   string // container, name, pod, namespace, all, or label: and a key
-	Count string // {receive,transmit,total}_{bytes,packets,tcp_syn}, tcp_{connect_attempts,connects,accepts,connect_failures}
+	// Count is {receive,transmit,total}_{bytes,packets,tcp_syn}, {receive,transmit}_http_requests or
+	// tcp_{connect_attempts,connects,accepts,connect_failures}.
+	Count string
 
 	Limit    uint64         // in what is counted; 0 if there is a rate
 	Every    string         // hour, day, week, month, lifetime or rolling; "" if there is a rate
@@ -147,18 +149,21 @@ func (s *source) checkQuotas(r raw) []Quota {
 	return quotas
 }
 
-// counted reports a count of connections where these are not counted: the quota would never fire.
+// counted reports a count of connections or HTTP requests where these are not counted: the quota
+// would never fire.
 func (l *lister) counted(q Quota, r raw) {
-	key := "count"
+	key, ofHTTP := "count", strings.HasSuffix(q.Count, "_http_requests")
 	if q.Rate != nil {
 		key = "rate.count"
 	}
 	switch {
-	case unitOf(q.Count) != "connections":
+	case unitOf(q.Count) != "connections" && !ofHTTP:
 	case r.Accounting.TCP == Off:
 		l.report(key, q.Count, errors.New("accounting.tcp is off"))
 	case r.Accounting.Source == SourceProc:
 		l.report(key, q.Count, errors.New("accounting.source is proc"))
+	case ofHTTP && r.Requests.HTTP == Off:
+		l.report(key, q.Count, errors.New("requests.http is off"))
 	}
 }
 

@@ -161,6 +161,9 @@ func TestQuotasRefused(t *testing.T) {
 		{"count", one("name: a, count: bytes, limit: 1GB, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "bytes"`},
 		{"connections that are not counted", "accounting: {tcp: off}\n" + one("name: a, count: tcp_connects, limit: 100, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "tcp_connects" (accounting.tcp is off)`},
 		{"connections by /proc", "accounting: {source: proc}\n" + one("name: a, rate: {count: tcp_connect_failures, above: 5/s}"), `quotas[0].rate.count: expected ` + wantCount + `, got "tcp_connect_failures" (accounting.source is proc)`},
+		{"requests that are not counted", one("name: a, count: receive_http_requests, limit: 100, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "receive_http_requests" (requests.http is off)`},
+		{"requests without connections", "accounting: {tcp: off}\n" + one("name: a, rate: {count: transmit_http_requests, above: 5/s}"), `quotas[0].rate.count: expected ` + wantCount + `, got "transmit_http_requests" (accounting.tcp is off)`},
+		{"requests by /proc", "accounting: {source: proc}\nrequests: {http: on}\n" + one("name: a, count: transmit_http_requests, limit: 100, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "transmit_http_requests" (accounting.source is proc)`},
 		{"no unit", one("name: a, count: total_bytes, limit: 100, period: {every: day}"), `quotas[0].limit: expected an amount above 0, such as 100GiB of bytes, or 5M of packets, requests or connections, got "100"`},
 		{"unknown unit", one("name: a, count: total_bytes, limit: 100GB/s, period: {every: day}"), `quotas[0].limit: expected an amount above 0, such as 100GiB of bytes, or 5M of packets, requests or connections, got "100GB/s"`},
 		{"negative", one("name: a, count: total_packets, limit: -5, period: {every: day}"), `quotas[0].limit: expected an amount above 0, such as 100GiB of bytes, or 5M of packets, requests or connections, got "-5"`},
@@ -225,5 +228,13 @@ func TestQuotasRefused(t *testing.T) {
 				t.Errorf("it repeats a secret: %s", got)
 			}
 		})
+	}
+}
+
+// HTTP requests are counted in plain numbers.
+func TestQuotaOfHTTPRequests(t *testing.T) {
+	c := mustLoad(t, "requests: {http: on}\nquotas:\n- {name: in, count: receive_http_requests, limit: 5M, period: {every: day}}\n- {name: out, rate: {count: transmit_http_requests, above: 5k/s}}\n")
+	if c.Quotas[0].Limit != 5_000_000 || c.Quotas[1].Rate.Above != 5000 {
+		t.Errorf("%+v", c.Quotas)
 	}
 }

@@ -208,6 +208,9 @@ func (s *scrape) container(c *usage.Container, id string) {
 	if c.Sockets != nil {
 		s.sockets(c, series{id: id, name: name, namespace: namespace, pod: pod})
 	}
+	if c.Requests != nil {
+		s.requests(c, pairs(ipLabels, id, name, namespace, pod))
+	}
 	if c.Conntrack != nil {
 		s.connections(c, series{id: id, name: name, namespace: namespace, pod: pod})
 	}

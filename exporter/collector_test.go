@@ -265,7 +265,7 @@ func TestScrapeSurvivesBadLabels(t *testing.T) {
 }
 
 func TestLint(t *testing.T) {
-	problems, err := testutil.CollectAndLint(collectorOf(snapshot(), everything()))
+	problems, err := testutil.CollectAndLint(collectorOf(requested(snapshot(), allRead), everything()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +277,7 @@ func TestLint(t *testing.T) {
 // A scraper takes what /metrics answers, whatever other packages add.
 func TestPromtool(t *testing.T) {
 	need.Commands(t, "promtool")
-	opts := options(tracked(true, true))
+	opts := options(requested(tracked(true, true), allRead))
 	opts.Settings = everything
 	_, _, body := request(t, newExporter(t, opts).Handler(), "GET", "/metrics")
 	cmd := exec.Command("promtool", "check", "metrics")
@@ -383,7 +383,7 @@ func TestMetricsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := options(tracked(true, true))
+	opts := options(requested(tracked(true, true), allRead))
 	opts.Settings = everything
 	_, _, body := request(t, newExporter(t, opts).Handler(), "GET", "/metrics")
 	for line := range strings.Lines(body) {

@@ -32,6 +32,7 @@ type descs struct {
 	ip       [2]networkDescs
 	tcp      tcpDescs
 	sockets  socketDescs
+	requests requestDescs
 	lost     [2]lossDescs
 	iface    [2]volumeDescs
 	protocol [2]volumeDescs
@@ -82,6 +83,7 @@ func newDescs() descs {
 	}
 	d.tcp = d.addTCP()
 	d.sockets = d.addSockets()
+	d.requests = d.addRequests()
 	d.undelivered = d.add("nettally_container_network_receive_undelivered_packets_total",
 		"Packets that the host's end of the interface has dropped behind our hook, for a shaper or since the container's end took no more. "+
 			"They are part of receive_packets_total.", seriesLabels...)

@@ -66,7 +66,7 @@ func snapshot() usage.Snapshot {
 		}},
 		Traffic: traffic(10_000),
 		Logged: &usage.Logged{
-			Receive: usage.Requests{Connections: 8, SYN: 3}, Transmit: usage.Requests{Connections: 9, SYN: 4}, Since: noon,
+			Receive: usage.LoggedRequests{Connections: 8, SYN: 3}, Transmit: usage.LoggedRequests{Connections: 9, SYN: 4}, Since: noon,
 		},
 	}
 	host := usage.Container{
@@ -189,7 +189,10 @@ var midnight = time.Date(2026, 11, 1, 0, 0, 0, 0, time.FixedZone("CET", 3600))
 
 // historyRows are two days, with keys of all kinds.
 func historyRows() []HistoryRow {
-	rows := []HistoryRow{{Key: "web", TCP: &HistoryTCP{ConnectAttempts: 7, Connects: 8, Accepts: 9, ConnectFailures: 10}}, {Key: ""}, {Key: "=1+1,\"x\""}}
+	rows := []HistoryRow{{
+		Key: "web",
+		TCP: &HistoryTCP{ConnectAttempts: 7, Connects: 8, Accepts: 9, ConnectFailures: 10}, HTTP: &HistoryHTTP{Receive: 11, Transmit: 12},
+	}, {Key: ""}, {Key: "=1+1,\"x\""}}
 	for i := range rows {
 		n := uint64(100 * i)
 		rows[i].Start, rows[i].End = midnight.AddDate(0, 0, i/2), midnight.AddDate(0, 0, i/2+1)

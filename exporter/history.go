@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,7 +54,8 @@ type HistoryRow struct {
 	Key      string        `json:"key"`
 	Receive  HistoryCounts `json:"receive"`
 	Transmit HistoryCounts `json:"transmit"`
-	TCP      *HistoryTCP   `json:"tcp"` // null where connections were not counted
+	TCP      *HistoryTCP   `json:"tcp"`  // null where connections were not counted
+	HTTP     *HistoryHTTP  `json:"http"` // null where HTTP was not counted
 }
 
 // HistoryTCP is what was counted of TCP connections.
@@ -62,6 +64,12 @@ type HistoryTCP struct {
 	Connects        uint64 `json:"connects"`
 	Accepts         uint64 `json:"accepts"`
 	ConnectFailures uint64 `json:"connect_failures"`
+}
+
+// HistoryHTTP is what was counted of HTTP/1 requests.
+type HistoryHTTP struct {
+	Receive  uint64 `json:"receive_requests"`
+	Transmit uint64 `json:"transmit_requests"`
 }
 
 // HistoryCounts is one direction, as the container sees it: wire numbers.
@@ -227,7 +235,8 @@ func (h *History) WriteCSV(w io.Writer) error {
 	// The writer keeps an error for its end.
 	_ = out.Write([]string{"start", "end", "key", "receive_bytes", "receive_packets", "receive_tcp_syn",
 		"transmit_bytes", "transmit_packets", "transmit_tcp_syn",
-		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"})
+		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures",
+		"receive_http_requests", "transmit_http_requests"})
 	for _, row := range h.History {
 		cells := []string{row.Start.Format(time.RFC3339), row.End.Format(time.RFC3339), cell(row.Key)}
 		for _, c := range [...]HistoryCounts{row.Receive, row.Transmit} {
@@ -235,7 +244,7 @@ func (h *History) WriteCSV(w io.Writer) error {
 				cells = append(cells, strconv.FormatUint(n, 10))
 			}
 		}
-		_ = out.Write(append(cells, row.TCP.cells()...))
+		_ = out.Write(slices.Concat(cells, row.TCP.cells(), row.HTTP.cells()))
 	}
 	out.Flush()
 	return out.Error()
@@ -250,6 +259,13 @@ func (t *HistoryTCP) cells() []string {
 		cells = append(cells, strconv.FormatUint(n, 10))
 	}
 	return cells
+}
+
+func (h *HistoryHTTP) cells() []string {
+	if h == nil {
+		return []string{"", ""}
+	}
+	return []string{strconv.FormatUint(h.Receive, 10), strconv.FormatUint(h.Transmit, 10)}
 }
 
 func cell(key string) string {

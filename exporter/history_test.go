@@ -156,7 +156,8 @@ func TestHistory(t *testing.T) {
 	}
 	want := `{"history":[{"start":"2026-11-01T00:00:00+01:00","end":"2026-11-02T00:00:00+01:00","key":"web",` +
 		`"receive":{"bytes":1,"packets":2,"tcp_syn":3},"transmit":{"bytes":4,"packets":5,"tcp_syn":6},` +
-		`"tcp":{"connect_attempts":7,"connects":8,"accepts":9,"connect_failures":10}}],` +
+		`"tcp":{"connect_attempts":7,"connects":8,"accepts":9,"connect_failures":10},` +
+		`"http":{"receive_requests":11,"transmit_requests":12}}],` +
 		`"by":"label:team","step":"month","from":"2026-11-01T00:00:00+01:00","to":"2026-12-01T00:00:00+01:00"}` + "\n"
 	if diff := cmp.Diff(want, body); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
@@ -182,10 +183,10 @@ func TestHistoryCSV(t *testing.T) {
 	if code != 200 || header.Get("Content-Type") != "text/csv; charset=utf-8" {
 		t.Errorf("status %d, content type %q", code, header.Get("Content-Type"))
 	}
-	want := `start,end,key,receive_bytes,receive_packets,receive_tcp_syn,transmit_bytes,transmit_packets,transmit_tcp_syn,tcp_connect_attempts,tcp_connects,tcp_accepts,tcp_connect_failures
-2026-11-01T00:00:00+01:00,2026-11-02T00:00:00+01:00,web,1,2,3,4,5,6,7,8,9,10
-2026-11-01T00:00:00+01:00,2026-11-02T00:00:00+01:00,,101,102,103,104,105,106,,,,
-2026-11-02T00:00:00+01:00,2026-11-03T00:00:00+01:00,"'=1+1,""x""",201,202,203,204,205,206,,,,
+	want := `start,end,key,receive_bytes,receive_packets,receive_tcp_syn,transmit_bytes,transmit_packets,transmit_tcp_syn,tcp_connect_attempts,tcp_connects,tcp_accepts,tcp_connect_failures,receive_http_requests,transmit_http_requests
+2026-11-01T00:00:00+01:00,2026-11-02T00:00:00+01:00,web,1,2,3,4,5,6,7,8,9,10,11,12
+2026-11-01T00:00:00+01:00,2026-11-02T00:00:00+01:00,,101,102,103,104,105,106,,,,,,
+2026-11-02T00:00:00+01:00,2026-11-03T00:00:00+01:00,"'=1+1,""x""",201,202,203,204,205,206,,,,,,
 `
 	if diff := cmp.Diff(want, body); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

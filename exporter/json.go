@@ -49,6 +49,7 @@ type Container struct {
 	TCP         *TCP              `json:"tcp"`      // nil where that is not counted
 
 	Sockets   *Sockets   `json:"sockets"`   // nil where it is not counted
+	Requests  *Requests  `json:"requests"`  // nil where nothing of it is counted
 	Conntrack *Conntrack `json:"conntrack"` // nil where it is not counted
 	NFLOG     *NFLOG     `json:"nflog"`     // by firewall rules, nil where they log nothing of it
 }
@@ -177,6 +178,7 @@ func containerOf(c *usage.Container) Container {
 		TCP:         tcpOf(c),
 
 		Sockets:   socketsOf(c.Sockets),
+		Requests:  requestsOf(c),
 		Conntrack: conntrackOf(c.Conntrack),
 		NFLOG:     nflogOf(c.Logged),
 	}

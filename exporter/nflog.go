@@ -12,13 +12,13 @@ import (
 
 // NFLOG is what the host's firewall rules log of a container.
 type NFLOG struct {
-	Receive  Requests  `json:"receive"`
-	Transmit Requests  `json:"transmit"`
-	Since    time.Time `json:"since"` // it is counted
+	Receive  LoggedRequests `json:"receive"`
+	Transmit LoggedRequests `json:"transmit"`
+	Since    time.Time      `json:"since"` // it is counted
 }
 
-// Requests is how often a connection was asked for in one direction, as the container sees it.
-type Requests struct {
+// LoggedRequests is how often a connection was asked for in one direction, as the container sees it.
+type LoggedRequests struct {
 	Connections uint64 `json:"connections"` // of all protocols
 	TCPSYN      uint64 `json:"tcp_syn"`     // of TCP; retransmitted ones too
 }
@@ -39,8 +39,8 @@ func nflogOf(l *usage.Logged) *NFLOG {
 		return nil
 	}
 	return &NFLOG{
-		Receive:  Requests{Connections: l.Receive.Connections, TCPSYN: l.Receive.SYN},
-		Transmit: Requests{Connections: l.Transmit.Connections, TCPSYN: l.Transmit.SYN},
+		Receive:  LoggedRequests{Connections: l.Receive.Connections, TCPSYN: l.Receive.SYN},
+		Transmit: LoggedRequests{Connections: l.Transmit.Connections, TCPSYN: l.Transmit.SYN},
 		Since:    l.Since.UTC(),
 	}
 }
@@ -100,7 +100,7 @@ func (s *scrape) nflog(state *usage.LogState) {
 func (s *scrape) logged(l *usage.Logged, of series) {
 	for _, d := range [...]struct {
 		name string
-		r    usage.Requests
+		r    usage.LoggedRequests
 	}{{"receive", l.Receive}, {"transmit", l.Transmit}} {
 		s.counter(s.descs.nflog.connections, pairs(nflogLabels, of.id, d.name, of.name, of.namespace, of.pod), d.r.Connections, created(l.Since))
 	}

@@ -185,7 +185,7 @@ func typeOf(value any) string {
 
 func TestOpenAPIAnswers(t *testing.T) {
 	doc := readDocument(t)
-	opts := withQuotas(withHistory(options(tracked(true, true))))
+	opts := withQuotas(withHistory(options(requested(tracked(true, true), allRead))))
 	early := options(snapshot())
 	early.Snapshot = func(context.Context) (usage.Snapshot, error) {
 		return usage.Snapshot{}, errors.New("take over what was counted before: context deadline exceeded")

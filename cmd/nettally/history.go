@@ -183,7 +183,7 @@ func historyOf(ctx context.Context, l *ledger.Ledger, q exporter.HistoryQuery) (
 		rows[i] = exporter.HistoryRow{
 			Start: r.Start, End: r.End, Key: r.Key,
 			Receive: exporter.HistoryCounts(r.Receive), Transmit: exporter.HistoryCounts(r.Transmit),
-			TCP: (*exporter.HistoryTCP)(r.TCP),
+			TCP: (*exporter.HistoryTCP)(r.TCP), HTTP: (*exporter.HistoryHTTP)(r.HTTP),
 		}
 	}
 	return rows, err

@@ -180,8 +180,8 @@ func TestHistoryFormats(t *testing.T) {
 		return []exporter.HistoryRow{row(0, "-x", 1, 2, 3)}, nil
 	})
 	want := "start,end,key,receive_bytes,receive_packets,receive_tcp_syn,transmit_bytes,transmit_packets,transmit_tcp_syn," +
-		"tcp_connect_attempts,tcp_connects,tcp_accepts,tcp_connect_failures\n" +
-		"2026-11-01T00:00:00-05:00,2026-11-02T00:00:00-05:00,'-x,1,0,3,2,0,0,,,,\n"
+		"tcp_connect_attempts,tcp_connects,tcp_accepts,tcp_connect_failures,receive_http_requests,transmit_http_requests\n" +
+		"2026-11-01T00:00:00-05:00,2026-11-02T00:00:00-05:00,'-x,1,0,3,2,0,0,,,,,,\n"
 	if diff := cmp.Diff(want, mustOutput(t, append(flags, "history", "-o", "csv")...)); diff != "" {
 		t.Errorf("csv (-want +got):\n%s", diff)
 	}

@@ -505,6 +505,15 @@ func (d *fakeSlots) ReadSockets(s bpf.Slot) (bpf.SocketCounters, error) {
 
 func (d *fakeSlots) CountsSockets() bool { return false }
 
+func (d *fakeSlots) ReadRequests(s bpf.Slot) (receive, transmit bpf.RequestCounters, err error) {
+	if now, ok := d.slots[s.Index]; !ok || now.Generation != s.Generation {
+		return receive, transmit, bpf.ErrReleased
+	}
+	return receive, transmit, nil
+}
+
+func (d *fakeSlots) RequestsCounted() bpf.RequestOptions { return bpf.RequestOptions{} }
+
 func (d *fakeSlots) NoteTCP(s bpf.Slot, n bpf.TCPNote) error {
 	counted := d.tcp[s.Index]
 	counted.TCPNote = n

@@ -133,7 +133,8 @@ func (h *historyRun) forms(t *testing.T) {
 		nettest.Must(h.daemon.run("history", "--step", "month", "-o", "csv"))(t))).ReadAll())(t)
 	lines := [][]string{{"start", "end", "key", "receive_bytes", "receive_packets", "receive_tcp_syn",
 		"transmit_bytes", "transmit_packets", "transmit_tcp_syn",
-		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures"}}
+		"tcp_connect_attempts", "tcp_connects", "tcp_accepts", "tcp_connect_failures",
+		"receive_http_requests", "transmit_http_requests"}}
 	for _, row := range want {
 		line := []string{row.Start.Format(time.RFC3339), row.End.Format(time.RFC3339), row.Key}
 		for _, n := range []exporter.HistoryCounts{row.Receive, row.Transmit} {
@@ -147,7 +148,7 @@ func (h *historyRun) forms(t *testing.T) {
 		for _, number := range []uint64{row.TCP.ConnectAttempts, row.TCP.Connects, row.TCP.Accepts, row.TCP.ConnectFailures} {
 			line = append(line, strconv.FormatUint(number, 10))
 		}
-		lines = append(lines, line)
+		lines = append(lines, append(line, "", "")) // HTTP is not counted
 	}
 	if diff := cmp.Diff(lines, rows); diff != "" {
 		t.Errorf("CSV (-JSON +CSV):\n%s", diff)

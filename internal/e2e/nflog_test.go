@@ -72,8 +72,8 @@ func TestNFLOG(t *testing.T) {
 		}
 		// One datagram's connection each way, and as many SYNs as our programs saw.
 		want := exporter.NFLOG{
-			Receive:  exporter.Requests{Connections: found.Receive.TCPSYN + 1, TCPSYN: found.Receive.TCPSYN},
-			Transmit: exporter.Requests{Connections: found.Transmit.TCPSYN + 1, TCPSYN: found.Transmit.TCPSYN},
+			Receive:  exporter.LoggedRequests{Connections: found.Receive.TCPSYN + 1, TCPSYN: found.Receive.TCPSYN},
+			Transmit: exporter.LoggedRequests{Connections: found.Transmit.TCPSYN + 1, TCPSYN: found.Transmit.TCPSYN},
 			Since:    found.NFLOG.Since,
 		}
 		if *found.NFLOG != want || found.Receive.TCPSYN != 2 || found.Transmit.TCPSYN != 3 {

@@ -225,8 +225,9 @@ func (s *salvage) table() (err error) {
 	columns := strings.Count(s.columns, ",") + 1
 	s.read = s.columns
 	for _, later := range [...][2]string{
-		{tcpColumns, strings.Repeat("0, ", strings.Count(tcpColumns, ",")) + "0"}, // as before schema4
-		{", user,", ", '' AS user,"}, // as before schema3
+		{httpColumns, zeros(httpColumns)}, // as before schema5
+		{tcpColumns, zeros(tcpColumns)},   // as before schema4
+		{", user,", ", '' AS user,"},      // as before schema3
 	} {
 		if _, err := s.old.ExecContext(s.ctx, "SELECT "+s.read+" FROM "+s.name+" LIMIT 0"); err == nil {
 			break
@@ -249,6 +250,9 @@ func (s *salvage) table() (err error) {
 	}
 	return s.span(low, high)
 }
+
+// zeros is as many of them as there are columns in a list.
+func zeros(columns string) string { return strings.Repeat("0, ", strings.Count(columns, ",")) + "0" }
 
 // bounds returns the range of the keys, a wide one if the ends can't be read.
 func (s *salvage) bounds() (low, high int64, err error) {

@@ -162,6 +162,19 @@ func (b *bench) connections(q Query) (lines []string) {
 	return lines
 }
 
+// requests returns rows as "<key> <bytes received> <requests>".
+func (b *bench) requests(q Query) (lines []string) {
+	b.t.Helper()
+	for _, r := range b.query(q) {
+		known := "unknown"
+		if r.HTTP != nil {
+			known = fmt.Sprint(*r.HTTP)
+		}
+		lines = append(lines, fmt.Sprint(r.Key, " ", r.Receive.Bytes, " ", known))
+	}
+	return lines
+}
+
 // total is the sum over all history of each number of traffic.
 func (b *bench) total() (sum numbers) {
 	b.t.Helper()

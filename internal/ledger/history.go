@@ -71,13 +71,17 @@ type Row struct {
 	// several runtimes have containers of one name, all but the first have theirs before it.
 	Key               string
 	Receive, Transmit Amount
-	TCP               *Connections // nil where they were not counted
+	TCP               *Connections  // nil where they were not counted
+	HTTP              *HTTPRequests // nil where they were not counted
 }
 
 // Connections is what was counted of TCP connections, as in [usage.TCP].
 type Connections struct {
 	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
 }
+
+// HTTPRequests are those of HTTP/1, of all methods, as in [usage.Requests].
+type HTTPRequests struct{ Receive, Transmit uint64 }
 
 // Amount is what was counted in one direction: wire numbers, without what was seeded.
 type Amount struct {
@@ -419,7 +423,9 @@ func (a *answer) period(stmt *sql.Stmt, start, end time.Time, rest []any) ([]Row
 	}
 	period := make([]Row, 0, len(sums))
 	for key, n := range sums {
-		period = append(period, Row{Start: start, End: end, Key: key, Receive: n.amount(0), Transmit: n.amount(3), TCP: n.connections()})
+		period = append(period, Row{
+			Start: start, End: end, Key: key, Receive: n.amount(0), Transmit: n.amount(3), TCP: n.connections(), HTTP: n.requests(),
+		})
 	}
 	slices.SortFunc(period, func(x, y Row) int { return cmp.Compare(x.Key, y.Key) })
 	return period, rows.Err()
@@ -444,4 +450,11 @@ func (n numbers) connections() *Connections {
 	}
 	of := n[firstOfTCP:]
 	return &Connections{uint64(of[0]), uint64(of[1]), uint64(of[2]), uint64(of[3])}
+}
+
+func (n numbers) requests() *HTTPRequests {
+	if n[httpKnown] == 0 {
+		return nil
+	}
+	return &HTTPRequests{uint64(n[firstOfHTTP]), uint64(n[firstOfHTTP+1])}
 }

@@ -18,18 +18,21 @@ import (
 
 // numbers are what the history is made of: bytes, packets and SYNs received, then
 // those transmitted, then connections that were attempted, established, accepted and failed, and
-// whether these are known, as a number above 0.
-type numbers [11]int64
+// whether these are known, as a number above 0, then HTTP requests received and transmitted, and
+// whether these are known.
+type numbers [14]int64
 
 const (
-	firstOfTCP = 6
-	tcpKnown   = 10
+	firstOfTCP  = 6
+	tcpKnown    = 10
+	firstOfHTTP = 11
+	httpKnown   = 13
 )
 
 // counted returns the numbers of a record that are to be in the history in the end: those
 // of its interfaces, or of its cgroup if it is in the host's network. A container that
-// shares another one's interfaces is in that one's, but for its connections. Those of a nested
-// container are in the numbers of the outer one.
+// shares another one's interfaces is in that one's, but for its connections and requests. Those of a
+// nested container are in the numbers of the outer one.
 func counted(r usage.Record) (n numbers) {
 	traffic := r.Traffic
 	if r.IP != nil && r.OnHost {
@@ -46,10 +49,16 @@ func counted(r usage.Record) (n numbers) {
 			n[firstOfTCP+i] = int64(min(amount, math.MaxInt64))
 		}
 	}
+	if r.ParentID == "" {
+		receive, transmit := r.HTTPRequests()
+		n[firstOfHTTP], n[firstOfHTTP+1] = int64(min(receive, math.MaxInt64)), int64(min(transmit, math.MaxInt64))
+	}
 	return n
 }
 
 func countsTCP(r usage.Record) bool { return r.TCP != nil && r.ParentID == "" }
+
+func countsHTTP(r usage.Record) bool { return r.Layer7.HTTP && r.ParentID == "" }
 
 // highest returns the higher one of each two numbers.
 func (n numbers) highest(m numbers) numbers {
@@ -323,6 +332,9 @@ func (w *writer) put(r usage.Record, hour int64, mark numbers) (numbers, error) 
 	if delta != (numbers{}) {
 		if countsTCP(r) {
 			delta[tcpKnown] = 1
+		}
+		if countsHTTP(r) {
+			delta[httpKnown] = 1
 		}
 		args := append([]any{hour, current}, delta.values()...)
 		if _, err := w.use.ExecContext(w.ctx, args...); err != nil {

@@ -57,3 +57,40 @@ func TestHistoryOfConnections(t *testing.T) {
 	q.Step, q.To = Day, b.now
 	same(t, b.connections(q), []string{"na1 120 {480 360 240 120}", "nb2 150 {600 450 300 150}", "nc3 100 unknown"})
 }
+
+// HTTP requests are in the history from where they are counted, of all methods, and not a second
+// time of a nested container. They go along from hours to days.
+func TestHistoryOfHTTPRequests(t *testing.T) {
+	b := newBench(t)
+	b.keep = [2]time.Duration{day, 365 * day}
+	requested := func(id string, n uint64) usage.Record {
+		r := record(id, "n"+id, n)
+		r.Requests, r.Layer7 = &usage.Requests{}, usage.Layer7{HTTP: true}
+		r.Requests.Receive.HTTPRequests[0], r.Requests.Receive.HTTPRequests[2], r.Requests.Transmit.HTTPRequests[1] = n, 2*n, n
+		return r
+	}
+	nested, other := requested("c3", 100), record("d4", "nd4", 100)
+	nested.ParentID = "b2"
+	other.Requests, other.Layer7 = &usage.Requests{}, usage.Layer7{DNS: true}
+	idle := record("e5", "ne5", 100)
+	idle.Layer7 = usage.Layer7{HTTP: true}
+	b.flush(record("a1", "na1", 100), requested("b2", 100), nested, other, idle)
+	b.pass(time.Hour)
+	b.restart()
+	b.flush(requested("a1", 110), requested("b2", 150), nested, other, idle)
+	q := Query{Step: Hour, From: noon.Add(-day), To: noon.Add(day)}
+	want := []string{
+		"na1 100 unknown", "nb2 100 {300 100}", "nc3 100 unknown", "nd4 100 unknown", "ne5 100 {0 0}",
+		"na1 10 {330 110}", "nb2 50 {150 50}",
+	}
+	same(t, b.requests(q), want)
+	b.flush(record("a1", "na1", 120)) // they are not counted any more
+	b.flush(requested("a1", 120))
+	want[5] = "na1 20 {360 120}"
+	same(t, b.requests(q), want)
+
+	b.pass(3 * day)
+	b.tidyAll()
+	q.Step, q.To = Day, b.now
+	same(t, b.requests(q), []string{"na1 120 {360 120}", "nb2 150 {450 150}", "nc3 100 unknown", "nd4 100 unknown", "ne5 100 {0 0}"})
+}

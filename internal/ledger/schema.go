@@ -10,12 +10,13 @@ import (
 
 // migrations lead from one version of the schema to the next, in order. They are only
 // ever added to.
-func migrations() []string { return []string{schema1, schema2, schema3, schema4} }
+func migrations() []string { return []string{schema1, schema2, schema3, schema4, schema5} }
 
 // numberColumns are numbers as columns, in their order.
 const (
-	numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn, " + tcpColumns
+	numberColumns = "receive_bytes, receive_packets, receive_syn, transmit_bytes, transmit_packets, transmit_syn, " + tcpColumns + ", " + httpColumns
 	tcpColumns    = "tcp_connect_attempts, tcp_connects, tcp_accepts, tcp_connect_failures, tcp_known"
+	httpColumns   = "receive_http_requests, transmit_http_requests, http_known"
 )
 
 // numberValues are as many parameters.
@@ -133,6 +134,19 @@ ALTER TABLE days ADD COLUMN tcp_connects INTEGER NOT NULL DEFAULT 0 CHECK (tcp_c
 ALTER TABLE days ADD COLUMN tcp_accepts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_accepts >= 0);
 ALTER TABLE days ADD COLUMN tcp_connect_failures INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_failures >= 0);
 ALTER TABLE days ADD COLUMN tcp_known INTEGER NOT NULL DEFAULT 0 CHECK (tcp_known >= 0);
+`
+
+// schema5 adds HTTP requests. http_known is above 0 where they were counted.
+const schema5 = `
+ALTER TABLE containers ADD COLUMN receive_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (receive_http_requests >= 0);
+ALTER TABLE containers ADD COLUMN transmit_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (transmit_http_requests >= 0);
+ALTER TABLE containers ADD COLUMN http_known INTEGER NOT NULL DEFAULT 0 CHECK (http_known >= 0);
+ALTER TABLE hours ADD COLUMN receive_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (receive_http_requests >= 0);
+ALTER TABLE hours ADD COLUMN transmit_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (transmit_http_requests >= 0);
+ALTER TABLE hours ADD COLUMN http_known INTEGER NOT NULL DEFAULT 0 CHECK (http_known >= 0);
+ALTER TABLE days ADD COLUMN receive_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (receive_http_requests >= 0);
+ALTER TABLE days ADD COLUMN transmit_http_requests INTEGER NOT NULL DEFAULT 0 CHECK (transmit_http_requests >= 0);
+ALTER TABLE days ADD COLUMN http_known INTEGER NOT NULL DEFAULT 0 CHECK (http_known >= 0);
 `
 
 // version returns the version of a file's schema, 0 for an empty file.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/nettally/nettally/internal/usage"
 )
 
 func TestMigrate(t *testing.T) {
@@ -71,20 +73,21 @@ func (b *bench) asBeforeUsers() {
 	const columns = "id, container_id, name, namespace, pod, runtime, image, labels"
 	_, old, _ := strings.Cut(schema1, "CREATE TABLE subjects")
 	old, _, _ = strings.Cut(old, "STRICT;")
-	for _, table := range []string{"containers", "hours", "days"} {
-		b.dropColumns(table, tcpColumns)
-	}
+	b.dropColumns(tcpColumns + ", " + httpColumns)
 	if _, err := b.file.write.Exec("CREATE TABLE before" + old + "STRICT; INSERT INTO before SELECT " + columns + " FROM subjects;" +
 		" DROP TABLE subjects; ALTER TABLE before RENAME TO subjects; PRAGMA user_version = 2"); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-func (b *bench) dropColumns(table, columns string) {
+// dropColumns drops numbers from all tables that have them.
+func (b *bench) dropColumns(columns string) {
 	b.t.Helper()
 	for column := range strings.SplitSeq(columns, ", ") {
-		if _, err := b.file.write.Exec("ALTER TABLE " + table + " DROP COLUMN " + column); err != nil {
-			b.t.Fatal(err)
+		for _, table := range []string{"containers", "hours", "days"} {
+			if _, err := b.file.write.Exec("ALTER TABLE " + table + " DROP COLUMN " + column); err != nil {
+				b.t.Fatal(err)
+			}
 		}
 	}
 }
@@ -112,13 +115,27 @@ func TestNewerLedgerIsLeftAlone(t *testing.T) {
 func TestMigrateToConnections(t *testing.T) {
 	b := newBench(t)
 	b.flush(record("a1", "web", 100))
-	for _, table := range []string{"containers", "hours", "days"} {
-		b.dropColumns(table, tcpColumns)
-	}
+	b.dropColumns(tcpColumns + ", " + httpColumns)
 	if _, err := b.file.write.Exec("PRAGMA user_version = 3"); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()
 	b.flush(record("a1", "web", 100))
 	same(t, b.connections(Query{By: ByContainer}), []string{"a1 100 unknown"})
+}
+
+// A ledger from before there were HTTP requests keeps its connections, and knows of no requests.
+func TestMigrateToHTTPRequests(t *testing.T) {
+	b := newBench(t)
+	r := record("a1", "web", 100)
+	r.TCP = &usage.TCP{Connects: 3}
+	b.flush(r)
+	b.dropColumns(httpColumns)
+	if _, err := b.file.write.Exec("PRAGMA user_version = 4"); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.flush(r)
+	same(t, b.connections(Query{By: ByContainer}), []string{"a1 100 {0 3 0 0}"})
+	same(t, b.requests(Query{By: ByContainer}), []string{"a1 100 unknown"})
 }

@@ -30,7 +30,7 @@ const (
 
 // tally is what was counted for an account.
 type tally struct {
-	requests    [2]usage.Requests
+	requests    [2]usage.LoggedRequests
 	first, last time.Time
 	began       time.Time // since when it is counted, once a snapshot has told
 }
@@ -43,7 +43,7 @@ type end struct {
 
 // waiting is what was counted for an end that may be a container's.
 type waiting struct {
-	requests [2]usage.Requests
+	requests [2]usage.LoggedRequests
 	since    time.Time
 	vain     bool // nobody was found
 }
@@ -87,7 +87,7 @@ func device(port, iface *uint32) uint32 {
 }
 
 func (c *Counter) count(e end, direction int, tcp bool, now time.Time) {
-	var r [2]usage.Requests
+	var r [2]usage.LoggedRequests
 	r[direction].Connections = 1
 	if tcp {
 		r[direction].SYN = 1
@@ -120,7 +120,7 @@ func (c *Counter) owner(e end) (id string, port uint32, may bool) {
 	return c.Owner(int(port)), port, true
 }
 
-func (c *Counter) add(id string, port uint32, r [2]usage.Requests, now time.Time) {
+func (c *Counter) add(id string, port uint32, r [2]usage.LoggedRequests, now time.Time) {
 	t := c.tallies[id]
 	if t == nil {
 		t = &tally{first: now}
@@ -136,7 +136,7 @@ func (c *Counter) add(id string, port uint32, r [2]usage.Requests, now time.Time
 }
 
 // wait keeps what is counted for an end until its container is found.
-func (c *Counter) wait(e end, r [2]usage.Requests, now time.Time) {
+func (c *Counter) wait(e end, r [2]usage.LoggedRequests, now time.Time) {
 	if c.index.links[e.dev] == veth {
 		e.addr = netip.Addr{} // it is one container's, or none's
 	}
@@ -159,7 +159,7 @@ func (c *Counter) wait(e end, r [2]usage.Requests, now time.Time) {
 	c.look()
 }
 
-func (c *Counter) giveUp(r [2]usage.Requests) {
+func (c *Counter) giveUp(r [2]usage.LoggedRequests) {
 	for d := range r {
 		c.totals.unattributed[d] += r[d].Connections
 	}

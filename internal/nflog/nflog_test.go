@@ -59,7 +59,7 @@ func testRequests(t *testing.T, tool string, bridged bool) {
 	}
 	for _, name := range []string{"a", "b", "alone"} {
 		got := loggedOf(s, name)
-		for d, r := range map[string]usage.Requests{"src": got.Transmit, "dst": got.Receive} {
+		for d, r := range map[string]usage.LoggedRequests{"src": got.Transmit, "dst": got.Receive} {
 			n := w.nodes[name]
 			want := captures[name].Count(fmt.Sprintf("%s host %s and %s%s", d, n.ip[0], syn4, onBridge)).Packets +
 				captures[name].Count(fmt.Sprintf("%s host %s and %s%s", d, n.ip[1], syn6, onBridge)).Packets

@@ -129,6 +129,14 @@ func (*Datapath) ReadSockets(bpf.Slot) (bpf.SocketCounters, error) { return bpf.
 // CountsSockets reports that it is not.
 func (*Datapath) CountsSockets() bool { return false }
 
+// ReadRequests returns nothing: requests are not counted here.
+func (*Datapath) ReadRequests(bpf.Slot) (receive, transmit bpf.RequestCounters, err error) {
+	return receive, transmit, nil
+}
+
+// RequestsCounted reports that none are.
+func (*Datapath) RequestsCounted() bpf.RequestOptions { return bpf.RequestOptions{} }
+
 // NoteTCP refuses: connections are not counted here.
 func (*Datapath) NoteTCP(bpf.Slot, bpf.TCPNote) error { return errors.ErrUnsupported }
 

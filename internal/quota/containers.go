@@ -46,10 +46,10 @@ func (e *Engine) see(c *usage.Container, now time.Time) {
 		return // it gets its name in a moment
 	}
 	traffic, source := counted(*c)
-	counts := c.TCP != nil && !k.tcp // from now on
-	k.tcp = k.tcp || counts
+	counts := c.TCP != nil && !k.tcp || c.Layer7.HTTP && !k.http // from now on
+	k.tcp, k.http = k.tcp || c.TCP != nil, k.http || c.Layer7.HTTP
 	e.sightings = append(e.sightings, sighting{
-		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic, c.TCP, k.last),
+		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic, c, k.last),
 		changed: k.version != e.version || !k.identity.is(c, source) || counts,
 	})
 }
@@ -79,10 +79,14 @@ func (s *sighting) count() {
 	k := s.k
 	growth, ok := s.total.minus(k.last)
 	first := k.source != "" && !k.last.passed() && k.age(s.c, s.source) < forgetAfter
-	if !ok || s.source != k.source && !first {
-		// It never goes back, but with the numbers of another kind. Those of connections have one kind.
-		s.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
+	switched := s.source != k.source && !first
+	if switched { // those of connections and requests have one source
 		clear(growth[:ofTraffic])
+	}
+	if !ok || switched {
+		// It never goes back, but with the numbers of another kind, or where some were not counted
+		// for a while.
+		s.Log.Debug("a container's total went back; counting goes on from there", "container", k.id)
 		k.last, k.source = s.total, s.source
 		s.dirty.markContainer(k)
 	}
@@ -141,8 +145,11 @@ func (s *sighting) connect() {
 
 // sourceFor returns where a rule's numbers come from.
 func (s *sighting) sourceFor(r *rule) string {
-	if r.Count.ofTCP() {
+	switch {
+	case r.Count.ofTCP():
 		return sourceTCP
+	case r.Count.ofHTTP():
+		return sourceHTTP
 	}
 	return s.source
 }
@@ -171,7 +178,7 @@ func (s *sighting) join(st *state, met bool) {
 // counted under the same key: what both use is in its numbers.
 func (s *sighting) ownerHas(r *rule, key string) bool {
 	owner := s.containers[s.c.SharesWith]
-	if r.Count.ofTCP() || s.source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
+	if r.Count.bySockets() || s.source != sourceIP || owner == nil || owner.version == 0 || owner.identity.source != sourceInterface {
 		return false
 	}
 	i := owner.identity

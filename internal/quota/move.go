@@ -44,7 +44,8 @@ func (k *container) alone(list []*state) (alone []*state) {
 // two runtimes have containers of one name, all but the first runtime's have theirs before it.
 func (s *sighting) key(r *rule) string {
 	key := r.key(s.c, s.source)
-	if key == "" || s.ownerHas(r, key) || r.Count.ofTCP() && !s.k.tcp { // not known is not 0
+	unknown := r.Count.ofTCP() && !s.k.tcp || r.Count.ofHTTP() && !s.k.http // which is not 0
+	if key == "" || unknown || s.ownerHas(r, key) {
 		return ""
 	}
 	runtime := s.c.Runtime

@@ -14,8 +14,8 @@ import (
 // Count says what a rule counts.
 type Count string
 
-// What can be counted. Requests are TCP packets with SYN and without ACK. Connections are those of
-// [usage.TCP], told where these are counted.
+// What can be counted. SYN are TCP packets with SYN and without ACK. Connections are those of
+// [usage.TCP], and HTTP requests those of [usage.Requests]; both are told where they are counted.
 const (
 	ReceiveBytes    Count = "receive_bytes"
 	TransmitBytes   Count = "transmit_bytes"
@@ -31,6 +31,9 @@ const (
 	TCPConnects        Count = "tcp_connects"
 	TCPAccepts         Count = "tcp_accepts"
 	TCPConnectFailures Count = "tcp_connect_failures"
+
+	ReceiveHTTPRequests  Count = "receive_http_requests"
+	TransmitHTTPRequests Count = "transmit_http_requests"
 )
 
 // Units of counts.
@@ -44,13 +47,19 @@ const (
 // ofTCP says whether connections are counted.
 func (c Count) ofTCP() bool { return strings.HasPrefix(string(c), "tcp_") }
 
+// ofHTTP says whether HTTP requests are counted.
+func (c Count) ofHTTP() bool { return strings.HasSuffix(string(c), "_http_requests") }
+
+// bySockets says whether the count is by the container's cgroup, whatever its traffic is counted by.
+func (c Count) bySockets() bool { return c.ofTCP() || c.ofHTTP() }
+
 // Unit returns what the count is in: Bytes, Packets, Requests or Connections.
 func (c Count) Unit() string {
 	if c.ofTCP() {
 		return Connections
 	}
 	_, what, _ := strings.Cut(string(c), "_")
-	return map[string]string{"bytes": Bytes, "packets": Packets, "tcp_syn": Requests}[what]
+	return map[string]string{"bytes": Bytes, "packets": Packets, "tcp_syn": Requests, "http_requests": Requests}[what]
 }
 
 // What a rule sums up by. PerLabel is followed by the label's key.
@@ -171,7 +180,7 @@ func (r *Rule) countedByOwner(c *usage.Container, source string) bool {
 	// Another user's container is in another rule's sum.
 	nested := c.ParentID != "" && usage.UserOf(c.ParentID) == c.User()
 	within := nested || c.Shares && usage.UserOf(c.SharesWith) == c.User()
-	if r.Count.ofTCP() { // by cgroup always: the outer one has what passes in the inner one
+	if r.Count.bySockets() { // the outer one has what passes in the inner one
 		return nested && sums && r.Match.ofPods()
 	}
 	return source == sourceIP && within && sums && r.Match.ofPods()
@@ -182,6 +191,7 @@ const (
 	sourceInterface = "interface" // it owns the interface
 	sourceIP        = "ip"        // by cgroup: it has none
 	sourceTCP       = "tcp"       // by cgroup: connections
+	sourceHTTP      = "http"      // by cgroup: what they carry
 )
 
 // counted returns what a container has used in its life, and where that comes from: its
@@ -195,23 +205,29 @@ func counted(c usage.Container) (usage.Traffic, string) {
 	return c.Traffic, sourceInterface
 }
 
-// numbers are received bytes, packets and requests, then those transmitted, then attempted,
-// established, accepted and failed connections. An earlier version saved only the first six.
-type numbers [10]uint64
+// numbers are received bytes, packets and SYN, then those transmitted, then attempted, established,
+// accepted and failed connections, then HTTP requests received and transmitted. Earlier versions
+// saved only the first six, or ten.
+type numbers [12]uint64
 
-// ofTraffic is how many of them are not about connections.
-const ofTraffic = 6
+const (
+	ofTraffic = 6 // how many of them are about packets
+	firstHTTP = 10
+)
 
-// numbersOf returns the numbers of a container. Where its connections are not counted, they are as
-// they were.
-func numbersOf(t usage.Traffic, tcp *usage.TCP, last numbers) numbers {
+// numbersOf returns the numbers of a container. Where its connections or requests are not counted,
+// those are as they were.
+func numbersOf(t usage.Traffic, c *usage.Container, last numbers) numbers {
 	n := last
 	for i, c := range [...]*usage.Counts{&t.Receive, &t.Transmit} {
 		v := c.Timed()
 		n[3*i], n[3*i+1], n[3*i+2] = v.Bytes, v.Packets, c.SYN
 	}
-	if tcp != nil {
+	if tcp := c.TCP; tcp != nil {
 		copy(n[ofTraffic:], []uint64{tcp.ConnectAttempts, tcp.Connects, tcp.Accepts, tcp.ConnectFailures})
+	}
+	if c.Layer7.HTTP {
+		n[firstHTTP], n[firstHTTP+1] = c.HTTPRequests()
 	}
 	return n
 }
@@ -223,7 +239,7 @@ func (n numbers) passed() bool { return [ofTraffic]uint64(n[:ofTraffic]) != [ofT
 // of that kind has grown.
 func (n numbers) minus(earlier numbers) (growth numbers, ok bool) {
 	ok = true
-	for _, kind := range [...][2]int{{0, ofTraffic}, {ofTraffic, len(n)}} {
+	for _, kind := range [...][2]int{{0, ofTraffic}, {ofTraffic, firstHTTP}, {firstHTTP, len(n)}} {
 		for i := kind[0]; i < kind[1]; i++ {
 			if n[i] < earlier[i] {
 				clear(growth[kind[0]:kind[1]])
@@ -244,6 +260,7 @@ var spans = map[Count]span{
 	ReceivePackets: {1, 1}, TransmitPackets: {4, 4}, TotalPackets: {1, 4},
 	ReceiveSYN: {2, 2}, TransmitSYN: {5, 5}, TotalSYN: {2, 5},
 	TCPConnectAttempts: {6, 6}, TCPConnects: {7, 7}, TCPAccepts: {8, 8}, TCPConnectFailures: {9, 9},
+	ReceiveHTTPRequests: {10, 10}, TransmitHTTPRequests: {11, 11},
 }
 
 func (s span) of(n numbers) uint64 {

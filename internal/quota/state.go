@@ -69,10 +69,11 @@ const (
 	fromInterface = 1 << iota
 	fromIP
 	fromTCP
+	fromHTTP
 )
 
 func (st *state) source(source string) {
-	st.sources |= map[string]uint8{sourceInterface: fromInterface, sourceIP: fromIP, sourceTCP: fromTCP}[source]
+	st.sources |= map[string]uint8{sourceInterface: fromInterface, sourceIP: fromIP, sourceTCP: fromTCP, sourceHTTP: fromHTTP}[source]
 }
 
 // state returns a rule's key, which is made if there is none.

@@ -24,7 +24,7 @@ type Status struct {
 	Name   string // of the container that was counted last
 	Per    string
 	Count  Count
-	Source string // "interface", "ip", "mixed" where containers differ, or "tcp" of connections; "" if none was counted
+	Source string // "interface", "ip", "mixed" where containers differ, "tcp" of connections, or "http"; "" if none was counted
 
 	Used  float64 // in Unit; of a rate, what it is now
 	Limit float64 // in Unit
@@ -75,7 +75,7 @@ func (e *Engine) status(st *state) Status {
 	r := st.rule
 	s := Status{
 		Quota: r.Name, Key: st.key, Name: st.name, Per: r.Per, Count: r.Count, Unit: r.unit(),
-		Source: [...]string{"", sourceInterface, sourceIP, "mixed", sourceTCP}[st.sources],
+		Source: [...]string{"", sourceInterface, sourceIP, "mixed", fromTCP: sourceTCP, fromHTTP: sourceHTTP}[st.sources],
 		Used:   float64(st.used), Limit: float64(r.Limit), Decimal: r.Decimal, Every: r.Period.Every, Notify: r.Notify,
 	}
 	if r.Rate != nil {

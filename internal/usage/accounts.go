@@ -35,6 +35,8 @@ type Datapath interface {
 	NoteTCP(bpf.Slot, bpf.TCPNote) error
 	ReadSockets(bpf.Slot) (bpf.SocketCounters, error)
 	CountsSockets() bool
+	ReadRequests(bpf.Slot) (receive, transmit bpf.RequestCounters, err error)
+	RequestsCounted() bpf.RequestOptions
 	Uncounted() map[string]uint64
 	Unclassified() map[string]uint64
 }
@@ -153,6 +155,7 @@ func (a *Accounts) Start(c Container) {
 	}
 	c.Interfaces, c.Traffic, c.IP, c.IPSince = nil, Traffic{}, nil, time.Time{}
 	c.TCP, c.TCPSince, c.Established, c.Sockets = nil, time.Time{}, nil, nil
+	c.Requests, c.Layer7 = nil, Layer7{}
 	known.Container = c.identifiedBy(known.Container)
 }
 

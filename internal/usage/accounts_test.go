@@ -19,6 +19,8 @@ type slots struct {
 	counts  map[uint16]uint64 // packets of 100 bytes, TCP over IPv4, received
 	tcp     map[uint16]bpf.TCPCounters
 	sockets map[uint16]bpf.SocketCounters
+	read    bpf.RequestOptions // at layer 7
+	said    map[uint16]bpf.RequestCounters
 	next    uint16
 }
 
@@ -104,6 +106,20 @@ func (s *slots) ReadSockets(slot bpf.Slot) (bpf.SocketCounters, error) {
 }
 
 func (s *slots) CountsSockets() bool { return s.sockets != nil }
+
+// ReadRequests returns twice of what was received as transmitted.
+func (s *slots) ReadRequests(slot bpf.Slot) (receive, transmit bpf.RequestCounters, err error) {
+	if _, ok := s.taken[slot.Index]; !ok {
+		return receive, transmit, bpf.ErrReleased
+	}
+	numbers := s.said[slot.Index].Numbers()
+	for i := range numbers {
+		numbers[i] *= 2
+	}
+	return s.said[slot.Index], bpf.RequestCountersOf(numbers), nil
+}
+
+func (s *slots) RequestsCounted() bpf.RequestOptions { return s.read }
 
 func (s *slots) NoteTCP(slot bpf.Slot, n bpf.TCPNote) error {
 	counted := s.tcp[slot.Index]

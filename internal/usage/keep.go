@@ -34,6 +34,7 @@ func (a *Accounts) Restore(records []Record) {
 		c.Container = r.Container
 		c.Container.Traffic, c.Container.IP, c.Container.IPSince = Traffic{}, nil, time.Time{}
 		c.Container.TCP, c.Container.TCPSince, c.Container.Established, c.Container.Sockets = nil, time.Time{}, nil, nil
+		c.Container.Requests, c.Container.Layer7 = nil, Layer7{}
 		if c.State == Stopped {
 			c.stopped = a.Now().Add(-max(a.timeOfDay().Sub(c.StoppedAt), 0))
 		}

@@ -8,21 +8,21 @@ import (
 	"github.com/nettally/nettally/bpf"
 )
 
-// Requests is how often a connection was asked for, by what the host's firewall rules log.
-type Requests struct {
+// LoggedRequests is how often a connection was asked for, by what the host's firewall rules log.
+type LoggedRequests struct {
 	Connections uint64 // of all protocols
 	SYN         uint64 // of TCP; retransmitted ones too
 }
 
 // Plus returns the sum of two.
-func (r Requests) Plus(s Requests) Requests {
-	return Requests{Connections: Add(r.Connections, s.Connections), SYN: Add(r.SYN, s.SYN)}
+func (r LoggedRequests) Plus(s LoggedRequests) LoggedRequests {
+	return LoggedRequests{Connections: Add(r.Connections, s.Connections), SYN: Add(r.SYN, s.SYN)}
 }
 
 // Logged is what the host's firewall rules log of a container.
 type Logged struct {
-	Receive  Requests
-	Transmit Requests
+	Receive  LoggedRequests
+	Transmit LoggedRequests
 	Since    time.Time // it is counted
 }
 

@@ -20,7 +20,7 @@ func (r *Record) add(t Tally) {
 	sum := t.Sum()
 	switch t.kind() {
 	case ofConnections:
-		r.TCP = &sum.TCP
+		r.TCP, r.Requests = &sum.TCP, sum.Requests
 	case ofCgroup:
 		r.IP = &sum
 	default:
@@ -30,7 +30,7 @@ func (r *Record) add(t Tally) {
 
 // Total makes the totals of a record those of its tallies.
 func (r *Record) Total() {
-	r.Traffic, r.IP, r.TCP = Traffic{}, nil, nil
+	r.Traffic, r.IP, r.TCP, r.Requests = Traffic{}, nil, nil, nil
 	for _, t := range r.Tallies {
 		r.add(t)
 		switch t.kind() {

@@ -255,7 +255,7 @@ func (s *Slots) fold(at *attachment) error {
 // have been released.
 func (at *attachment) read(d Datapath) Traffic {
 	if at.slot.Sockets {
-		return Traffic{TCP: at.readTCP(d), Sockets: at.readSockets(d)}
+		return Traffic{TCP: at.readTCP(d), Sockets: at.readSockets(d), Requests: at.readRequests(d)}
 	}
 	rx, tx, err := d.Read(at.slot)
 	if errors.Is(err, bpf.ErrReleased) {

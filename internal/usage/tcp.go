@@ -123,9 +123,9 @@ func (at *attachment) readTCP(d Datapath) TCP {
 	return t
 }
 
-// addTCP adds what was counted of a container's connections, and at its sockets where that is
-// counted. Where it runs and they are not counted any more, what was counted is not all, and not
-// told.
+// addTCP adds what was counted of a container's connections, and at its sockets and layer 7 where
+// that is counted. Where it runs and they are not counted any more, what was counted is not all, and
+// not told.
 func (c *Container) addTCP(t *tally, d Datapath) {
 	counted := t.owned(d, "")
 	if c.State == Running && !counted.Attached && !IsOthers(c.ID) {
@@ -135,6 +135,7 @@ func (c *Container) addTCP(t *tally, d Datapath) {
 	if d.CountsSockets() {
 		c.Sockets = &counted.Sockets
 	}
+	c.addRequests(counted.Requests, d)
 	if c.State == Running {
 		c.Established = t.established(d)
 	}

@@ -153,12 +153,19 @@ type Traffic struct {
 	TCP TCP `json:",omitzero"`
 	// Sockets is what was counted on the slot of that program, of calls.
 	Sockets Sockets `json:",omitzero"`
-	Lost    Lost    `json:",omitzero"`
+	// Requests is what was counted on that slot at layer 7, nil for nothing. Traffics share what it
+	// points to, so that is never changed.
+	Requests *Requests `json:",omitempty"`
+	Lost     Lost      `json:",omitzero"`
 }
 
 // Plus returns the sum of two traffics.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit), TCP: t.TCP.Plus(u.TCP), Sockets: t.Sockets.Plus(u.Sockets), Lost: t.Lost.plus(u.Lost)}
+	return Traffic{
+		Receive: t.Receive.Plus(u.Receive), Transmit: t.Transmit.Plus(u.Transmit),
+		TCP: t.TCP.Plus(u.TCP), Sockets: t.Sockets.Plus(u.Sockets), Requests: t.Requests.Plus(u.Requests),
+		Lost: t.Lost.plus(u.Lost),
+	}
 }
 
 // State says whether a container runs.
@@ -275,6 +282,10 @@ type Container struct {
 	// Sockets is what its processes sent and received at their sockets, nil where that is not
 	// counted.
 	Sockets *Sockets
+	// Requests is what its sockets said at layer 7, nil where nothing of that is counted, and Layer7
+	// which of it is counted.
+	Requests *Requests
+	Layer7   Layer7
 	// Conntrack is filled in by who has it, see package conntrack.
 	Conntrack *Conntrack
 	// Logged is nil where firewall rules are not asked, and until they log something of it.

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nettally/nettally/bpf"
+	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/testnet/dockerhost"
+	"github.com/nettally/nettally/internal/testnet/need"
+	"github.com/nettally/nettally/internal/testnet/nettest"
+)
+
+func needRequests(t *testing.T) {
+	t.Helper()
+	need.Root(t)
+	need.Kernel(t, "bpf_loop", bpf.HaveRequests())
+}
+
+// web is a container with servers and one with clients, which run programs of the machine, and the daemon.
+type web struct {
+	t              *testing.T
+	docker         *dockerhost.Docker
+	d              *daemon
+	server, client string
+	address        string // the server's
+	folder         string // of both, and of the machine
+	logs           []string
+	seen           messages // in the logs, at the last look
+}
+
+// messages are requests by method and responses by class of status.
+type messages struct{ Requests, Responses map[string]uint64 }
+
+func newWeb(t *testing.T, config string) *web {
+	t.Helper()
+	needRequests(t)
+	docker := dockerhost.Start(t, dockerhost.Options{})
+	docker.NetworkCreate("plain", "--subnet", "10.234.0.0/24", "--gateway", "10.234.0.1")
+	w := &web{t: t, docker: docker, folder: t.TempDir(), d: startDaemon(t, docker, onlyDocker(docker)+"\n"+config)}
+	for dir := w.folder; strings.HasPrefix(dir, os.TempDir()); dir = filepath.Dir(dir) {
+		must(t, os.Chmod(dir, 0o755)) // nginx's workers are another user
+	}
+	run := func(name string) string {
+		return docker.Run("--name", name, "--network", "plain", "--cap-add", "NET_ADMIN", "-v", "/:/machine:ro", "-v", w.folder+":/machine"+w.folder, dockerhost.Image)
+	}
+	w.server, w.client = run("server"), run("client")
+	w.address = docker.IPv4(w.server, "eth0").String()
+	d := w.d
+	for _, id := range []string{w.server, w.client} {
+		d.poll("counted", func() error {
+			if c, err := d.container(id); err != nil || c.Requests == nil {
+				return fmt.Errorf("no requests of %s: %v", id, err)
+			}
+			return nil
+		})
+	}
+	return w
+}
+
+// in runs a program of the machine in a container.
+func (w *web) in(id string, program ...string) string {
+	w.t.Helper()
+	out, err := w.docker.Client(w.exec("exec", id, program...)...).CombinedOutput()
+	if err != nil {
+		w.t.Fatalf("%v: %v: %s", program, err, out)
+	}
+	return string(out)
+}
+
+// exec returns the arguments of docker that run a program of the machine in a container.
+func (w *web) exec(how, id string, program ...string) []string {
+	w.t.Helper()
+	path := nettest.Must(exec.LookPath(program[0]))(w.t)
+	return slices.Concat(strings.Fields(how), []string{id, "chroot", "/machine", path}, program[1:])
+}
+
+// serve starts a server of the machine in a container, and waits until it listens.
+func (w *web) serve(port int, program ...string) {
+	w.t.Helper()
+	w.docker.CLI(w.exec("exec -d", w.server, program...)...)
+	w.d.poll("listens", func() error {
+		if w.in(w.server, "ss", "-Hltn", fmt.Sprintf("sport = :%d", port)) == "" {
+			return fmt.Errorf("%v does not listen", program)
+		}
+		return nil
+	})
+}
+
+// nginx serves files by sendfile, and passes on what begins with /go.
+func (w *web) nginx() {
+	w.t.Helper()
+	need.Commands(w.t, "nginx")
+	www := filepath.Join(w.folder, "www")
+	must(w.t, os.Mkdir(www, 0o755))
+	must(w.t, os.WriteFile(filepath.Join(www, "small"), []byte("hello"), 0o644))
+	must(w.t, os.WriteFile(filepath.Join(www, "large"), []byte(strings.Repeat("GET / HTTP/1.1\r\n\r\n", 200_000)), 0o644))
+	log := filepath.Join(w.folder, "access.log")
+	w.logs = append(w.logs, log)
+	config := filepath.Join(w.folder, "nginx.conf")
+	must(w.t, os.WriteFile(config, fmt.Appendf(nil, `
+worker_processes 2;
+pid %[1]s/nginx.pid;
+error_log %[1]s/error.log;
+events {}
+http {
+	log_format short '$request_method $status $server_protocol';
+	access_log %[1]s/access.log short;
+	client_body_temp_path %[1]s/body;
+	proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi;
+	scgi_temp_path %[1]s/scgi;
+	sendfile on;
+	server {
+		listen 80;
+		keepalive_requests 1000000;
+		client_max_body_size 0;
+		root %[1]s/www;
+		location /go/ {
+			proxy_pass http://%[2]s:8080/;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+		}
+	}
+}
+`, w.folder, w.address), 0o644))
+	w.in(w.server, "nginx", "-c", config) // which goes on in the background
+}
+
+// logged returns what the servers have logged since the last call.
+func (w *web) logged() messages {
+	w.t.Helper()
+	now := messages{map[string]uint64{}, map[string]uint64{}}
+	for _, log := range w.logs {
+		for line := range strings.Lines(string(nettest.Must(os.ReadFile(log))(w.t))) {
+			var method, protocol string
+			var status int
+			if _, err := fmt.Sscan(line, &method, &status, &protocol); err != nil {
+				w.t.Fatalf("%s: %q: %v", log, line, err)
+			}
+			if !slices.Contains(bpf.HTTPMethods[:], method) {
+				method = "_OTHER"
+			}
+			if protocol != "HTTP/2.0" {
+				now.Requests[method]++
+				now.Responses[fmt.Sprintf("%dxx", status/100)]++
+			}
+		}
+	}
+	return now
+}
+
+// counts returns what is counted of a direction, without what is 0.
+func counts(m exporter.HTTPMessages) messages {
+	got := messages{maps.Clone(m.Requests), maps.Clone(m.Responses)}
+	for _, of := range []map[string]uint64{got.Requests, got.Responses} {
+		maps.DeleteFunc(of, func(_ string, n uint64) bool { return n == 0 })
+	}
+	return got
+}
+
+// both returns what the client has sent and the server received, of requests, and of responses the
+// other way round.
+func (w *web) both() (client, server messages, resyncs uint64, err error) {
+	for id, to := range map[string]*messages{w.client: &client, w.server: &server} {
+		c, err := w.d.container(id)
+		if err != nil {
+			return client, server, 0, err
+		}
+		in, out := counts(c.Requests.HTTP.Receive), counts(c.Requests.HTTP.Transmit)
+		if id == w.client {
+			in, out = out, in
+		}
+		*to = messages{in.Requests, out.Responses}
+		for _, n := range c.Requests.HTTP.Resyncs {
+			resyncs += n
+		}
+	}
+	return client, server, resyncs, nil
+}
+
+// agree waits until both sides have counted just what the logs have, and 100 Continue as often as said.
+func (w *web) agree(what string, continues uint64) {
+	w.t.Helper()
+	w.d.poll(what, func() error {
+		want := w.logged()
+		if continues > 0 {
+			want.Responses["1xx"] += continues
+		}
+		client, server, resyncs, err := w.both()
+		if err != nil {
+			return err
+		}
+		if diff := cmp.Diff([]messages{want, want}, []messages{client, server}); diff != "" {
+			return fmt.Errorf("(-logged +counted by client and server, %d resyncs):\n%s", resyncs, diff)
+		}
+		return nil
+	})
+}
+
+// httppeer builds the program in testdata.
+func (w *web) httppeer() string {
+	w.t.Helper()
+	program := filepath.Join(w.folder, "httppeer")
+	if out, err := exec.Command("go", "build", "-o", program, "./testdata/httppeer").CombinedOutput(); err != nil {
+		w.t.Fatalf("go build: %v: %s", err, out)
+	}
+	return program
+}
+
+// What nginx and a server of Go's log is what is counted, on both sides, for every kind of message: with
+// super-packets and without, over kill -9.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	need.Commands(t, "curl", "wrk", "ethtool")
+	w := newWeb(t, "requests: {http: on}")
+	w.nginx()
+	peer := w.httppeer()
+	w.logs = append(w.logs, filepath.Join(w.folder, "peer.log"))
+	w.serve(8080, peer, "serve", ":8080", w.logs[1])
+	body := filepath.Join(w.folder, "www", "large")
+	nginx, served := "http://"+w.address, "http://"+w.address+":8080"
+	continues := uint64(0)
+	ask := func() {
+		t.Helper()
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", nginx+"/small", "-o", "/dev/null", nginx+"/large", "-o", "/dev/null", nginx+"/none")
+		w.in(w.client, "curl", "-sSI", nginx+"/large", nginx+"/small", nginx+"/none")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-z", "tomorrow", nginx+"/large", "-o", "/dev/null", nginx+"/small")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "--http1.0", nginx+"/large")
+		w.agree("files", continues)
+		for _, path := range []string{"/200?chunks", "/200?length", "/404?length", "/204", "/304", "/500?chunks"} {
+			w.in(w.client, "curl", "-sS", "-o", "/dev/null", served+path, "-o", "/dev/null", served+path, "-o", "/dev/null", served+path)
+			w.in(w.client, "curl", "-sSI", served+path)
+		}
+		w.agree("responses", continues)
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-T", body, "-H", "Expect:", served+"/201")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-T", body, "-H", "Expect:", "-H", "Transfer-Encoding: chunked", served+"/201?chunks")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-X", "PROPFIND", "-d", "a=b", served+"/207")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-X", "PATCH", "--data-binary", "@"+body, "-H", "Expect:", served+"/200")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-T", body, "-H", "Expect: 100-continue", served+"/201")
+		continues++
+		w.agree("bodies", continues)
+		w.in(w.client, peer, "pipeline", w.address+":8080", "300")
+		w.in(w.client, peer, "upgrade", w.address+":8080")
+		w.in(w.client, peer, "streams", w.address+":8080", "50")
+		w.agree("pipelines and tunnels", continues)
+	}
+	ask()
+	w.d.kill()
+	w.in(w.client, "curl", "-sS", "-o", "/dev/null", nginx+"/small")
+	w.d.start()
+	w.agree("what passed while it was dead", continues)
+	for _, id := range []string{w.server, w.client} {
+		w.docker.CLI("exec", id, "chroot", "/machine", "ethtool", "-K", "eth0", "tso", "off", "gso", "off", "gro", "off")
+	}
+	ask()
+	w.streams(100)
+	w.busy(nginx + "/small")
+}
+
+// streams waits until so many streams of HTTP/2 are counted on both sides.
+func (w *web) streams(want uint64) {
+	w.t.Helper()
+	w.d.poll("streams", func() error {
+		client, err := w.d.container(w.client)
+		if err != nil {
+			return err
+		}
+		server, err := w.d.container(w.server)
+		if err != nil {
+			return err
+		}
+		sent, received := client.Requests.HTTP2.Transmit.Streams, server.Requests.HTTP2.Receive.Streams
+		if sent != want || received != want {
+			return fmt.Errorf("%d sent and %d received, want %d", sent, received, want)
+		}
+		return nil
+	})
+}
+
+// busy has wrk ask for a while. When it ends, one request of each of its connections may be on its way, and
+// is not logged.
+func (w *web) busy(url string) {
+	w.t.Helper()
+	const connections = 8
+	before := w.logged().Requests["GET"]
+	out := w.in(w.client, "wrk", "-c", fmt.Sprint(connections), "-t", "2", "-d", "2s", url)
+	told := regexp.MustCompile(`(\d+) requests in`).FindStringSubmatch(out)
+	if told == nil {
+		w.t.Fatal(out)
+	}
+	w.d.poll("as many as wrk has sent", func() error {
+		logged := w.logged().Requests["GET"]
+		client, server, _, err := w.both()
+		if err != nil {
+			return err
+		}
+		for _, got := range []uint64{client.Requests["GET"], server.Requests["GET"]} {
+			if got < logged || got > logged+connections {
+				return fmt.Errorf("%d, logged %d", got, logged)
+			}
+		}
+		if logged-before < 100 {
+			return fmt.Errorf("%d requests: is this a test of anything?", logged-before)
+		}
+		return nil
+	})
+	w.t.Logf("wrk: %s requests, logged %d", told[1], w.logged().Requests["GET"]-before)
+}

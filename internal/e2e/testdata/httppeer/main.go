@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command httppeer is a server and a client of HTTP that say what they were asked and have said, a line each.
+//
+//	httppeer serve ADDRESS LOG   serves HTTP/1 and HTTP/2 without TLS; LOG has "METHOD STATUS" for each request
+//	httppeer pipeline ADDRESS N  sends N requests before it reads the first response
+//	httppeer upgrade ADDRESS     asks for a websocket, and sends lines that look like requests through it
+//	httppeer streams ADDRESS N   asks N times by HTTP/2, on one connection
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+func main() {
+	log.SetFlags(0)
+	verbs := map[string]func(address, last string) error{
+		"serve": serve, "pipeline": pipeline, "streams": streams,
+		"upgrade": func(address, _ string) error { return upgrade(address) },
+	}
+	if len(os.Args) < 3 || verbs[os.Args[1]] == nil {
+		log.Fatal("usage: httppeer serve|pipeline|upgrade|streams ADDRESS …")
+	}
+	if err := verbs[os.Args[1]](os.Args[2], os.Args[len(os.Args)-1]); err != nil {
+		log.Fatal(err)
+	}
+}
+
+var likeRequests = strings.Repeat("GET / HTTP/1.1\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 3000)
+
+func serve(address, name string) error {
+	file, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	note := func(r *http.Request, status int) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintln(file, r.Method, status, r.Proto)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/chat", func(w http.ResponseWriter, r *http.Request) {
+		note(r, http.StatusSwitchingProtocols)
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.Copy(conn, conn)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		status, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
+		if err != nil {
+			status = http.StatusOK
+		}
+		note(r, status)
+		if r.URL.RawQuery == "length" {
+			w.Header().Set("Content-Length", strconv.Itoa(len(likeRequests)))
+		}
+		w.WriteHeader(status)
+		if r.URL.RawQuery != "" {
+			_, _ = io.WriteString(w, likeRequests)
+		}
+	})
+	server := &http.Server{Addr: address, Handler: mux, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	return server.ListenAndServe()
+}
+
+func pipeline(address, number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, strings.Repeat("GET /200 HTTP/1.1\r\nHost: a\r\n\r\n", n)); err != nil {
+		return err
+	}
+	responses := bufio.NewReader(conn)
+	for range n {
+		response, err := http.ReadResponse(responses, nil)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func upgrade(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
+		return err
+	}
+	responses := bufio.NewReader(conn)
+	if _, err := http.ReadResponse(responses, nil); err != nil {
+		return err
+	}
+	sent := "\x81\x7e" + likeRequests
+	go io.WriteString(conn, sent)
+	_, err = io.CopyN(io.Discard, responses, int64(len(sent)))
+	return err
+}
+
+func streams(address, number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	for range n {
+		response, err := (&http.Client{Transport: transport}).Post("http://"+address+"/200?length", "text/plain", strings.NewReader(likeRequests))
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			return err
+		}
+		if err := response.Body.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
