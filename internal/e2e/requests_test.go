@@ -49,8 +49,8 @@ func newWeb(t *testing.T, config string) *web {
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	docker.NetworkCreate("plain", "--subnet", "10.234.0.0/24", "--gateway", "10.234.0.1")
 	w := &web{t: t, docker: docker, folder: t.TempDir(), d: startDaemon(t, docker, onlyDocker(docker)+"\n"+config)}
-	for dir := w.folder; strings.HasPrefix(dir, os.TempDir()); dir = filepath.Dir(dir) {
-		must(t, os.Chmod(dir, 0o755)) // nginx's workers are another user
+	for _, dir := range []string{w.folder, filepath.Dir(w.folder)} { // those of this test; nginx's workers are another user
+		must(t, os.Chmod(dir, 0o755))
 	}
 	run := func(name string) string {
 		return docker.Run("--name", name, "--network", "plain", "--cap-add", "NET_ADMIN", "-v", "/:/machine:ro", "-v", w.folder+":/machine"+w.folder, dockerhost.Image)
@@ -263,7 +263,7 @@ func TestRequests(t *testing.T) {
 	w.d.start()
 	w.agree("what passed while it was dead", continues)
 	for _, id := range []string{w.server, w.client} {
-		w.docker.CLI("exec", id, "chroot", "/machine", "ethtool", "-K", "eth0", "tso", "off", "gso", "off", "gro", "off")
+		w.in(id, "ethtool", "-K", "eth0", "tso", "off", "gso", "off", "gro", "off")
 	}
 	ask()
 	w.streams(100)
