@@ -319,3 +319,121 @@ func (w *web) busy(url string) {
 	})
 	w.t.Logf("wrk: %s requests, logged %d", told[1], w.logged().Requests["GET"]-before)
 }
+
+// One packet of a hundred is lost on the way in, so that others come out of order. What is sent is counted
+// exactly all the same; of what is received the resyncs say how much may be missing.
+func TestRequestsLost(t *testing.T) {
+	t.Parallel()
+	need.Commands(t, "curl", "nft")
+	w := newWeb(t, "requests: {http: on}")
+	peer := w.httppeer()
+	w.logs = append(w.logs, filepath.Join(w.folder, "peer.log"))
+	w.serve(8080, peer, "serve", ":8080", w.logs[0])
+	for _, id := range []string{w.server, w.client} {
+		w.in(id, "nft", "add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; add rule ip lossy in numgen random mod 100 == 0 drop")
+	}
+	body := filepath.Join(w.folder, "body")
+	must(t, os.WriteFile(body, []byte(strings.Repeat("GET / HTTP/1.1\r\n\r\n", 20_000)), 0o644))
+	served := "http://" + w.address + ":8080"
+	w.in(w.client, "curl", "-sS", "-o", "/dev/null", served+"/200?[1-100]")
+	w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-T", body, "-H", "Expect:", "-H", "Transfer-Encoding: chunked", served+"/404?[1-50]")
+	w.d.poll("as much as the resyncs say", func() error {
+		want := w.logged()
+		client, err := w.d.container(w.client)
+		if err != nil {
+			return err
+		}
+		server, err := w.d.container(w.server)
+		if err != nil {
+			return err
+		}
+		sent := messages{client.Requests.HTTP.Transmit.Requests, server.Requests.HTTP.Transmit.Responses}
+		if diff := cmp.Diff(want, counts(exporter.HTTPMessages(sent))); diff != "" {
+			return fmt.Errorf("sent (-logged +counted):\n%s", diff)
+		}
+		gaps := uint64(0)
+		for side, of := range map[string]struct {
+			got, want map[string]uint64
+			http      *exporter.HTTP
+		}{
+			"requests":  {server.Requests.HTTP.Receive.Requests, want.Requests, server.Requests.HTTP},
+			"responses": {client.Requests.HTTP.Receive.Responses, want.Responses, client.Requests.HTTP},
+		} {
+			missing := int64(total(of.want)) - int64(total(of.got))
+			resyncs := total(of.http.Resyncs)
+			if gaps += of.http.Resyncs["gap"]; missing < 0 || missing > int64(resyncs) {
+				return fmt.Errorf("received %s: %v, logged %v, and resyncs %v", side, of.got, of.want, of.http.Resyncs)
+			}
+			t.Logf("received %s: %v of %v, resyncs %v", side, of.got, of.want, of.http.Resyncs)
+		}
+		if gaps == 0 {
+			t.Fatal("no gap: is this a test of anything?")
+		}
+		return nil
+	})
+}
+
+func total(of map[string]uint64) (all uint64) {
+	for _, n := range of {
+		all += n
+	}
+	return all
+}
+
+// Connections of openssl, and what dnsmasq logs of the questions to it.
+func TestRequestsOfOthers(t *testing.T) {
+	t.Parallel()
+	need.Commands(t, "openssl", "dnsmasq")
+	w := newWeb(t, "requests: {tls: on, dns: on}")
+	key, certificate := filepath.Join(w.folder, "key"), filepath.Join(w.folder, "certificate")
+	w.in(w.server, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a", "-keyout", key, "-out", certificate)
+	w.serve(443, "openssl", "s_server", "-accept", "443", "-key", key, "-cert", certificate, "-quiet")
+	log := filepath.Join(w.folder, "dnsmasq.log")
+	w.in(w.server, "dnsmasq", "-C", "/dev/null", "--pid-file="+filepath.Join(w.folder, "dnsmasq.pid"), "--user=root", "--no-resolv", "--no-hosts",
+		"--host-record=example.org,192.0.2.1,2001:db8::1", "--mx-host=example.org,mail.example.org", "--txt-record=example.org,text", "--local=/test/",
+		"--log-queries", "--log-facility="+log)
+	const hellos = 10
+	for range hellos {
+		w.in(w.client, "sh", "-c", "echo | openssl s_client -connect "+w.address+":443 -quiet 2>&1 | cat")
+	}
+	for _, kind := range []string{"a", "aaaa", "mx", "txt", "ptr", "ns"} {
+		for _, name := range []string{"example.org", "nobody.test", "1.2.0.192.in-addr.arpa"} {
+			// It ends with 1 where there is no answer.
+			_ = w.docker.Client("exec", w.client, "nslookup", "-type="+kind, name, w.address).Run()
+		}
+	}
+	w.d.poll("as the servers say", func() error {
+		client, err := w.d.container(w.client)
+		if err != nil {
+			return err
+		}
+		server, err := w.d.container(w.server)
+		if err != nil {
+			return err
+		}
+		if sent, received := client.Requests.TLS.Transmit.ClientHellos, server.Requests.TLS.Receive.ClientHellos; sent != hellos || received != hellos {
+			return fmt.Errorf("%d and %d first messages of TLS, want %d", sent, received, hellos)
+		}
+		asked := map[string]uint64{"A": 0}
+		for _, line := range regexp.MustCompile(`query\[(\w+)\]`).FindAllStringSubmatch(string(nettest.Must(os.ReadFile(log))(t)), -1) {
+			asked[line[1]]++
+		}
+		if total(asked) < 18 {
+			return fmt.Errorf("dnsmasq has logged %v", asked)
+		}
+		if diff := cmp.Diff([]map[string]uint64{asked, asked}, []map[string]uint64{client.Requests.DNS.Transmit.Queries, server.Requests.DNS.Receive.Queries}); diff != "" {
+			return fmt.Errorf("questions (-logged +counted by client and server):\n%s", diff)
+		}
+		answers := client.Requests.DNS.Receive.Responses
+		if diff := cmp.Diff(answers, server.Requests.DNS.Transmit.Responses); diff != "" {
+			return fmt.Errorf("answers (-client +server):\n%s", diff)
+		}
+		if total(answers) != total(asked) || answers["NXDomain"] == 0 || answers["NoError"] == 0 {
+			return fmt.Errorf("answers %v to %v", answers, asked)
+		}
+		if client.Requests.HTTP != nil {
+			return fmt.Errorf("HTTP is off, and told as %+v", client.Requests.HTTP)
+		}
+		return nil
+	})
+}
