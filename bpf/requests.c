@@ -951,8 +951,10 @@ static __always_inline bool fill(struct __sk_buff *skb, struct walk *w)
 
 	if (n > BUFFER)
 		n = BUFFER;
-	if (n == 0 || n > BUFFER)
-		return false;
+	/* For the verifier of Linux 6.1, which learns nothing from a comparison with 0. */
+	n--;
+	asm volatile("" : "+r"(n));
+	n = (n & (BUFFER - 1)) + 1;
 	if (bpf_skb_load_bytes(skb, w->pos, w->buffer, n))
 		return false;
 	w->base = w->pos;

@@ -39,7 +39,7 @@ func TestNoRTC(t *testing.T) {
 	g := guest{
 		unpacked: a.download(t, a.newest(t, regexp.MustCompile(kernel.form))),
 		nettally: build(t),
-		inside:   buildOf(t, "internal/e2e/kernels/inside"),
+		programs: []string{buildOf(t, "internal/e2e/kernels/inside")},
 		date:     "2026-11-20T12:00:00",
 		files:    map[string][]byte{"etc/nettally/nettally.yaml": []byte(monthly)},
 	}

@@ -44,7 +44,7 @@ type result struct {
 type guest struct {
 	unpacked string            // a package of a kernel
 	nettally string            // the binary
-	inside   string            // that of the command of this name, "" for none
+	programs []string          // others, in /bin
 	steps    string            // after init.sh
 	date     string            // of its real-time clock, in UTC; "" for the machine's
 	files    map[string][]byte // beside what each guest has
@@ -111,8 +111,8 @@ func (g guest) initramfs(t *testing.T) string {
 	}
 	copyFile(t, filepath.Join(root, "bin/busybox"), busybox)
 	copyFile(t, filepath.Join(root, "bin/nettally"), g.nettally)
-	if g.inside != "" {
-		copyFile(t, filepath.Join(root, "bin/inside"), g.inside)
+	for _, program := range g.programs {
+		copyFile(t, filepath.Join(root, "bin", filepath.Base(program)), program)
 	}
 	if err := os.WriteFile(filepath.Join(root, "init"), append(slices.Clone(initScript), g.steps...), 0o755); err != nil {
 		t.Fatal(err)

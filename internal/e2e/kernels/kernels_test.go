@@ -44,6 +44,9 @@ var expectations = []struct {
 	{"list", 0, `^\{\n  "containers": \[\],\n`},
 	{"bpffs", 0, `.`},
 	{"stop", 0, ` msg="stopped; .*\n$`},
+	{"start with requests", 0, `^$`},
+	{"stop with requests", 0, ` msg="stopped; .*\n$`},
+	{"requests", 0, `\nPASS\n$`},
 	{"detach", 0, `^took filters off 0 interfaces\n$`},
 	{"left", 0, `^/var/lib/nettally/ledger\.db\nlo\n$`},
 	{"unload cls_bpf", 0, `^$`},
@@ -58,7 +61,10 @@ var expectations = []struct {
 func TestKernels(t *testing.T) {
 	need.Debian(t)
 	need.Commands(t, "qemu-system-x86_64", "busybox")
-	nettally := build(t)
+	nettally, tests := build(t), filepath.Join(t.TempDir(), "bpf.test")
+	compile := exec.Command("go", "test", "-c", "-o", tests, "github.com/nettally/nettally/bpf")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output(t, compile)
 	for _, kernel := range kernels {
 		t.Run(kernel.series, func(t *testing.T) {
 			a := newApt(t, kernel.suite)
@@ -66,7 +72,7 @@ func TestKernels(t *testing.T) {
 			unpacked := a.download(t, name)
 
 			start := time.Now()
-			results := guest{unpacked: unpacked, nettally: nettally, steps: lacksScript}.boot(t)
+			results := guest{unpacked: unpacked, nettally: nettally, programs: []string{tests}, steps: lacksScript}.boot(t)
 			t.Logf("%s: up after %s s, off after %.1f s", name,
 				strings.TrimSpace(results["uptime"].output), time.Since(start).Seconds())
 			release := strings.TrimPrefix(name, "linux-image-")
@@ -74,6 +80,10 @@ func TestKernels(t *testing.T) {
 				t.Errorf("check says nothing of Linux %s:\n%s", release, got)
 			}
 			judge(t, results)
+			refused := strings.Contains(results["stop with requests"].output, `msg="requests are not counted"`)
+			if old := kernel.series == "5.10"; refused != old || old != strings.Contains(results["requests"].output, "--- SKIP") {
+				t.Errorf("requests are refused: %v\n%s; the tests of them:\n%s", refused, results["stop with requests"].output, results["requests"].output)
+			}
 		})
 	}
 }

@@ -43,6 +43,11 @@ step 'start' start
 step 'list' nettally list -o json
 step 'bpffs' grep ' /sys/fs/bpf .* - bpf ' /proc/self/mountinfo
 step 'stop' stop
+
+export NETTALLY_REQUESTS_HTTP=on NETTALLY_REQUESTS_TLS=on NETTALLY_REQUESTS_DNS=on
+step 'start with requests' start
+step 'stop with requests' stop
+step 'requests' bpf.test -test.v -test.run '^(TestRequests|TestDNS|TestMalformed)$/^(pipelined|tunnels|with_the_handshake)?$'
 step 'detach' nettally detach
 
 step 'left' left
