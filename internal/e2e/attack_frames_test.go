@@ -12,14 +12,19 @@ import (
 
 // synFrames returns the first packets of TCP connections, from many ports, which the kernel
 // of the other end takes for good.
-func synFrames(mac net.HardwareAddr, from netip.Addr, to netip.AddrPort) (frames [][]byte) {
-	for port := range uint16(256) {
-		frame := ip4(mac, from, to.Addr(), 6, make([]byte, 20))
+func synFrames(mac net.HardwareAddr, from netip.Addr, to netip.AddrPort) [][]byte {
+	return tcpFrames(mac, from, to, 256, 0x02, "")
+}
+
+// tcpFrames returns a packet of TCP from each of so many ports, with flags and an even number of bytes of data.
+func tcpFrames(mac net.HardwareAddr, from netip.Addr, to netip.AddrPort, ports uint16, flags byte, data string) (frames [][]byte) {
+	for port := range ports {
+		frame := ip4(mac, from, to.Addr(), 6, append(make([]byte, 20), data...))
 		tcp := frame[34:]
 		bigendian.BigEndian.PutUint16(tcp[0:], 20_000+port)
 		bigendian.BigEndian.PutUint16(tcp[2:], to.Port())
-		tcp[12], tcp[13], tcp[14] = 0x50, 0x02, 0xff
-		pseudo := append(slices.Clone(frame[26:34]), 0, 6, 0, 20)
+		tcp[12], tcp[13], tcp[14] = 0x50, flags, 0xff
+		pseudo := append(slices.Clone(frame[26:34]), 0, 6, 0, byte(len(tcp)))
 		bigendian.BigEndian.PutUint16(tcp[16:], checksum(append(pseudo, tcp...)))
 		frames = append(frames, frame)
 	}

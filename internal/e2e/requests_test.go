@@ -5,6 +5,8 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +14,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/dockerhost"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -267,6 +271,12 @@ func TestRequests(t *testing.T) {
 	}
 	ask()
 	w.streams(100)
+	w.witnessed(func() {
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", nginx+"/small", "-o", "/dev/null", nginx+"/none", "-o", "/dev/null", served+"/200?chunks")
+		w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-X", "DELETE", served+"/204", "-o", "/dev/null", served+"/500")
+		w.in(w.client, peer, "pipeline", w.address+":8080", "50")
+		w.in(w.client, peer, "upgrade", w.address+":8080")
+	})
 	w.busy(nginx + "/small")
 }
 
@@ -288,6 +298,43 @@ func (w *web) streams(want uint64) {
 		}
 		return nil
 	})
+}
+
+// witnessed expects tshark to find in a capture what is counted of something.
+func (w *web) witnessed(do func()) {
+	w.t.Helper()
+	before, _, _, err := w.both()
+	must(w.t, err)
+	capture := nettest.StartFullCapture(w.t, w.docker.Namespace, w.docker.HostVeth(w.server, "eth0"))
+	do()
+	want := messages{capture.Fields("http.request.method"), map[string]uint64{}}
+	for status, n := range capture.Fields("http.response.code") {
+		want.Responses[status[:1]+"xx"] += n
+	}
+	w.d.poll("as tshark has it", func() error {
+		client, server, _, err := w.both()
+		if err != nil {
+			return err
+		}
+		for of, now := range map[string]messages{"client": client, "server": server} {
+			got := messages{added(now.Requests, before.Requests), added(now.Responses, before.Responses)}
+			if diff := cmp.Diff(want, got); diff != "" {
+				return fmt.Errorf("%s (-tshark +counted):\n%s", of, diff)
+			}
+		}
+		return nil
+	})
+}
+
+// added returns what has been added to some numbers.
+func added(now, before map[string]uint64) map[string]uint64 {
+	more := map[string]uint64{}
+	for key, n := range now {
+		if n > before[key] {
+			more[key] = n - before[key]
+		}
+	}
+	return more
 }
 
 // busy has wrk ask for a while. When it ends, one request of each of its connections may be on its way, and
@@ -378,6 +425,35 @@ func total(of map[string]uint64) (all uint64) {
 		all += n
 	}
 	return all
+}
+
+// A client that breaks off what it has begun, sends headers without end, and packets of no connection: the
+// requests that it made are counted, no others, and each byte and packet as ever.
+func TestRequestsHostile(t *testing.T) {
+	t.Parallel()
+	w := newWeb(t, "requests: {http: on, tls: on, dns: on}")
+	peer := w.httppeer()
+	w.serve(8080, peer, "serve", ":8080", filepath.Join(w.folder, "peer.log"))
+	server := netip.AddrPortFrom(w.docker.IPv4(w.server, "eth0"), 8080)
+	w.in(w.client, peer, "hostile", server.String(), "100")
+	mac := nettest.Must(net.ParseMAC(w.docker.CLI("inspect", "--format", "{{.NetworkSettings.Networks.plain.MacAddress}}", w.server)))(t)
+	frames := tcpFrames(mac, w.docker.IPv4(w.client, "eth0"), server, 500, 0x18, "GET / HTTP/1.1\r\nHost: a\r\n\r\nx")
+	sent := nettest.Must(w.docker.Agent(w.client).Barrage(testnet.Barrage{Interface: "eth0", Frames: frames, For: 2 * time.Second}))(t)
+	t.Logf("%d packets of no connection", sent)
+	w.in(w.client, peer, "pipeline", server.String(), "20")
+	want := map[string]uint64{"POST": 100, "GET": 100 + 20}
+	w.d.poll("what was asked", func() error {
+		client, received, _, err := w.both()
+		if err != nil {
+			return err
+		}
+		if diff := cmp.Diff([]map[string]uint64{want, want}, []map[string]uint64{client.Requests, received.Requests}); diff != "" {
+			return fmt.Errorf("(-made +counted by client and server):\n%s", diff)
+		}
+		return nil
+	})
+	both := &pair{docker: w.docker, daemon: w.d}
+	both.likeKernel(t, w.server, asInterface)
 }
 
 // Connections of openssl, and what dnsmasq logs of the questions to it.

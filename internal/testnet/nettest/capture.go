@@ -55,15 +55,26 @@ type Volume struct{ Packets, Bytes uint64 }
 // really does.
 func StartCapture(tb testing.TB, n *testnet.Namespace, iface string) *Capture {
 	tb.Helper()
+	return startCapture(tb, n, iface, 160) // headers are enough
+}
+
+// StartFullCapture is StartCapture, of whole packets, for [Capture.Fields].
+func StartFullCapture(tb testing.TB, n *testnet.Namespace, iface string) *Capture {
+	tb.Helper()
+	return startCapture(tb, n, iface, 0)
+}
+
+func startCapture(tb testing.TB, n *testnet.Namespace, iface string, size int) *Capture {
+	tb.Helper()
 	need.Commands(tb, "tcpdump")
 	c := &Capture{
 		tb: tb, file: filepath.Join(tb.TempDir(), "capture.pcap"),
 		lines: make(chan string, 16), numbers: make(map[string]int),
 	}
-	// Headers are enough. The buffer is 64 MiB. Without -Z the file would belong
+	// The buffer is 64 MiB. Without -Z the file would belong
 	// to a user that may not write it.
 	c.cmd = exec.Command("tcpdump", "-i", iface, "-w", c.file, "-U", "-n",
-		"--immediate-mode", "-s", "160", "-B", "65536", "-Z", "root")
+		"--immediate-mode", "-s", strconv.Itoa(size), "-B", "65536", "-Z", "root")
 	stderr, err := c.cmd.StderrPipe()
 	if err == nil {
 		err = n.Start(c.cmd)
@@ -193,6 +204,25 @@ func (c *Capture) Packets(filter string) []gopacket.CaptureInfo {
 		c.tb.Fatalf("read capture: %v", err)
 	}
 	return packets
+}
+
+// Fields returns the values that tshark finds of a field in the packets, counted.
+func (c *Capture) Fields(field string) map[string]uint64 {
+	c.tb.Helper()
+	need.Commands(c.tb, "tshark")
+	c.Stop()
+	cmd := exec.Command("tshark", "-r", c.file, "-Y", field, "-T", "fields", "-e", field, "-E", "occurrence=a", "-E", "aggregator=/s")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		c.tb.Fatalf("read capture with tshark: %v: %s", err, &stderr)
+	}
+	found := map[string]uint64{}
+	for _, value := range strings.Fields(string(out)) {
+		found[value]++
+	}
+	return found
 }
 
 func readPackets(r io.Reader) ([]gopacket.CaptureInfo, error) {

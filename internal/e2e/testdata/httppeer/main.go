@@ -5,14 +5,17 @@
 //	httppeer serve ADDRESS LOG   serves HTTP/1 and HTTP/2 without TLS; LOG has "METHOD STATUS" for each request
 //	httppeer pipeline ADDRESS N  sends N requests before it reads the first response
 //	httppeer upgrade ADDRESS     asks for a websocket, and sends lines that look like requests through it
+//	httppeer hostile ADDRESS N   N times begins a POST and goes on with noise, and a GET whose header has no end
 //	httppeer streams ADDRESS N   asks N times by HTTP/2, on one connection
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +27,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	verbs := map[string]func(address, last string) error{
-		"serve": serve, "pipeline": pipeline, "streams": streams,
+		"serve": serve, "pipeline": pipeline, "streams": streams, "hostile": hostile,
 		"upgrade": func(address, _ string) error { return upgrade(address) },
 	}
 	if len(os.Args) < 3 || verbs[os.Args[1]] == nil {
@@ -101,6 +104,30 @@ func pipeline(address, number string) error {
 		}
 		if _, err := io.Copy(io.Discard, response.Body); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func hostile(address, number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	noise := rand.New(rand.NewPCG(1, 2))
+	for range n {
+		post := []byte("POST /200 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
+		for range 64 << 10 {
+			post = append(post, byte(noise.Uint32()))
+		}
+		get := append([]byte("GET /200 HTTP/1.1\r\nHost: a\r\nLong: "), bytes.Repeat([]byte{'x'}, 1<<20)...)
+		for _, text := range [][]byte{post, get} {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				return err
+			}
+			_, _ = conn.Write(text) // the server may hang up
+			_ = conn.Close()
 		}
 	}
 	return nil
