@@ -154,10 +154,17 @@ static __always_inline __u32 bucket(__u32 rtt)
 	return rtt <= 1000000 ? 8 : 9;
 }
 
-static __always_inline void observe(struct tcp_row *row, __u32 rtt)
+/* observe counts a smoothed RTT in eighths of a microsecond, as the kernel has it. Since Linux 6.10 it
+ * is an argument of the call. Before, the socket has the last one at that time, and none at first
+ * (tcp_rtt_estimator, net/ipv4/tcp_input.c).
+ */
+static __always_inline void observe(struct tcp_row *row, __u32 smoothed)
 {
+	__u32 rtt = smoothed >> 3;
 	__u32 counter = RTT_BUCKETS + bucket(rtt);
 
+	if (!smoothed)
+		return;
 	if (counter < TCP_COUNTERS) /* for the verifier */
 		add(row, counter, 1);
 	add(row, RTT_MICROSECONDS, rtt);
@@ -186,7 +193,7 @@ static __noinline void count(struct bpf_sock_ops *ops, struct tcp_row *row)
 		add(row, RETRANSMITTED_SEGMENTS, ops->args[1]);
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
-		observe(row, ops->srtt_us >> 3); /* the kernel keeps it in eighths */
+		observe(row, ops->args[1] ? ops->args[1] : ops->srtt_us);
 	}
 }
 

@@ -5,9 +5,11 @@ package cgroupctl
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 
@@ -333,5 +336,32 @@ func TestConnectionsExclusive(t *testing.T) {
 	}
 	if ids := nettest.Must(c.IDs())(t); len(ids) != 0 {
 		t.Errorf("pinned for packets: %d", ids)
+	}
+}
+
+// The round trip of a handshake is the first that the kernel observes of a connection: `ss` shows just what we
+// have observed of connections on which nothing else was sent.
+func TestRTTLikeSS(t *testing.T) {
+	c := newConnections(t)
+	sink := nettest.Must(c.peer.Listen("tcp", c.container.Interfaces[0].HostIPv4))(t)
+	const held = 20
+	if err := c.container.Hold(sink.Addr, held); err != nil {
+		t.Fatal(err)
+	}
+	var want bpf.TCPCounters
+	for _, rtt := range regexp.MustCompile(`\brtt:([0-9.]+)/`).FindAllStringSubmatch(c.run("ss", "-tinH", "state", "established"), -1) {
+		us := uint64(math.Round(1000 * nettest.Must(strconv.ParseFloat(rtt[1], 64))(t)))
+		want.RTTMicroseconds += us
+		at, _ := slices.BinarySearch(bpf.RTTBounds[:], us)
+		want.RTTs[at]++
+	}
+	_, got := c.ours()
+	if version, err := features.LinuxVersionCode(); err == nil && version < 6<<16|10<<8 {
+		want = bpf.TCPCounters{} // the first is missing
+	} else if want.RTTMicroseconds == 0 {
+		t.Fatal("ss shows nothing")
+	}
+	if got.RTTMicroseconds != want.RTTMicroseconds || got.RTTs != want.RTTs {
+		t.Errorf("%d µs, %v; ss shows %d µs, %v", got.RTTMicroseconds, got.RTTs, want.RTTMicroseconds, want.RTTs)
 	}
 }
