@@ -158,14 +158,30 @@ func TestSocketCalls(t *testing.T) {
 	d.atSockets(c.ID, "as it was called", &want, false)
 }
 
+// askNginx writes a script that has nginx send files by sendfile, some of them to nobody, and end.
+func askNginx(t *testing.T, folder, address string) string {
+	t.Helper()
+	config, script := filepath.Join(folder, "nginx.conf"), filepath.Join(folder, "nginx.sh")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, `daemon off; master_process off; user root; pid %[1]s/pid; error_log %[1]s/error; events {}
+http { access_log off; sendfile on; server { listen %[2]s:80; root %[1]s; } }`, folder, address), 0o600))
+	must(t, os.WriteFile(script, fmt.Appendf(nil, `nginx -c %[1]s &
+nginx=$!
+for try in $(seq 1000); do [ "$(ss -Hltn 'sport = :80')" ] && break; sleep 0.01; done
+for try in $(seq 10); do curl -sS -o /dev/null http://%[2]s/file http://%[2]s/none; done
+kill -QUIT $nginx
+wait $nginx
+`, config, address), 0o600))
+	return script
+}
+
 // straced is what strace says of the calls of a program on sockets, but those that failed.
-var straced = regexp.MustCompile(`(?m)^\d+ +(send|sendto|sendmsg|write|writev|sendfile|recv|recvfrom|recvmsg|read|readv)\(\d+<(TCP|UDP|UNIX)[^ ]*[, ].* = (\d+)`)
+var straced = regexp.MustCompile(`(?m)^(send|sendto|sendmsg|write|writev|sendfile|recv|recvfrom|recvmsg|read|readv)\(\d+<(TCP|UDP|UNIX)[^ ]*[, ].* = (\d+)`)
 
 // Programs that others wrote, in the container's cgroup and namespace: strace tells what they called.
 func TestSocketsLikeStrace(t *testing.T) {
 	need.Root(t)
 	needSocketTracepoints(t)
-	need.Commands(t, "strace", "iperf3", "busybox", "nsenter")
+	need.Commands(t, "strace", "iperf3", "busybox", "nsenter", "nginx", "curl", "ss")
 	host := nettest.Host(t)
 	d := startDaemon(t, on{host}, "accounting: {sockets: on}")
 	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
@@ -176,29 +192,40 @@ func TestSocketsLikeStrace(t *testing.T) {
 	serve(t, host, server+":5201", "iperf3", "-s")
 	serve(t, host, server+":80", "busybox", "httpd", "-f", "-p", server+":80", "-h", folder)
 
+	nginx := askNginx(t, folder, c.Interfaces[0].IPv4.String())
 	var want exporter.Sockets
 	for _, program := range []string{
 		"iperf3 -c " + server + " -n 5M",
 		"iperf3 -c " + server + " -n 5M -R",
 		"iperf3 -c " + server + " -u -n 1M -b 0 -l 1000",
 		"iperf3 -c " + server + " -Z -n 5M", // sendfile
+		"sh " + nginx,
 		"busybox wget -q -O /dev/null http://" + server + "/file",
 	} {
-		log := filepath.Join(folder, "strace")
-		inContainer(t, c, "strace -f -yy -o "+log+" "+program)
-		calls := straced.FindAllStringSubmatch(string(nettest.Must(os.ReadFile(log))(t)), -1)
-		if len(calls) < 5 {
-			t.Fatalf("%s: strace tells of %d calls: is this a test of anything?", program, len(calls))
+		logs := t.TempDir() // with a file for each process, where no call is in two lines
+		inContainer(t, c, "strace -ff -yy -o "+filepath.Join(logs, "strace")+" "+program)
+		addStraced(t, &want, logs, program)
+		d.atSockets(c.ID, program, &want, strings.Contains(program, " -Z ") || strings.Contains(program, "nginx"))
+	}
+}
+
+// addStraced adds what strace says that a program has called.
+func addStraced(t *testing.T, want *exporter.Sockets, logs, program string) {
+	t.Helper()
+	var calls [][]string
+	for _, log := range nettest.Must(filepath.Glob(filepath.Join(logs, "strace.*")))(t) {
+		calls = append(calls, straced.FindAllStringSubmatch(string(nettest.Must(os.ReadFile(log))(t)), -1)...)
+	}
+	if len(calls) < 5 {
+		t.Fatalf("%s: strace tells of %d calls: is this a test of anything?", program, len(calls))
+	}
+	for _, call := range calls {
+		of := &want.Send
+		if strings.HasPrefix(call[1], "re") {
+			of = &want.Receive
 		}
-		for _, call := range calls {
-			of := &want.Send
-			if strings.HasPrefix(call[1], "re") {
-				of = &want.Receive
-			}
-			kind := map[string]*exporter.SocketCalls{"TCP": &of.TCP, "UDP": &of.UDP, "UNIX": &of.Unix}[call[2]]
-			kind.Calls++
-			kind.Bytes += nettest.Must(strconv.ParseUint(call[3], 10, 64))(t)
-		}
-		d.atSockets(c.ID, program, &want, strings.Contains(program, " -Z "))
+		kind := map[string]*exporter.SocketCalls{"TCP": &of.TCP, "UDP": &of.UDP, "UNIX": &of.Unix}[call[2]]
+		kind.Calls++
+		kind.Bytes += nettest.Must(strconv.ParseUint(call[3], 10, 64))(t)
 	}
 }
