@@ -249,6 +249,7 @@ struct walk {
 	__u32 filled;
 	__u32 says; /* something, in this packet */
 	__u32 lost; /* its stream was, in this packet */
+	__u32 late; /* bytes before it have not come */
 	struct first of;
 	__u8 buffer[BUFFER + 8];
 };
@@ -1230,6 +1231,7 @@ static __always_inline bool place(struct walk *w, const struct segment *g)
 	s->next = g->seq + size;
 	if (ahead <= 0)
 		return true;
+	w->late = true;
 	if (s->skip >= (__u64)ahead) {
 		s->skip -= ahead; /* a body's bytes, which would not have been read */
 	} else if (s->stage == FRESH) {
@@ -1260,14 +1262,17 @@ static __always_inline void go_on(struct way *way)
 		if (s->stage == MESSAGE || s->stage == LOST)
 			begin_message(s, FRESH);
 	}
-	if (s->stage == LOST && !w->lost && c->heard[direction]) {
+	/* A message begins with the first packet after one of the other side's, if that has come in
+	 * order. Later ones may be a body's, which may look like messages.
+	 */
+	if (s->stage == LOST && !w->late && !w->lost && c->heard[direction]) {
 		begin_message(s, MESSAGE);
 		s->framing = TRIED;
 	}
 	run(way);
 	if (s->framing & TRIED)
 		begin_message(s, LOST);
-	if (w->lost)
+	if (s->stage == LOST)
 		c->heard[direction] = 0;
 }
 
@@ -1358,7 +1363,7 @@ static __always_inline void enter(struct __sk_buff *skb, struct bpf_sock *sk,
 		if (__sync_lock_test_and_set(&way.w->busy, 1))
 			continue;
 		way.w->direction = direction;
-		way.w->says = way.w->lost = way.w->filled = way.w->base = 0;
+		way.w->says = way.w->lost = way.w->late = way.w->filled = way.w->base = 0;
 		__builtin_memset(&way.w->of, 0, sizeof(way.w->of));
 		look(&way, sk, g);
 		__sync_lock_test_and_set(&way.w->busy, 0);

@@ -145,6 +145,8 @@ type requestsWalk struct {
 	Filled    uint32
 	Says      uint32
 	Lost      uint32
+	Late      uint32
+	_         [4]byte
 	Of        requestsFirst
 	Buffer    [72]uint8
 }

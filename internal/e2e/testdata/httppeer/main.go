@@ -6,6 +6,7 @@
 //	httppeer pipeline ADDRESS N  sends N requests before it reads the first response
 //	httppeer upgrade ADDRESS     asks for a websocket, and sends lines that look like requests through it
 //	httppeer hostile ADDRESS N   N times begins a POST and goes on with noise, and a GET whose header has no end
+//	httppeer relay IN OUT        makes two TUN devices and passes on packets from one to the other, many out of order
 //	httppeer streams ADDRESS N   asks N times by HTTP/2, on one connection
 package main
 
@@ -22,12 +23,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
 	log.SetFlags(0)
 	verbs := map[string]func(address, last string) error{
-		"serve": serve, "pipeline": pipeline, "streams": streams, "hostile": hostile,
+		"serve": serve, "pipeline": pipeline, "streams": streams, "hostile": hostile, "relay": relay,
 		"upgrade": func(address, _ string) error { return upgrade(address) },
 	}
 	if len(os.Args) < 3 || verbs[os.Args[1]] == nil {
@@ -131,6 +135,70 @@ func hostile(address, number string) error {
 		}
 	}
 	return nil
+}
+
+// relay keeps back one packet of ten until some others have passed it, or none has come for a while.
+func relay(from, to string) error {
+	in, err := tun(from)
+	if err != nil {
+		return err
+	}
+	out, err := tun(to)
+	if err != nil {
+		return err
+	}
+	packets := make(chan []byte)
+	go func() {
+		for buffer := make([]byte, 1<<16); ; {
+			n, err := in.Read(buffer)
+			if err != nil {
+				log.Fatal(err)
+			}
+			packets <- bytes.Clone(buffer[:n])
+		}
+	}()
+	var late []byte
+	left := 0
+	for number := 0; ; number++ {
+		var packet []byte
+		select {
+		case packet = <-packets:
+		case <-time.After(5 * time.Millisecond):
+		}
+		if number%10 == 0 && late == nil {
+			late, left = packet, 3
+			continue
+		}
+		if packet != nil {
+			if _, err := out.Write(packet); err != nil {
+				return err
+			}
+			left--
+		}
+		if late != nil && (left <= 0 || packet == nil) {
+			if _, err := out.Write(late); err != nil {
+				return err
+			}
+			late = nil
+		}
+	}
+}
+
+// tun makes a TUN device, which is there as long as the process.
+func tun(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	return os.NewFile(uintptr(fd), name), err
 }
 
 func upgrade(address string) error {
