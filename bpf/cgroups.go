@@ -79,7 +79,11 @@ func (d *Datapath) BindCgroup(s Slot) error {
 // nobody's, and this one will be somebody else's.
 func (d *Datapath) unbindCgroup(s Slot) error {
 	if s.Sockets {
-		if err := errors.Join(d.sockets.unbind(s), d.requests.release(s)); err != nil {
+		err := errors.Join(d.sockets.unbind(s), d.requests.release(s))
+		if d.requestCounts != nil {
+			err = errors.Join(err, without(d.requestCounts, s.Generation))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -82,19 +82,20 @@ type Datapath struct {
 	RequestsIngress *ebpf.Program
 	RequestsEgress  *ebpf.Program
 
-	programs classifierPrograms // all of the above but TCP
-	maps     classifierMaps
-	tcp      tcpMaps   // nothing before LoadTCP
-	sockets  *sockets  // nil before LoadSockets
-	requests *requests // nil before LoadRequests
-	pinPath  string
-	lock     *os.File      // holds the pin path, nil if not pinned
-	live     *ebpf.Program // tells other processes that this one runs
-	own      ebpf.MapID    // of the chunks
-	cpus     int
-	maxSlots int
-	chunk    *ebpf.MapSpec
-	troubles []classifierCpuTroubles // by CPU, mapped
+	programs      classifierPrograms // all of the above but TCP
+	maps          classifierMaps
+	tcp           tcpMaps   // nothing before LoadTCP
+	sockets       *sockets  // nil before LoadSockets
+	requests      *requests // nil before LoadRequests
+	requestCounts *ebpf.Map // also of an earlier process, nil if there are none
+	pinPath       string
+	lock          *os.File      // holds the pin path, nil if not pinned
+	live          *ebpf.Program // tells other processes that this one runs
+	own           ebpf.MapID    // of the chunks
+	cpus          int
+	maxSlots      int
+	chunk         *ebpf.MapSpec
+	troubles      []classifierCpuTroubles // by CPU, mapped
 
 	// making is held while chunks are made or freed, which may take an RCU grace
 	// period, and while one is waited for. It is locked before mu, which never waits so
@@ -154,6 +155,9 @@ func Load(o Options) (_ *Datapath, err error) {
 	}
 	defer members.Close() // what is loaded has it by another descriptor
 	if err := d.load(folder, members); err != nil {
+		return nil, err
+	}
+	if d.requestCounts, err = openRequestCounts(o.PinPath); err != nil {
 		return nil, err
 	}
 	if err := d.makeChunk(0); err != nil {
@@ -261,8 +265,11 @@ func (d *Datapath) Close() error {
 	}
 	errs = append(errs, d.sockets.close())
 	d.sockets = nil
+	if d.requests == nil && d.requestCounts != nil {
+		errs = append(errs, d.requestCounts.Close())
+	}
 	errs = append(errs, d.requests.close())
-	d.requests = nil
+	d.requests, d.requestCounts = nil, nil
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
 		d.lock = nil

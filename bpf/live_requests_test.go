@@ -265,6 +265,34 @@ func toldBy(requests, responses RequestCounters) (s said) {
 	return s
 }
 
+// TestRequestsOfNested counts what a container in another one says once for each, though the programs of both
+// run for its packets.
+func TestRequestsOfNested(t *testing.T) {
+	outer := newReaders(t, RequestOptions{HTTP: true, DNS: true})
+	outer.attach()
+	inner := *outer
+	inner.dir = nettest.Must(os.MkdirTemp(outer.dir, "inner-"))(t)
+	t.Cleanup(func() { os.Remove(inner.dir) })
+	inner.attach()
+	for _, name := range []string{"dns", "pipelined"} {
+		playIn(t, inner.dir, name, nil)
+	}
+	in, out, err := inner.ReadRequests(inner.slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outerIn, outerOut, err := outer.ReadRequests(outer.slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]RequestCounters{in, out}, []RequestCounters{outerIn, outerOut}); diff != "" {
+		t.Errorf("(-inner +outer):\n%s", diff)
+	}
+	if in.DNSQueries[1] != dnsTimes || in.HTTPRequests[2] != 15 {
+		t.Errorf("%d questions for NS and %d POSTs, want %d and 15", in.DNSQueries[1], in.HTTPRequests[2], dnsTimes)
+	}
+}
+
 // compare compares what is counted with what was said. A packet out of order may hide a message, and
 // is told as a resync.
 func compare(t *testing.T, played scenario, receive, transmit RequestCounters, want [len(ResyncCauses)]uint64) {
@@ -323,10 +351,12 @@ func TestMalformed(t *testing.T) {
 	compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{0, 0, 6, 2}) // at both ends
 }
 
+// dnsTimes is how often each question is asked: by UDP twice, and by TCP three times.
+const dnsTimes = 5
+
 // TestDNS counts questions by type and answers by code, of UDP and TCP.
 func TestDNS(t *testing.T) {
 	_, receive, transmit := countRequests(t, RequestOptions{DNS: true}, "dns", false)
-	const times = 5 // by UDP twice, and by TCP three times
 	var want RequestCounters
 	for _, q := range questions {
 		kind := slices.Index(DNSTypes[:], strings.TrimPrefix(q.kind.String(), "Type"))
@@ -336,8 +366,8 @@ func TestDNS(t *testing.T) {
 		case kind < 0:
 			kind = len(DNSTypes) - 1
 		}
-		want.DNSQueries[kind] += times
-		want.DNSResponses[min(int(q.code), len(DNSCodes)-1)] += times
+		want.DNSQueries[kind] += dnsTimes
+		want.DNSResponses[min(int(q.code), len(DNSCodes)-1)] += dnsTimes
 	}
 	// Both ends are in the cgroup, so that all goes both ways.
 	for direction, got := range map[string]RequestCounters{"received": receive, "transmitted": transmit} {

@@ -93,6 +93,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } request_members SEC(".maps");
 
+/* The same, of the cgroup that a program runs for: datagrams have no state that would tell the
+ * programs of nested cgroups that they were read.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);   /* cgroup id */
+	__type(value, __u64); /* generation */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} request_own SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, SLOTS / 2);
@@ -104,6 +114,7 @@ struct {
 
 /* How far the machine has come with a message. */
 enum stage {
+	UNMET,	   /* nothing of this stream was read yet */
 	IGNORE,	   /* nothing more of this stream is read */
 	FRESH,	   /* at a connection's first byte */
 	HELLO,	   /* in what may be a record of TLS */
@@ -156,6 +167,7 @@ struct stream {
 	__u8 method;
 	__u8 matches;  /* which names of header fields it may be */
 	__u8 owed;     /* the resync to be counted when a message is found, and 1; 0 for none */
+	__u32 hole;    /* the sequence number where a gap before received bytes ended */
 	__u32 through; /* the tunnels that have begun, as far as this direction knows */
 };
 
@@ -232,7 +244,16 @@ static const struct {
 	enum query_type type;
 } shared __attribute__((used, section("enums")));
 
-enum { PASS = 1, MAX_HEADER = 64 << 10, BUFFER = 64, LISTEN = 10, DNS_PORT = 53, DEEPEST = 32 };
+enum {
+	PASS = 1,
+	MAX_HEADER = 64 << 10,
+	BUFFER = 64,
+	LISTEN = 10,
+	STREAM = 1,
+	DATAGRAM = 2,
+	DNS_PORT = 53,
+	DEEPEST = 32
+};
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -257,7 +278,7 @@ struct walk {
 /* How many packets may be on their way on a CPU: one that a process sends can be interrupted, by
  * another process as well.
  */
-#define WALKS 8
+#define WALKS 16
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -417,7 +438,7 @@ static __always_inline void read_first(struct walk *w, __u8 c, bool fresh)
 		begin(s, TARGET);
 		return;
 	}
-	if (!is_token(c) || s->have >= 32) {
+	if (!is_token(c) || s->have >= 128) {
 		refuse(w, fresh);
 		return;
 	}
@@ -472,6 +493,11 @@ static __always_inline __u8 answered(struct connection *c, bool resumed)
 	return c->asked[at % ASKED];
 }
 
+static __always_inline bool is_digit(__u8 c)
+{
+	return c >= '0' && c <= '9';
+}
+
 static __always_inline void read_target(struct way *way, __u8 c)
 {
 	struct walk *w = way->w;
@@ -489,8 +515,8 @@ static __always_inline void read_target(struct way *way, __u8 c)
 		begin(s, PREFACE);
 		return;
 	}
-	if (s->have < 10 || (s->token != WORD8('H', 'T', 'T', 'P', '/', '1', '.', '1') &&
-			     s->token != WORD8('H', 'T', 'T', 'P', '/', '1', '.', '0'))) {
+	if (s->have < 10 || !is_digit(s->token) ||
+	    (s->token ^ WORD8('H', 'T', 'T', 'P', '/', '1', '.', 0)) >> 8) {
 		refuse(w, first);
 		return;
 	}
@@ -500,31 +526,6 @@ static __always_inline void read_target(struct way *way, __u8 c)
 	say(w, HTTP_REQUESTS + s->method);
 	ask(way, s->method);
 	begin(s, NAME);
-}
-
-static __always_inline bool is_digit(__u8 c)
-{
-	return c >= '0' && c <= '9';
-}
-
-static __always_inline void read_status(struct walk *w, __u8 c)
-{
-	struct stream *s = &w->of.s;
-	__u64 t;
-
-	shift(s, c);
-	if (s->have < 8)
-		return;
-	t = s->token; /* "1.1 200 ", or the end of the line behind the digits */
-	if (t >> 48 != ('1' << 8 | '.') || !is_digit(t >> 40) || (t >> 32 & 0xff) != ' ' ||
-	    !is_digit(t >> 24) || !is_digit(t >> 16) || !is_digit(t >> 8) ||
-	    (t >> 24 & 0xff) < '1' || (t >> 24 & 0xff) > '5' ||
-	    (c != ' ' && c != '\r' && c != '\n')) {
-		refuse(w, s->framing & FIRST);
-		return;
-	}
-	s->status = ((t >> 24 & 0xf) * 100 + (t >> 16 & 0xf) * 10 + (t >> 8 & 0xf));
-	begin(s, REASON);
 }
 
 static __always_inline void read_reason(struct way *way, __u8 c)
@@ -541,6 +542,29 @@ static __always_inline void read_reason(struct way *way, __u8 c)
 	if (s->status >= 200 || s->status == 101)
 		s->method = answered(way->connection, resumed);
 	begin(s, NAME);
+}
+
+static __always_inline void read_status(struct way *way, __u8 c)
+{
+	struct walk *w = way->w;
+	struct stream *s = &w->of.s;
+	__u64 t;
+
+	shift(s, c);
+	if (s->have < 8)
+		return;
+	t = s->token; /* "1.1 200 ", or the end of the line behind the digits */
+	if (t >> 48 != ('1' << 8 | '.') || !is_digit(t >> 40) || (t >> 32 & 0xff) != ' ' ||
+	    !is_digit(t >> 24) || !is_digit(t >> 16) || !is_digit(t >> 8) ||
+	    (t >> 24 & 0xff) < '1' || (t >> 24 & 0xff) > '5' ||
+	    (c != ' ' && c != '\r' && c != '\n')) {
+		refuse(w, s->framing & FIRST);
+		return;
+	}
+	s->status = ((t >> 24 & 0xf) * 100 + (t >> 16 & 0xf) * 10 + (t >> 8 & 0xf));
+	begin(s, REASON);
+	if (c == '\n')
+		read_reason(way, c);
 }
 
 static const char content_length[] = "content-length:", transfer_encoding[] = "transfer-encoding:";
@@ -742,6 +766,14 @@ static __always_inline void end_dns(struct stream *s)
 	begin(s, DNS_SIZE);
 }
 
+/* cut_dns is where a message ends before all of it was read. What has a header is a question. */
+static __always_inline void cut_dns(struct walk *w)
+{
+	if (w->of.s.stage != DNS_HEAD)
+		say(w, DNS_QUERIES + TYPE_OTHER);
+	end_dns(&w->of.s);
+}
+
 static __always_inline void read_dns_size(struct walk *w, __u8 c)
 {
 	struct stream *s = &w->of.s;
@@ -753,17 +785,6 @@ static __always_inline void read_dns_size(struct walk *w, __u8 c)
 	begin(s, DNS_HEAD);
 }
 
-/* take counts bytes of a message of DNS. It returns false where there are none left. */
-static __always_inline bool take(struct walk *w, __u32 n)
-{
-	if (w->of.s.length < n) {
-		end_dns(&w->of.s);
-		return false;
-	}
-	w->of.s.length -= n;
-	return true;
-}
-
 /* read_dns_head reads a header, RFC 1035 section 4.1.1: an id, flags, and how many questions
  * and answers there are.
  */
@@ -772,8 +793,7 @@ static __always_inline void read_dns_head(struct walk *w, __u8 c)
 	struct stream *s = &w->of.s;
 	__u32 flags, code;
 
-	if (!take(w, 1))
-		return;
+	s->length--;
 	shift(s, c);
 	if (s->have == 6)
 		s->id = s->token;
@@ -802,14 +822,14 @@ static __always_inline void read_dns_name(struct walk *w, __u8 c)
 {
 	struct stream *s = &w->of.s;
 
-	if (!take(w, 1))
-		return;
+	s->length--;
 	if (c == 0) {
 		begin(s, DNS_TYPE);
-	} else if (c > 63 || !take(w, c)) { /* RFC 1035 section 3.1 */
+	} else if (c > 63 || c > s->length) { /* RFC 1035 section 3.1 */
 		say(w, DNS_QUERIES + TYPE_OTHER);
 		end_dns(s);
 	} else {
+		s->length -= c;
 		s->skip = c;
 	}
 }
@@ -845,8 +865,7 @@ static __always_inline void read_dns_type(struct walk *w, __u8 c)
 {
 	struct stream *s = &w->of.s;
 
-	if (!take(w, 1))
-		return;
+	s->length--;
 	shift(s, c);
 	if (s->have < 2)
 		return;
@@ -885,7 +904,7 @@ static __always_inline void read(struct way *way, __u8 c)
 		}
 		break;
 	case STATUS:
-		read_status(w, c);
+		read_status(way, c);
 		break;
 	case REASON:
 		read_reason(way, c);
@@ -1003,6 +1022,8 @@ static long step(__u32 index, void *context)
 			return 0;
 		}
 	}
+	if (s->stage >= DNS_HEAD && !s->length)
+		cut_dns(w);
 	w->pos++;
 	if (++s->header > MAX_HEADER && s->stage >= TARGET && s->stage <= TRAILERS) {
 		lose(w, TOO_LONG);
@@ -1061,6 +1082,7 @@ struct segment {
 	__u32 payload; /* where it begins in the packet, and ends */
 	__u32 end;
 	__u32 seq;
+	bool syn;
 	__u16 from;
 	__u16 to;
 	__u8 protocol;
@@ -1109,6 +1131,7 @@ static __always_inline bool read_tcp(struct __sk_buff *skb, __u32 at, struct seg
 	if (bpf_skb_load_bytes(skb, at, &tcp, sizeof(tcp)))
 		return false;
 	g->payload = at + tcp.doff * 4;
+	g->syn = tcp.syn;
 	g->seq = bpf_ntohl(tcp.seq) + tcp.syn;
 	g->from = bpf_ntohs(tcp.source);
 	g->to = bpf_ntohs(tcp.dest);
@@ -1152,18 +1175,24 @@ static __always_inline __u8 first_stage(__u32 local, __u32 remote)
 }
 
 /* join has a stream begin in the midst of a connection. */
-static __always_inline void join(struct stream *s, __u8 stage)
+static __always_inline void join(struct connection *c, struct stream *s, __u32 direction,
+				 __u8 stage)
 {
-	if (stage == FRESH && count_http) {
-		s->stage = LOST;
-		s->owed = JOINED + 1;
-	}
+	s->stage = IGNORE;
+	if (stage != FRESH || !count_http)
+		return;
+	s->stage = LOST;
+	s->owed = JOINED + 1;
+	c->heard[direction & 1] = 1;
 }
 
-/* adopt takes over what the handshake's last packet said. The walk is that of the next one. */
-static __always_inline bool adopt(struct way *way, struct flow *flow)
+/* adopt takes over what the handshake's last packet said. */
+static __always_inline bool adopt(struct way *way, struct bpf_sock *sk, __u32 next)
 {
-	struct first *of = bpf_map_lookup_elem(&request_firsts, flow);
+	struct flow flow = { .remote = bpf_ntohs(sk->dst_port),
+			     .local = sk->src_port,
+			     .next = next };
+	struct first *of = bpf_map_lookup_elem(&request_firsts, &flow);
 	struct connection *c = way->connection;
 
 	if (!of)
@@ -1173,43 +1202,78 @@ static __always_inline bool adopt(struct way *way, struct flow *flow)
 	c->requests = of->requests < ASKED ? of->requests : ASKED;
 	for (int i = 0; i < FIRST_ASKED; i++)
 		c->asked[i] = of->asked[i];
-	bpf_map_delete_elem(&request_firsts, flow);
+	bpf_map_delete_elem(&request_firsts, &flow);
 	return true;
 }
 
-/* meet makes the streams of a connection that we see for the first time. */
-static __always_inline void meet(struct way *way, struct bpf_sock *sk, const struct segment *g)
+/* meet_received makes the stream of what a socket receives, when it has something in it. */
+static __always_inline void meet_received(struct way *way, struct bpf_sock *sk,
+					  struct bpf_tcp_sock *tcp)
 {
-	struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
 	struct connection *c = way->connection;
-	__u32 local = sk->src_port, remote = bpf_ntohs(sk->dst_port);
-	struct stream *in = &c->streams[RECEIVE], *out = &c->streams[TRANSMIT];
-	__u8 stage = first_stage(local, remote);
-	struct flow flow = { .remote = remote, .local = local };
+	struct stream *s = &c->streams[RECEIVE];
+	__u8 stage = first_stage(sk->src_port, bpf_ntohs(sk->dst_port));
 
-	if (!tcp)
-		return;
-	c->heard[RECEIVE] = c->heard[TRANSMIT] = 1;
-	in->next = flow.next = tcp->rcv_nxt;
+	s->next = tcp->rcv_nxt;
 	if (tcp->bytes_received == 0)
-		in->stage = stage;
-	else if (!adopt(way, &flow))
-		join(in, stage);
+		s->stage = stage;
+	else if (!adopt(way, sk, tcp->rcv_nxt))
+		join(c, s, RECEIVE, stage);
+}
 
-	if (way->w->direction == TRANSMIT) {
-		out->next = g->seq;
-		/* The peer has acknowledged our SYN at most. */
-		if (tcp->bytes_acked <= 1 && g->seq == tcp->snd_una)
-			out->stage = stage;
-		else
-			join(out, stage);
-	} else {
-		out->next = tcp->snd_nxt;
-		if (tcp->data_segs_out == 0)
-			out->stage = stage;
-		else
-			join(out, stage);
-	}
+/* meet_sent makes the stream of what a socket sends. It begins there if the peer has acknowledged
+ * our SYN at most, and nobody has sent a SYN with data (RFC 7413) before it is acknowledged.
+ */
+static __always_inline void meet_sent(struct way *way, struct bpf_sock *sk,
+				      struct bpf_tcp_sock *tcp, const struct segment *g)
+{
+	struct connection *c = way->connection;
+	struct stream *s = &c->streams[TRANSMIT];
+	__u8 stage = first_stage(sk->src_port, bpf_ntohs(sk->dst_port));
+
+	s->next = g->seq;
+	if (g->syn || (tcp->bytes_acked <= 1 && g->seq == tcp->snd_una))
+		s->stage = stage;
+	else
+		join(c, s, TRANSMIT, stage);
+}
+
+/* How far ahead of what has arrived a packet may be that we believe. The kernel drops what is
+ * outside of its window, which programs don't see: it may be as large as net.ipv4.tcp_rmem has it,
+ * 6 MB unless that was raised.
+ */
+#define WINDOW (16 << 20)
+
+/* How far back what is sent may be sent again from: the largest window there is, RFC 7323 section 2.3. */
+#define LARGEST_WINDOW (1 << 30)
+
+/* is_believed says whether the kernel may take a packet. It comes here before it is checked. */
+static __always_inline bool is_believed(const struct walk *w, const struct bpf_tcp_sock *tcp,
+					const struct segment *g)
+{
+	__s32 ahead = g->seq + (g->end - g->payload) - tcp->rcv_nxt;
+
+	return w->direction == TRANSMIT || ahead <= WINDOW;
+}
+
+/* heal sees to it that a stream does not stay ahead of the kernel, which had not taken what was read:
+ * bytes come as the kernel's next that were in the packet behind a gap, or far behind.
+ */
+static __always_inline void heal(struct walk *w, const struct bpf_tcp_sock *tcp,
+				 const struct segment *g)
+{
+	struct stream *s = &w->of.s;
+	__s32 ahead = g->seq - s->next;
+	bool again =
+		w->direction == TRANSMIT
+			? ahead < -LARGEST_WINDOW
+			: g->seq == tcp->rcv_nxt &&
+				  (ahead < -WINDOW || (s->hole && (__s32)(g->seq - s->hole) >= 0));
+
+	if (ahead >= 0 || !again)
+		return;
+	s->hole = 0;
+	s->next = g->seq - 1; /* a gap, of at least a byte */
 }
 
 /* place finds where a packet's payload goes on in its stream. It returns false where all of that
@@ -1229,9 +1293,12 @@ static __always_inline bool place(struct walk *w, const struct segment *g)
 		w->pos += -ahead;
 	}
 	s->next = g->seq + size;
+	if (ahead == 0)
+		s->hole = 0; /* the kernel has what was ahead, too */
 	if (ahead <= 0)
 		return true;
 	w->late = true;
+	s->hole = g->seq | 1; /* which is not 0 */
 	if (s->skip >= (__u64)ahead) {
 		s->skip -= ahead; /* a body's bytes, which would not have been read */
 	} else if (s->stage == FRESH) {
@@ -1276,40 +1343,62 @@ static __always_inline void go_on(struct way *way)
 		c->heard[direction] = 0;
 }
 
+/* enter_stream keeps other CPUs from a stream until leave_stream. It returns false if one is there. */
+static __always_inline bool enter_stream(struct connection *c, __u32 direction)
+{
+	return !__sync_lock_test_and_set(&c->busy[direction & 1], 1);
+}
+
+static __always_inline void leave_stream(struct connection *c, __u32 direction)
+{
+	__sync_lock_test_and_set(&c->busy[direction & 1], 0);
+}
+
 /* read_connection reads a packet of a connection. */
 static __always_inline void read_connection(struct way *way, struct bpf_sock *sk,
 					    const struct segment *g)
 {
 	struct walk *w = way->w;
 	__u32 direction = w->direction & 1;
+	struct bpf_tcp_sock *tcp;
 	struct connection *c;
 	struct stream *s;
 
-	c = bpf_sk_storage_get(&request_connections, sk, NULL, 0);
+	tcp = bpf_tcp_sock(sk);
+	c = bpf_sk_storage_get(&request_connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	way->connection = c;
-	if (!c) {
-		c = bpf_sk_storage_get(&request_connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!c)
-			return;
-		way->connection = c;
-		meet(way, sk, g);
-	}
+	if (!c || !tcp || !is_believed(w, tcp, g))
+		return;
 	s = &c->streams[direction];
 	if (c->streams[!direction].stage == LOST)
 		c->heard[!direction] = 1;
 	if (s->stage == IGNORE)
 		return;
-	if (__sync_lock_test_and_set(&c->busy[direction], 1))
+	if (direction == TRANSMIT && c->streams[RECEIVE].stage == UNMET && tcp->bytes_received &&
+	    enter_stream(c, RECEIVE)) {
+		if (c->streams[RECEIVE].stage == UNMET)
+			meet_received(way, sk, tcp);
+		leave_stream(c, RECEIVE);
+	}
+	if (!enter_stream(c, direction))
 		return; /* what it has is a gap then */
+	if (s->stage == UNMET && direction == TRANSMIT)
+		meet_sent(way, sk, tcp, g);
+	else if (s->stage == UNMET)
+		meet_received(way, sk, tcp);
 	w->of.s = *s;
+	heal(w, tcp, g);
 	if (place(w, g)) {
 		go_on(way);
 		*s = w->of.s;
 		if (w->says)
 			note(way->skb, &w->of.said, direction);
 	}
-	__sync_lock_test_and_set(&c->busy[direction], 0);
+	leave_stream(c, direction);
 }
+
+/* How much of a packet that passes the listener is read: whoever has no connection may send it. */
+#define MOST_BEFORE 4096
 
 /* read_before reads a packet that passes the listener. */
 static __always_inline void read_before(struct way *way, const struct segment *g)
@@ -1317,11 +1406,15 @@ static __always_inline void read_before(struct way *way, const struct segment *g
 	struct flow flow = { .remote = g->from, .local = g->to };
 	struct walk *w = way->w;
 
+	if (g->end - g->payload > MOST_BEFORE)
+		return; /* the connection is joined then */
 	w->of.s.stage = first_stage(g->to, g->from);
 	flow.next = w->of.s.next = g->seq + (g->end - g->payload);
 	w->pos = g->payload;
 	w->end = g->end;
 	run(way);
+	if (w->of.requests > FIRST_ASKED)
+		say(w, RESYNCS + PIPELINED);
 	bpf_map_update_elem(&request_firsts, &flow, &w->of, BPF_ANY);
 }
 
@@ -1330,13 +1423,21 @@ static __always_inline void read_datagram(struct way *way, const struct segment 
 {
 	struct walk *w = way->w;
 
+	__u64 *generation = bpf_get_local_storage(&request_own, 0);
+	struct requests *to;
+
 	w->of.s.stage = DNS_HEAD;
 	w->of.s.length = g->end - g->payload;
 	w->pos = g->payload;
 	w->end = g->end;
 	run(way);
-	if (w->says)
-		note(way->skb, &w->of.said, w->direction);
+	if (w->of.s.stage > DNS_HEAD)
+		cut_dns(w);
+	if (!w->says)
+		return;
+	to = bpf_map_lookup_elem(&request_counts, generation);
+	if (to)
+		count(to, &w->of.said, w->direction);
 }
 
 /* look reads a packet with payload. */
@@ -1384,10 +1485,10 @@ static __always_inline int pass(struct __sk_buff *skb, enum direction direction)
 	at = read_ip(skb, &g);
 	if (!sk || !at)
 		return PASS;
-	if (g.protocol == IPPROTO_TCP)
+	if (g.protocol == IPPROTO_TCP && sk->type == STREAM)
 		wanted = read_tcp(skb, at, &g) && g.payload < g.end &&
 			 is_wanted(sk->src_port, bpf_ntohs(sk->dst_port));
-	else if (g.protocol == IPPROTO_UDP && count_dns)
+	else if (g.protocol == IPPROTO_UDP && count_dns && sk->type == DATAGRAM)
 		/* The packet's ports may be others than a connected socket's by now: a container's
 		 * questions to Docker's own server are sent elsewhere (DNAT).
 		 */

@@ -87,6 +87,22 @@ type requests struct {
 	options RequestOptions
 }
 
+// openRequestCounts opens what an earlier process has counted of requests, nil if there is nothing. It is
+// part of totals also where nothing is counted any more.
+func openRequestCounts(pinPath string) (*ebpf.Map, error) {
+	if pinPath == "" {
+		return nil, nil
+	}
+	counts, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, requestPins, requestsMapRequestCounts), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open counts of requests: %w", err)
+	}
+	return counts, nil
+}
+
 // LoadRequests loads the programs that count requests: [Datapath.RequestsIngress] and RequestsEgress,
 // which are put on the cgroups of the slots for connections. What was counted stays with such a
 // slot.
@@ -102,7 +118,7 @@ func (d *Datapath) LoadRequests(o RequestOptions) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := errors.Join(loaded.open(o.Ports), loaded.tidy(d.taken)); err != nil {
+	if err := errors.Join(loaded.open(o.Ports), loaded.tidy(d.generations())); err != nil {
 		return errors.Join(fmt.Errorf("load the programs for requests: %w", err), loaded.close())
 	}
 	for _, s := range d.taken {
@@ -113,9 +129,26 @@ func (d *Datapath) LoadRequests(o RequestOptions) error {
 	if err != nil {
 		return errors.Join(err, loaded.close())
 	}
-	d.requests = loaded
+	if d.requestCounts != nil {
+		err = d.requestCounts.Close()
+	}
+	d.requests, d.requestCounts = loaded, loaded.RequestCounts
 	d.RequestsIngress, d.RequestsEgress = loaded.NettallyReqIn, loaded.NettallyReqEg
-	return nil
+	return err
+}
+
+// generations are those of the slots in use, of older layouts, too. The caller holds mu.
+func (d *Datapath) generations() map[uint64]bool {
+	all := map[uint64]bool{}
+	for _, s := range d.taken {
+		all[s.Generation] = true
+	}
+	for _, o := range d.older {
+		for generation := range o.left {
+			all[generation] = true
+		}
+	}
+	return all
 }
 
 func loadRequestObjects(pinPath string, o RequestOptions) (*requests, error) {
@@ -183,11 +216,11 @@ func (d *Datapath) ReadRequests(s Slot) (receive, transmit RequestCounters, err 
 	if !d.valid(s) {
 		return receive, transmit, ErrReleased
 	}
-	if d.requests == nil {
+	if d.requestCounts == nil {
 		return receive, transmit, nil
 	}
 	var counted requestsRequests
-	err = d.requests.RequestCounts.Lookup(s.Generation, &counted)
+	err = d.requestCounts.Lookup(s.Generation, &counted)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return receive, transmit, nil
 	}
@@ -215,13 +248,9 @@ func (r *requests) open(ports []uint16) error {
 }
 
 // tidy removes what was counted on slots that are gone.
-func (r *requests) tidy(taken map[uint16]Slot) error {
-	generations := map[uint64]bool{}
-	for _, s := range taken {
-		generations[s.Generation] = true
-	}
-	var gone []uint64
-	var generation uint64
+func (r *requests) tidy(generations map[uint64]bool) error {
+	var gone, left []uint64
+	var cgroup, generation uint64
 	var counted requestsRequests
 	entries := r.RequestCounts.Iterate()
 	for entries.Next(&generation, &counted) {
@@ -230,8 +259,18 @@ func (r *requests) tidy(taken map[uint16]Slot) error {
 		}
 	}
 	err := entries.Err()
+	members := r.RequestMembers.Iterate()
+	for members.Next(&cgroup, &generation) {
+		if !generations[generation] {
+			left = append(left, cgroup)
+		}
+	}
+	err = errors.Join(err, members.Err())
 	for _, generation := range gone {
 		err = errors.Join(err, without(r.RequestCounts, generation))
+	}
+	for _, cgroup := range left {
+		err = errors.Join(err, without(r.RequestMembers, cgroup))
 	}
 	return err
 }
@@ -248,13 +287,19 @@ func (r *requests) bind(s Slot) error {
 	if err == nil {
 		err = r.RequestMembers.Put(s.Cgroup, s.Generation)
 	}
+	if err == nil {
+		err = r.RequestOwn.Update(s.Cgroup, s.Generation, ebpf.UpdateExist)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) { // the programs are not attached
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("bind the requests of cgroup %d: %w", s.Cgroup, err)
 	}
 	return nil
 }
 
-// release forgets a slot and what it counted.
+// release forgets which slot a cgroup had. The caller forgets what was counted.
 func (r *requests) release(s Slot) error {
 	if r == nil {
 		return nil
@@ -264,10 +309,16 @@ func (r *requests) release(s Slot) error {
 	if err == nil && bound == s.Generation {
 		err = r.RequestMembers.Delete(s.Cgroup)
 	}
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		err = nil
+	if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+		err = r.RequestOwn.Lookup(s.Cgroup, &bound)
 	}
-	return errors.Join(err, without(r.RequestCounts, s.Generation))
+	if err == nil && bound == s.Generation {
+		err = r.RequestOwn.Update(s.Cgroup, uint64(0), ebpf.UpdateExist)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil // it is gone
+	}
+	return err
 }
 
 // without removes a key from a map, where it may be missing.

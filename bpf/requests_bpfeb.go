@@ -30,7 +30,9 @@ type requestsConnection struct {
 		Method  uint8
 		Matches uint8
 		Owed    uint8
+		Hole    uint32
 		Through uint32
+		_       [4]byte
 	}
 	Busy      [2]uint32
 	Heard     [2]uint32
@@ -58,7 +60,9 @@ type requestsFirst struct {
 		Method  uint8
 		Matches uint8
 		Owed    uint8
+		Hole    uint32
 		Through uint32
+		_       [4]byte
 	}
 	Requests uint32
 	Said     struct {
@@ -159,6 +163,7 @@ const (
 	requestsMapRequestCounts      = "request_counts"
 	requestsMapRequestFirsts      = "request_firsts"
 	requestsMapRequestMembers     = "request_members"
+	requestsMapRequestOwn         = "request_own"
 	requestsMapRequestPorts       = "request_ports"
 	requestsMapRequestWalks       = "request_walks"
 	requestsProgNettallyReqEg     = "nettally_req_eg"
@@ -223,6 +228,7 @@ type requestsMapSpecs struct {
 	RequestCounts      *ebpf.MapSpec `ebpf:"request_counts"`
 	RequestFirsts      *ebpf.MapSpec `ebpf:"request_firsts"`
 	RequestMembers     *ebpf.MapSpec `ebpf:"request_members"`
+	RequestOwn         *ebpf.MapSpec `ebpf:"request_own"`
 	RequestPorts       *ebpf.MapSpec `ebpf:"request_ports"`
 	RequestWalks       *ebpf.MapSpec `ebpf:"request_walks"`
 }
@@ -261,6 +267,7 @@ type requestsMaps struct {
 	RequestCounts      *ebpf.Map `ebpf:"request_counts"`
 	RequestFirsts      *ebpf.Map `ebpf:"request_firsts"`
 	RequestMembers     *ebpf.Map `ebpf:"request_members"`
+	RequestOwn         *ebpf.Map `ebpf:"request_own"`
 	RequestPorts       *ebpf.Map `ebpf:"request_ports"`
 	RequestWalks       *ebpf.Map `ebpf:"request_walks"`
 }
@@ -271,6 +278,7 @@ func (m *requestsMaps) Close() error {
 		m.RequestCounts,
 		m.RequestFirsts,
 		m.RequestMembers,
+		m.RequestOwn,
 		m.RequestPorts,
 		m.RequestWalks,
 	)

@@ -425,7 +425,7 @@ func playOther() (s scenario, err error) {
 		"\x00\x00", "get foo\r\n", "GET /\r\n\r\n", "GET / HTTP/0.9\r\n\r\n", "GET / HTTP/3.0\r\n\r\n", " GET / HTTP/1.1\r\n\r\n",
 		"EHLO example.org\r\n", "HTTP/1.1 2x0 OK\r\n\r\n", "HTTP/1.1 999 OK\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nxx\r\n\r\n",
 		"\x16\x03\x01\x00\x05\x02hello", "\x16\x00\x01\x00\x05\x01hello", "\x16",
-		strings.Repeat("A", 40) + " / HTTP/1.1\r\n\r\n", "GET", "",
+		strings.Repeat("A", 200) + " / HTTP/1.1\r\n\r\n", "GET", "",
 	} {
 		p, err := connect("127.0.0.1:0", "")
 		if err != nil {

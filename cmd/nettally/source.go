@@ -189,14 +189,16 @@ func requestsOf(config *configs.Config) bpf.RequestOptions {
 // atSockets puts on cgroups what counts connections, and with it what counts requests. Where that is not
 // counted any more it takes off what an earlier run has left.
 func (d *daemon) atSockets(datapath *bpf.Datapath, o cgroupctl.Options) *controller.Cgroups {
-	o.Hooks = cgroupctl.Connections
-	programs := []*ebpf.Program{datapath.TCP}
+	requests := o
+	requests.Hooks, o.Hooks = cgroupctl.Requests, cgroupctl.Connections
+	connections := &controller.Cgroups{Controller: cgroupctl.New(o), Programs: []*ebpf.Program{datapath.TCP}, Log: d.log}
+	left := cgroupctl.New(requests)
 	if datapath.CountsRequests() {
-		o.Hooks = slices.Concat(o.Hooks, cgroupctl.Requests)
-		programs = append(programs, datapath.RequestsIngress, datapath.RequestsEgress)
-		return &controller.Cgroups{Controller: cgroupctl.New(o), Programs: programs}
+		connections.Beside = &controller.Cgroups{
+			Controller: left, Programs: []*ebpf.Program{datapath.RequestsIngress, datapath.RequestsEgress},
+		}
+		return connections
 	}
-	left := cgroupctl.New(cgroupctl.Options{Root: o.Root, Pins: o.Pins, Hooks: cgroupctl.Requests})
 	ids, err := left.IDs()
 	for _, id := range ids {
 		err = errors.Join(err, left.Detach(id))
@@ -204,7 +206,7 @@ func (d *daemon) atSockets(datapath *bpf.Datapath, o cgroupctl.Options) *control
 	if err != nil {
 		d.log.Warn("could not take off the programs for requests of an earlier run", "err", err)
 	}
-	return &controller.Cgroups{Controller: cgroupctl.New(o), Programs: programs}
+	return connections
 }
 
 // detachStrays comes before anything is attached: what an earlier run has left on tcx, where

@@ -3,6 +3,10 @@
 package controller
 
 import (
+	"errors"
+	"log/slog"
+	"sync"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/nettally/nettally/internal/cgroupctl"
@@ -71,12 +75,76 @@ func (h *Hooks) Current(ifindex int) (slot uint16, ok bool, err error) {
 type Cgroups struct {
 	*cgroupctl.Controller
 	Programs []*ebpf.Program // one for each of its hooks
+	// Beside, if it is not nil, is put on the same cgroups, but where another's program allows none
+	// beside it: then only Log has it.
+	Beside *Cgroups
+	Log    *slog.Logger
+
+	mu      sync.Mutex
+	without map[uint64]bool // the cgroups where Beside is not
 }
 
 // Attach puts the programs on the hooks of a cgroup, or in place of our own.
 func (g *Cgroups) Attach(dir string, id uint64) error {
-	return g.Controller.Attach(dir, id, g.Programs...)
+	err := g.Controller.Attach(dir, id, g.Programs...)
+	if err != nil || g.Beside == nil {
+		return err
+	}
+	err = g.Beside.Attach(dir, id)
+	exclusive := errors.Is(err, cgroupctl.ErrExclusive)
+	if g.note(id, exclusive) {
+		g.Log.Warn("requests of a cgroup are not counted", "cgroup", dir, "err", err)
+	}
+	if exclusive {
+		return nil
+	}
+	return err
+}
+
+// note notes whether Beside is kept off a cgroup, and reports whether that is new.
+func (g *Cgroups) note(id uint64, without bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.without[id]
+	if g.without == nil {
+		g.without = map[uint64]bool{}
+	}
+	if delete(g.without, id); without {
+		g.without[id] = true
+	}
+	return without && !was
 }
 
 // Replace puts the programs in place of our own on a cgroup.
-func (g *Cgroups) Replace(id uint64) error { return g.Controller.Replace(id, g.Programs...) }
+func (g *Cgroups) Replace(id uint64) error {
+	err := g.Controller.Replace(id, g.Programs...)
+	if g.Beside != nil {
+		err = errors.Join(err, g.Beside.Replace(id))
+	}
+	return err
+}
+
+// Attached reports whether the programs are on a cgroup.
+func (g *Cgroups) Attached(id uint64) (bool, error) {
+	on, err := g.Controller.Attached(id)
+	if !on || err != nil || g.Beside == nil {
+		return on, err
+	}
+	g.mu.Lock()
+	without := g.without[id]
+	g.mu.Unlock()
+	if without {
+		return true, nil
+	}
+	return g.Beside.Attached(id)
+}
+
+// Detach takes the programs off a cgroup.
+func (g *Cgroups) Detach(id uint64) error {
+	err := g.Controller.Detach(id)
+	if g.Beside != nil {
+		g.note(id, false)
+		err = errors.Join(err, g.Beside.Detach(id))
+	}
+	return err
+}
