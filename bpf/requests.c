@@ -356,8 +356,8 @@ static __always_inline void refuse(struct walk *w, bool first)
 #define WORD4(a, b, c, d) (WORD3(a, b, c) << 8 | (d))
 #define WORD8(a, b, c, d, e, f, g, h) ((__u64)WORD4(a, b, c, d) << 32 | WORD4(e, f, g, h))
 
-/* PRI is no method, and begins HTTP/2. */
-enum { PRI = OTHER_METHOD + 1 };
+/* PRI is no method, and begins HTTP/2. UNSEEN is that of a request that went by. */
+enum { PRI = OTHER_METHOD + 1, UNSEEN };
 
 static __always_inline __u8 method_of(__u64 token, __u8 have)
 {
@@ -486,7 +486,7 @@ static __always_inline __u8 answered(struct connection *c, bool resumed)
 		return OTHER_METHOD;
 	at = c->responses;
 	if (at == c->requests)
-		return OTHER_METHOD; /* the request was not seen */
+		return UNSEEN;
 	if (resumed || c->requests - at > ASKED)
 		at = c->requests - (resumed ? 1 : ASKED);
 	c->responses = at + 1;
@@ -603,6 +603,10 @@ static __always_inline void end_header(struct way *way)
 		}
 		if (s->status < 200 || s->status == 204 || s->status == 304 || s->method == HEAD) {
 			end_message(w);
+			return;
+		}
+		if (s->method == UNSEEN) { /* it may have been HEAD: there is a body, or none */
+			begin_message(s, LOST);
 			return;
 		}
 		if (framing & OTHERWISE || !(framing & (CHUNKED | BY_LENGTH))) {
