@@ -130,7 +130,7 @@ func socketPrograms() (map[string]string, error) {
 	}
 	// That came with the fix by which a function that a program was taken off may still end.
 	if _, err := kernel.AnyTypeByName("bpf_tramp_image"); err != nil {
-		return nil, fmt.Errorf("find trampolines that can be taken off safely: %w (needs Linux 5.10.27)", err)
+		return nil, fmt.Errorf("find trampolines that can be taken off safely: %w (needs Linux 5.12, or 5.10 with its updates)", err)
 	}
 	return socketFunctions, nil
 }
