@@ -3,7 +3,6 @@
 package bpf
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -29,28 +28,47 @@ type SocketCalls struct{ Calls, Bytes uint64 }
 
 // sockets is the object of the programs that count what processes send and receive.
 type sockets struct {
-	objects socketsObjects
-	links   []ebpflink.Link
+	*ebpf.Collection
+	links []ebpflink.Link
 }
+
+// Two ways to count sockets: the kernel's tracepoints or functions, each with its program.
+// The functions are those of struct proto_ops, and every call passes just one that is counted.
+var (
+	socketTracepoints = map[string]string{
+		"sock_send_length": socketsProgNettallySend,
+		"sock_recv_length": socketsProgNettallyReceive,
+	}
+	socketFunctions = map[string]string{
+		"inet_sendmsg":           socketsProgNettallySendmsg,
+		"inet6_sendmsg":          socketsProgNettallySendmsg,
+		"unix_stream_sendmsg":    socketsProgNettallySendmsg,
+		"unix_seqpacket_sendmsg": socketsProgNettallySendmsg,
+		"unix_dgram_sendmsg":     socketsProgNettallySendDgram,
+		"unix_stream_sendpage":   socketsProgNettallySendpage,
+		"inet_sendpage":          socketsProgNettallyInetPage,
+		"sock_no_sendpage":       socketsProgNettallyNoPage,
+		"inet_recvmsg":           socketsProgNettallyRecvmsg,
+		"inet6_recvmsg":          socketsProgNettallyRecvmsg,
+		"unix_stream_recvmsg":    socketsProgNettallyRecvmsg,
+		"unix_seqpacket_recvmsg": socketsProgNettallyRecvmsg,
+		"unix_dgram_recvmsg":     socketsProgNettallyRecvDgram,
+	}
+)
 
 // LoadSockets has counted what the processes of cgroups send and receive at their sockets, on the
 // slots of targets that say Sockets: [Datapath.ReadSockets]. It counts while the datapath is open,
 // and what was counted stays with the slot.
 //
-// It comes after [Datapath.LoadTCP], and needs Linux 6.3 with BTF, CAP_BPF and CAP_PERFMON.
+// It comes after [Datapath.LoadTCP], and needs a kernel with BTF, CAP_BPF and CAP_PERFMON. Before
+// Linux 6.5 it needs trampolines, too, which the kernel has on amd64.
 func (d *Datapath) LoadSockets() error {
 	if d.TCP == nil {
 		return errors.New("load the programs for sockets: the program for connections, whose slots they use, is not loaded")
 	}
-	spec, err := loadSockets()
+	loaded, err := loadSocketPrograms(d.maps.Chunks)
 	if err != nil {
-		return err
-	}
-	loaded := &sockets{}
-	replaced := map[string]*ebpf.Map{socketsMapChunks: d.maps.Chunks}
-	err = spec.LoadAndAssign(&loaded.objects, &ebpf.CollectionOptions{MapReplacements: replaced})
-	if err != nil {
-		return fmt.Errorf("load the programs for sockets: %w", cmp.Or(HaveSocketTracepoints(), err))
+		return fmt.Errorf("load the programs for sockets: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,16 +84,67 @@ func (d *Datapath) LoadSockets() error {
 	return nil
 }
 
-// HaveSocketTracepoints returns why [Datapath.LoadSockets] can't work with this kernel, nil if it can.
-func HaveSocketTracepoints() error {
-	kernel, err := btf.LoadKernelSpec()
-	if err == nil {
-		_, err = kernel.AnyTypeByName("btf_trace_sock_send_length")
-	}
+// loadSocketPrograms loads the programs that are right for this kernel.
+func loadSocketPrograms(chunks *ebpf.Map) (*sockets, error) {
+	programs, err := socketPrograms()
 	if err != nil {
-		return fmt.Errorf("find the tracepoint sock_send_length: %w (needs Linux 6.3 with BTF)", err)
+		return nil, err
 	}
-	return nil
+	spec, err := loadSockets()
+	if err != nil {
+		return nil, err
+	}
+	all := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	for target, name := range programs {
+		spec.Programs[target] = all[name].Copy()
+		spec.Programs[target].AttachTo = target
+	}
+	replaced := map[string]*ebpf.Map{socketsMapChunks: chunks}
+	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replaced})
+	if err != nil {
+		return nil, err
+	}
+	return &sockets{Collection: loaded}, nil
+}
+
+// socketPrograms returns where sockets are counted, and by which program.
+func socketPrograms() (map[string]string, error) {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil, fmt.Errorf("find the kernel's types: %w (needs a kernel with BTF)", err)
+	}
+	// Where there are functions for pages, the tracepoints don't tell of sendfile and splice.
+	var pages *btf.Func
+	if kernel.TypeByName("inet_sendpage", &pages) != nil {
+		if _, err := kernel.AnyTypeByName("btf_trace_sock_send_length"); err != nil {
+			return nil, fmt.Errorf("find the tracepoint sock_send_length: %w (needs Linux 6.3)", err)
+		}
+		return socketTracepoints, nil
+	}
+	for name := range socketFunctions {
+		var function *btf.Func
+		if err := kernel.TypeByName(name, &function); err != nil {
+			return nil, fmt.Errorf("find the function %s: %w", name, err)
+		}
+	}
+	// That came with the fix by which a function that a program was taken off may still end.
+	if _, err := kernel.AnyTypeByName("bpf_tramp_image"); err != nil {
+		return nil, fmt.Errorf("find trampolines that can be taken off safely: %w (needs Linux 5.12, or 5.10 with its updates)", err)
+	}
+	return socketFunctions, nil
+}
+
+// SocketsCountedBy says by what [Datapath.LoadSockets] counts with this kernel, or why it can't.
+func SocketsCountedBy() (string, error) {
+	programs, err := socketPrograms()
+	if err != nil {
+		return "", err
+	}
+	if _, ok := programs["inet_sendmsg"]; ok {
+		return "the kernel's functions (fexit)", nil
+	}
+	return "the tracepoints sock_send_length and sock_recv_length", nil
 }
 
 // CountsSockets reports whether what processes send and receive is counted.
@@ -86,10 +155,10 @@ func (d *Datapath) CountsSockets() bool {
 }
 
 func (s *sockets) attach() error {
-	for _, program := range []*ebpf.Program{s.objects.NettallySend, s.objects.NettallyReceive} {
+	for target, program := range s.Programs {
 		attached, err := ebpflink.AttachTracing(ebpflink.TracingOptions{Program: program})
 		if err != nil {
-			return fmt.Errorf("attach %s: %w", program, err)
+			return fmt.Errorf("attach a program to %s: %w", target, err)
 		}
 		s.links = append(s.links, attached)
 	}
@@ -100,7 +169,7 @@ func (s *sockets) bind(slot Slot) error {
 	if s == nil {
 		return nil
 	}
-	if err := s.objects.SocketSlots.Put(slot.Cgroup, uint32(slot.Index)); err != nil {
+	if err := s.Maps[socketsMapSocketSlots].Put(slot.Cgroup, uint32(slot.Index)); err != nil {
 		return fmt.Errorf("bind the sockets of cgroup %d to slot %d: %w", slot.Cgroup, slot.Index, err)
 	}
 	return nil
@@ -112,9 +181,9 @@ func (s *sockets) unbind(slot Slot) error {
 		return nil
 	}
 	var bound uint32
-	err := s.objects.SocketSlots.Lookup(slot.Cgroup, &bound)
+	err := s.Maps[socketsMapSocketSlots].Lookup(slot.Cgroup, &bound)
 	if err == nil && bound == uint32(slot.Index) {
-		err = s.objects.SocketSlots.Delete(slot.Cgroup)
+		err = s.Maps[socketsMapSocketSlots].Delete(slot.Cgroup)
 	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil
@@ -130,7 +199,8 @@ func (s *sockets) close() error {
 	for _, l := range s.links {
 		errs = append(errs, l.Close())
 	}
-	return errors.Join(append(errs, s.objects.Close())...)
+	s.Collection.Close()
+	return errors.Join(errs...)
 }
 
 // ReadSockets returns what was counted of the sockets of a slot for connections so far. Each number

@@ -36,10 +36,18 @@ type socketsSocketRow struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	socketsMapChunks           = "chunks"
-	socketsMapSocketSlots      = "socket_slots"
-	socketsProgNettallyReceive = "nettally_receive"
-	socketsProgNettallySend    = "nettally_send"
+	socketsMapChunks             = "chunks"
+	socketsMapSentOtherwise      = "sent_otherwise"
+	socketsMapSocketSlots        = "socket_slots"
+	socketsProgNettallyInetPage  = "nettally_inet_page"
+	socketsProgNettallyNoPage    = "nettally_no_page"
+	socketsProgNettallyReceive   = "nettally_receive"
+	socketsProgNettallyRecvDgram = "nettally_recv_dgram"
+	socketsProgNettallyRecvmsg   = "nettally_recvmsg"
+	socketsProgNettallySend      = "nettally_send"
+	socketsProgNettallySendDgram = "nettally_send_dgram"
+	socketsProgNettallySendmsg   = "nettally_sendmsg"
+	socketsProgNettallySendpage  = "nettally_sendpage"
 )
 
 // loadSockets returns the embedded CollectionSpec for sockets.
@@ -84,16 +92,24 @@ type socketsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsProgramSpecs struct {
-	NettallyReceive *ebpf.ProgramSpec `ebpf:"nettally_receive"`
-	NettallySend    *ebpf.ProgramSpec `ebpf:"nettally_send"`
+	NettallyInetPage  *ebpf.ProgramSpec `ebpf:"nettally_inet_page"`
+	NettallyNoPage    *ebpf.ProgramSpec `ebpf:"nettally_no_page"`
+	NettallyReceive   *ebpf.ProgramSpec `ebpf:"nettally_receive"`
+	NettallyRecvDgram *ebpf.ProgramSpec `ebpf:"nettally_recv_dgram"`
+	NettallyRecvmsg   *ebpf.ProgramSpec `ebpf:"nettally_recvmsg"`
+	NettallySend      *ebpf.ProgramSpec `ebpf:"nettally_send"`
+	NettallySendDgram *ebpf.ProgramSpec `ebpf:"nettally_send_dgram"`
+	NettallySendmsg   *ebpf.ProgramSpec `ebpf:"nettally_sendmsg"`
+	NettallySendpage  *ebpf.ProgramSpec `ebpf:"nettally_sendpage"`
 }
 
 // socketsMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsMapSpecs struct {
-	Chunks      *ebpf.MapSpec `ebpf:"chunks"`
-	SocketSlots *ebpf.MapSpec `ebpf:"socket_slots"`
+	Chunks        *ebpf.MapSpec `ebpf:"chunks"`
+	SentOtherwise *ebpf.MapSpec `ebpf:"sent_otherwise"`
+	SocketSlots   *ebpf.MapSpec `ebpf:"socket_slots"`
 }
 
 // socketsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -122,13 +138,15 @@ func (o *socketsObjects) Close() error {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsMaps struct {
-	Chunks      *ebpf.Map `ebpf:"chunks"`
-	SocketSlots *ebpf.Map `ebpf:"socket_slots"`
+	Chunks        *ebpf.Map `ebpf:"chunks"`
+	SentOtherwise *ebpf.Map `ebpf:"sent_otherwise"`
+	SocketSlots   *ebpf.Map `ebpf:"socket_slots"`
 }
 
 func (m *socketsMaps) Close() error {
 	return _SocketsClose(
 		m.Chunks,
+		m.SentOtherwise,
 		m.SocketSlots,
 	)
 }
@@ -143,14 +161,28 @@ type socketsVariables struct {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsPrograms struct {
-	NettallyReceive *ebpf.Program `ebpf:"nettally_receive"`
-	NettallySend    *ebpf.Program `ebpf:"nettally_send"`
+	NettallyInetPage  *ebpf.Program `ebpf:"nettally_inet_page"`
+	NettallyNoPage    *ebpf.Program `ebpf:"nettally_no_page"`
+	NettallyReceive   *ebpf.Program `ebpf:"nettally_receive"`
+	NettallyRecvDgram *ebpf.Program `ebpf:"nettally_recv_dgram"`
+	NettallyRecvmsg   *ebpf.Program `ebpf:"nettally_recvmsg"`
+	NettallySend      *ebpf.Program `ebpf:"nettally_send"`
+	NettallySendDgram *ebpf.Program `ebpf:"nettally_send_dgram"`
+	NettallySendmsg   *ebpf.Program `ebpf:"nettally_sendmsg"`
+	NettallySendpage  *ebpf.Program `ebpf:"nettally_sendpage"`
 }
 
 func (p *socketsPrograms) Close() error {
 	return _SocketsClose(
+		p.NettallyInetPage,
+		p.NettallyNoPage,
 		p.NettallyReceive,
+		p.NettallyRecvDgram,
+		p.NettallyRecvmsg,
 		p.NettallySend,
+		p.NettallySendDgram,
+		p.NettallySendmsg,
+		p.NettallySendpage,
 	)
 }
 

@@ -330,12 +330,13 @@ func counters(pinPath string) (string, error) {
 	return fmt.Sprintf("%d interfaces counted in %s; no nettally runs", len(slots), pinPath), nil
 }
 
-// socketsCounted says whether the kernel has what counts at sockets.
+// socketsCounted says what counts at sockets, and whether the kernel has it.
 func socketsCounted(config *configs.Config) (string, error) {
 	if !config.Accounting.Sockets {
 		return "off, by accounting.sockets", nil
 	}
-	return "calls and bytes of TCP, UDP and unix sockets", bpf.HaveSocketTracepoints()
+	by, err := bpf.SocketsCountedBy()
+	return "calls and bytes of TCP, UDP and unix sockets, by " + by, err
 }
 
 // requestsCounted says what is read at layer 7, and whether the kernel can.

@@ -14,22 +14,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
 )
 
-func needSocketTracepoints(t *testing.T) {
+func needSockets(t *testing.T) {
 	t.Helper()
-	kernel, err := btf.LoadKernelSpec()
-	if err == nil {
-		_, err = kernel.AnyTypeByName("btf_trace_sock_send_length")
-	}
-	need.Kernel(t, "the tracepoint sock_send_length", err)
+	_, err := bpf.SocketsCountedBy()
+	need.Kernel(t, "what counts at sockets", err)
 }
 
 // atSockets waits until just that is counted at a container's sockets. Of a file that was sent in
@@ -58,7 +55,7 @@ func (d *daemon) atSockets(id, what string, want *exporter.Sockets, files bool) 
 // taken, and stays over kill -9. What is done while nettally does not run is not in it.
 func TestSockets(t *testing.T) {
 	need.Root(t)
-	needSocketTracepoints(t)
+	needSockets(t)
 	host := nettest.Host(t)
 	d := startDaemon(t, on{host}, "accounting: {sockets: on}")
 	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
@@ -141,7 +138,7 @@ func inContainer(t *testing.T, c *testnet.Container, program string) {
 // what is not there, splice from a socket, the end of a connection, io_uring.
 func TestSocketCalls(t *testing.T) {
 	need.Root(t)
-	needSocketTracepoints(t)
+	needSockets(t)
 	need.Commands(t, "gcc", "nsenter")
 	program := filepath.Join(t.TempDir(), "socketcalls")
 	if text, err := exec.Command("gcc", "-o", program, "testdata/socketcalls.c").CombinedOutput(); err != nil {
@@ -180,7 +177,7 @@ var straced = regexp.MustCompile(`(?m)^(send|sendto|sendmsg|write|writev|sendfil
 // Programs that others wrote, in the container's cgroup and namespace: strace tells what they called.
 func TestSocketsLikeStrace(t *testing.T) {
 	need.Root(t)
-	needSocketTracepoints(t)
+	needSockets(t)
 	need.Commands(t, "strace", "iperf3", "busybox", "nsenter", "nginx", "curl", "ss")
 	host := nettest.Host(t)
 	d := startDaemon(t, on{host}, "accounting: {sockets: on}")

@@ -44,9 +44,9 @@ var expectations = []struct {
 	{"list", 0, `^\{\n  "containers": \[\],\n`},
 	{"bpffs", 0, `.`},
 	{"stop", 0, ` msg="stopped; .*\n$`},
-	{"start with requests", 0, `^$`},
-	{"stop with requests", 0, ` msg="stopped; .*\n$`},
-	{"requests", 0, `\nPASS\n$`},
+	{"start with all", 0, `^$`},
+	{"stop with all", 0, ` msg="stopped; .*\n$`},
+	{"sockets and requests", 0, `\n--- PASS: TestSockets (.*\n)*PASS\n$`},
 	{"detach", 0, `^took filters off 0 interfaces\n$`},
 	{"left", 0, `^/var/lib/nettally/ledger\.db\nlo\n$`},
 	{"unload cls_bpf", 0, `^$`},
@@ -80,9 +80,14 @@ func TestKernels(t *testing.T) {
 				t.Errorf("check says nothing of Linux %s:\n%s", release, got)
 			}
 			judge(t, results)
-			refused := strings.Contains(results["stop with requests"].output, `msg="requests are not counted"`)
-			if old := kernel.series == "5.10"; refused != old || old != strings.Contains(results["requests"].output, "--- SKIP") {
-				t.Errorf("requests are refused: %v\n%s; the tests of them:\n%s", refused, results["stop with requests"].output, results["requests"].output)
+			log, tests := results["stop with all"].output, results["sockets and requests"].output
+			refused := strings.Contains(log, `msg="requests are not counted"`)
+			if old := kernel.series == "5.10"; refused != old || old != strings.Contains(tests, "--- SKIP") {
+				t.Errorf("requests are refused: %v\n%s; the tests of them:\n%s", refused, log, tests)
+			}
+			by := map[bool]string{true: "the tracepoints", false: "the kernel's functions"}[kernel.series == "6.12"]
+			if !strings.Contains(results["check"].output, "unix sockets, by "+by) || strings.Contains(log, `send and receive is not counted"`) {
+				t.Errorf("sockets are not counted by %s:\n%s%s", by, results["check"].output, log)
 			}
 		})
 	}

@@ -35,7 +35,7 @@ unset NETTALLY_ACCOUNTING_SOURCE
 step 'check without cls_bpf' nettally check
 step 'load cls_bpf' insmod /modules/cls_bpf.ko
 
-step 'check' nettally check
+step 'check' env NETTALLY_ACCOUNTING_SOCKETS=on nettally check
 step 'selftest' nettally selftest
 step 'left by selftest' left
 
@@ -44,10 +44,10 @@ step 'list' nettally list -o json
 step 'bpffs' grep ' /sys/fs/bpf .* - bpf ' /proc/self/mountinfo
 step 'stop' stop
 
-export NETTALLY_REQUESTS_HTTP=on NETTALLY_REQUESTS_TLS=on NETTALLY_REQUESTS_DNS=on
-step 'start with requests' start
-step 'stop with requests' stop
-step 'requests' bpf.test -test.v -test.run '^(TestRequests|TestDNS|TestMalformed)$/^(pipelined|tunnels|with_the_handshake)?$'
+export NETTALLY_ACCOUNTING_SOCKETS=on NETTALLY_REQUESTS_HTTP=on NETTALLY_REQUESTS_TLS=on NETTALLY_REQUESTS_DNS=on
+step 'start with all' start
+step 'stop with all' stop
+step 'sockets and requests' bpf.test -test.v -test.run '^(TestSockets|TestRequests|TestDNS|TestMalformed)$/^(pipelined|tunnels|with_the_handshake)?$'
 step 'detach' nettally detach
 
 step 'left' left
