@@ -221,7 +221,7 @@ func (s *session) inside(ctx context.Context, box Sandbox, budget *int64) {
 }
 
 func (s *session) within(ctx context.Context, box Sandbox, netns int, budget *int64) error {
-	entries, err := open(netns)
+	entries, err := openWith(s.entries.buf, netns)
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func (s *session) listen(box Sandbox, netns int, inode uint64, of *tally) (*tabl
 	if err != nil && len(addrs) == 0 {
 		return nil, err
 	}
-	events, err := open(netns, unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_DESTROY)
+	events, err := openWith(s.events.buf, netns, unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_DESTROY)
 	if err != nil {
 		return nil, err
 	}
