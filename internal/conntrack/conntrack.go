@@ -8,6 +8,9 @@
 // packet has it, and to the container whose address answers it, as the tuple of the reply has
 // it. So published ports, masquerading and service addresses make no difference.
 //
+// What a container's own network namespace tracks is counted beside that. A connection may be in
+// both tables, so of the two numbers the higher one is the container's.
+//
 // Of a connection nothing is kept: memory goes by the containers and their addresses, which
 // are bounded, and not by the connections.
 package conntrack

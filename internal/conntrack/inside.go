@@ -63,12 +63,19 @@ func (i *inner) begin() {
 	i.both(func(c *cell) { c.next = listing{} })
 }
 
-// end takes in a dump. What was counted before the first one is what the host's table had: each
+// lose says that it is not known any more what is there.
+func (i *inner) lose() {
+	i.left, i.listed = true, false
+	i.both(func(c *cell) { c.established, c.other, c.bounded = 0, 0, false })
+}
+
+// end takes in a dump, unless something was left out of it. What was counted before the first one is what the host's table had: each
 // of the two knows of so many at least.
 func (i *inner) end(host *cells) {
-	if i.listed = !i.left; i.left {
+	if i.left {
 		return
 	}
+	i.listed = true
 	unlisted := max(0, i.here-int64(i.seen.established)+int64(i.seen.opened+i.seen.closed))
 	i.both(func(c *cell) {
 		if i.lost {
@@ -216,7 +223,7 @@ func (s *session) inside(ctx context.Context, box Sandbox, budget *int64) {
 	defer s.mu.Unlock()
 	s.shut(box.ID)
 	if t := s.book.tallies[box.Owner]; t != nil && t.inner != nil {
-		t.left = true
+		t.lose()
 	}
 }
 
@@ -349,7 +356,7 @@ func (s *session) hearOf(id uint64, t *table) {
 		t.lost = true
 	case err != nil:
 		s.shut(id)
-		t.left = true
+		t.lose()
 	}
 }
 

@@ -229,6 +229,40 @@ func TestInner(t *testing.T) {
 	}
 }
 
+// Tables beyond a bound are not listened to, and such beyond a look's budget not listed.
+func TestInsideIsBounded(t *testing.T) {
+	s := newSite(t)
+	s.tracks(s.client)
+	s.send(s.client, outsideAddress+":9", 3)
+	tracker := New(Options{NetNS: s.host.FD(), Log: slog.New(slog.DiscardHandler)})
+	session := &session{Tracker: tracker, known: map[uint64]Sandbox{}, empty: map[uint64]bool{}}
+	var err error
+	session.events, err = open(s.host.FD())
+	must(t, err)
+	defer session.events.Close()
+	session.entries = &socket{buf: make([]byte, readBuffer)}
+	box := Sandbox{ID: maxTables, Owner: "client", Addresses: addresses(s.client), Enter: enter(s.client)}
+	tracker.book.claim(box, []netip.Addr{netip.MustParseAddr(clientAddress)}, time.Now())
+	tally := tracker.book.tallies["client"]
+	for i := range uint64(maxTables) {
+		tracker.tables[i] = nil
+	}
+	budget := int64(maxListed)
+	if session.inside(t.Context(), box, &budget); tracker.tables[box.ID] != nil || tally.inner != nil {
+		t.Fatalf("one more than %d tables", maxTables)
+	}
+	clear(tracker.tables)
+	budget = 2
+	if session.inside(t.Context(), box, &budget); !tally.left || tally.seen.established != 0 || budget != 2 {
+		t.Errorf("listed %d, left %d: %v", tally.seen.established, budget, tally.left)
+	}
+	budget = maxListed
+	if session.inside(t.Context(), box, &budget); tally.seen.established != 3 || budget != maxListed-3 {
+		t.Errorf("listed %d, left %d", tally.seen.established, budget)
+	}
+	tracker.shut(box.ID)
+}
+
 // BenchmarkInside looks into the namespaces of 1,000 containers that track nothing themselves.
 func BenchmarkInside(b *testing.B) {
 	need.Root(b)
