@@ -19,10 +19,10 @@ var (
 type conntrackDescs struct{ entries, opened, closed *prometheus.Desc }
 
 func (d *descs) addConntrack() conntrackDescs {
-	const what = " of the host's connection tracking, by the direction of the packet that opened the connection"
+	const what = " of the connection tracking, by the direction of the packet that opened the connection"
 	return conntrackDescs{
 		entries: d.add("nettally_container_conntrack_entries",
-			"Entries"+what+", at the last look at the whole table, at most a minute ago. established: of TCP in the state ESTABLISHED, of others answered.",
+			"Entries"+what+", at the last look at the whole table. established: of TCP in the state ESTABLISHED, of others answered.",
 			entryLabels...),
 		opened: d.add("nettally_container_conntrack_opened_total",
 			"Entries"+what+", that were made since this process came to know the container.", changeLabels...),
@@ -51,7 +51,7 @@ func (s *scrape) connections(c *usage.Container, of series) {
 	}
 }
 
-// Conntrack is what the host's connection tracking has of a container in JSON.
+// Conntrack is what the connection tracking has of a container in JSON.
 type Conntrack struct {
 	Since    *time.Time            `json:"since"`    // opened and closed count from then on
 	Receive  ConnectionsByProtocol `json:"receive"`  // opened from outside

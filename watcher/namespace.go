@@ -49,12 +49,15 @@ func (n *Namespace) Close() error {
 // Inode tells the namespace from all that exist with it.
 func (n *Namespace) Inode() uint64 { return n.ns.id.inode }
 
+// Host reports whether it is the host's own.
+func (n *Namespace) Host() bool { return n.ns.id == n.w.host }
+
 // FD is the open file of the namespace, valid until Close.
 func (n *Namespace) FD() int { return int(n.ns.file.Fd()) }
 
 // Inspect is [Watcher.Inspect] for a namespace that is held.
 func (n *Namespace) Inspect() (Sandbox, error) {
-	s := Sandbox{NetNS: n.ns.id.inode, NetNSID: -1, Host: n.ns.id == n.w.host}
+	s := Sandbox{NetNS: n.ns.id.inode, NetNSID: -1, Host: n.Host()}
 	if s.Host {
 		return s, nil
 	}

@@ -82,6 +82,7 @@ func (t telling[F]) Count(owner roster.Member, in roster.Location[F]) roster.Out
 		t.to.Found(conntrack.Sandbox{
 			ID: in.ID, Owner: owner.ID, Since: owner.Found.CreatedAt,
 			Addresses: func() ([]netip.Addr, error) { return addressesOf(t.watch, owner.Found) },
+			Enter:     func(visit func(int) error) error { return enterNamespace(t.watch, owner.Found, visit) },
 		})
 	}
 	return outcome
@@ -109,6 +110,18 @@ func addressesOf(w *watcher.Watcher, c watcher.Container) ([]netip.Addr, error) 
 	}
 	found, err := n.Addresses()
 	return found, errors.Join(err, n.Close())
+}
+
+// enterNamespace calls visit with a container's network namespace, if that is not the host's.
+func enterNamespace(w *watcher.Watcher, c watcher.Container, visit func(netns int) error) error {
+	n, err := w.Hold(c)
+	if err != nil {
+		return err
+	}
+	if !n.Host() {
+		err = visit(n.FD())
+	}
+	return errors.Join(err, n.Close())
 }
 
 // connectionsTracked looks at the connection tracking of the process's network namespace, for

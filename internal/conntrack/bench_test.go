@@ -39,7 +39,7 @@ func BenchmarkDump(b *testing.B) {
 		t.book.claim(Sandbox{ID: uint64(i), Owner: netip.AddrFrom4([4]byte{0, 0, byte(i >> 8), byte(i)}).String()},
 			[]netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})}, time.Now())
 	}
-	session := &session{Tracker: t, known: map[uint64]Sandbox{}, young: map[uint64]look{}}
+	session := &session{Tracker: t, known: map[uint64]Sandbox{}, young: map[uint64]look{}, empty: map[uint64]bool{}}
 	var err error
 	session.events, err = open(s.host.FD(), unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_DESTROY)
 	must(b, err)

@@ -100,7 +100,7 @@ func (b *book) list(e entry) {
 func (b *book) beginDump() {
 	b.all = listing{}
 	for _, t := range b.tallies {
-		t.all(func(c *cell) { c.next = listing{} })
+		t.cells.all(func(c *cell) { c.next = listing{} })
 	}
 }
 
@@ -114,8 +114,8 @@ func (b *book) endDump(there int64, lost bool) {
 		if !t.ended.IsZero() {
 			continue
 		}
-		t.listed = true
-		t.all(func(c *cell) {
+		t.known = true
+		t.cells.all(func(c *cell) {
 			if lost {
 				c.established, c.other = c.next.established, c.next.other
 			} else {
@@ -228,15 +228,25 @@ func (b *book) forget(before time.Time) {
 // unknown says that what is there is not known, until the next dump.
 func (b *book) unknown() {
 	for _, t := range b.tallies {
-		t.listed = false
+		t.known = false
+		if t.inner != nil {
+			t.listed = false
+		}
 	}
 }
 
-func (b *book) shown() map[string]usage.Conntrack {
+// shown are the containers of which something is known: while the host tracks nothing, those
+// that track themselves.
+func (b *book) shown(active, told bool) map[string]usage.Conntrack {
 	out := make(map[string]usage.Conntrack, len(b.tallies))
 	for id, t := range b.tallies {
+		tracks := t.inner != nil && t.begun
+		if !active && !tracks {
+			continue
+		}
 		c := t.shown()
-		c.Listed = c.Listed && t.ended.IsZero()
+		c.Listed = (c.Listed && active || tracks && t.listed) && t.ended.IsZero()
+		c.Told = told || tracks
 		out[id] = c
 	}
 	return out

@@ -20,7 +20,9 @@ var (
 
 func out(from netip.Addr) entry { return entry{from: from, to: remote, protocol: usage.ProtocolTCP} }
 
-func (b *book) tcp(id string) usage.Connections { return b.shown()[id].Transmit[usage.ProtocolTCP] }
+func (b *book) tcp(id string) usage.Connections {
+	return b.shown(true, true)[id].Transmit[usage.ProtocolTCP]
+}
 
 // The first connections of a container may be told before its address is known.
 func TestRecall(t *testing.T) {
@@ -32,7 +34,7 @@ func TestRecall(t *testing.T) {
 	if got := b.tcp("a").Opened; got != 1 {
 		t.Errorf("opened %d", got)
 	}
-	if got := b.shown()["a"].Receive[usage.ProtocolTCP].Opened; got != 1 {
+	if got := b.shown(true, true)["a"].Receive[usage.ProtocolTCP].Opened; got != 1 {
 		t.Errorf("opened from outside %d", got)
 	}
 	b.claim(Sandbox{ID: 1, Owner: "a", Since: noon}, nil, noon.Add(3*time.Second))

@@ -109,36 +109,30 @@ func entryOf(f *ct.Flow) entry {
 type tally struct {
 	since  time.Time
 	ended  time.Time // zero while it is there
-	listed bool      // in a dump since it has its addresses
-	cells  [directions][usage.Protocols]cell
+	known  bool      // in a dump since it has its addresses
+	cells  cells
+	*inner // nil while its own namespace tracks nothing
 }
 
 // moved says that the addresses of a container are others than they were: how many entries
 // they have is not known before the next dump.
 func (t *tally) moved() {
-	t.listed = false
-	for d := range t.cells {
-		for p := range t.cells[d] {
-			t.cells[d][p].bounded = false
-		}
-	}
-}
-
-// all calls f for each cell.
-func (t *tally) all(f func(*cell)) {
-	for d := range t.cells {
-		for p := range t.cells[d] {
-			f(&t.cells[d][p])
-		}
+	t.known = false
+	t.cells.all(func(c *cell) { c.bounded = false })
+	if t.inner != nil {
+		t.both(func(c *cell) { c.bounded = false })
 	}
 }
 
 func (t *tally) shown() usage.Conntrack {
-	out := usage.Conntrack{Since: t.since, Listed: t.listed}
+	out := usage.Conntrack{Since: t.since, Listed: t.known}
 	for d, shown := range [directions]*[usage.Protocols]usage.Connections{receive: &out.Receive, transmit: &out.Transmit} {
 		for p := range shown {
 			c := &t.cells[d][p]
 			shown[p] = usage.Connections{Established: c.established, Other: c.other, Opened: c.opened, Closed: c.closed}
+			if t.inner != nil {
+				t.add(&shown[p], d, usage.Protocol(p))
+			}
 		}
 	}
 	return out

@@ -8,6 +8,9 @@
 // packet has it, and to the container whose address answers it, as the tuple of the reply has
 // it. So published ports, masquerading and service addresses make no difference.
 //
+// What a container's own network namespace tracks is counted beside that. A connection may be in
+// both tables, so of the two numbers the higher one is the container's.
+//
 // Of a connection nothing is kept: memory goes by the containers and their addresses, which
 // are bounded, and not by the connections.
 package conntrack
@@ -36,6 +39,9 @@ type Sandbox struct {
 	Since time.Time // the container was made
 	// Addresses lists the addresses in there; none if it is gone.
 	Addresses func() ([]netip.Addr, error)
+	// Enter calls visit with a descriptor of the namespace, which is valid until visit returns.
+	// nil: what is tracked in there is not read.
+	Enter func(visit func(netns int) error) error
 }
 
 // Options are what a tracker works with.
@@ -77,7 +83,8 @@ type Tracker struct {
 	told   bool // the kernel tells what is opened and closed
 	found  map[uint64]Sandbox
 	left   map[uint64]bool
-	wake   func() // of the session that runs, nil while there is none
+	tables map[uint64]*table // of namespaces that track connections themselves
+	wake   func()            // of the session that runs, nil while there is none
 }
 
 // New returns a tracker that knows nothing. It starts nothing.
@@ -89,7 +96,7 @@ func New(o Options) *Tracker {
 		o.setting = setting
 	}
 	return &Tracker{
-		Options: o, book: newBook(), found: map[uint64]Sandbox{}, left: map[uint64]bool{},
+		Options: o, book: newBook(), found: map[uint64]Sandbox{}, left: map[uint64]bool{}, tables: map[uint64]*table{},
 		overflows: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nettally_conntrack_overflows_total",
 			Help: "Times that the kernel had no room for events of the connection tracking. A look at the whole table follows each; what was opened and closed in between is not in the counters.",
@@ -116,6 +123,7 @@ func (t *Tracker) Left(id uint64) {
 	delete(t.found, id)
 	t.book.leave(id)
 	t.left[id] = true
+	t.shut(id)
 	t.wakeUp()
 }
 
@@ -124,6 +132,11 @@ func (t *Tracker) Ended(owner string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.book.end(owner, time.Now())
+	for id, table := range t.tables {
+		if table.owner == owner {
+			t.shut(id) // or the namespace would not end
+		}
+	}
 }
 
 func (t *Tracker) wakeUp() {
@@ -136,15 +149,7 @@ func (t *Tracker) wakeUp() {
 func (t *Tracker) Counted() map[string]usage.Conntrack {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.active {
-		return nil // an empty table does not tell that there are no connections
-	}
-	out := t.book.shown()
-	for id, c := range out {
-		c.Told = t.told
-		out[id] = c
-	}
-	return out
+	return t.book.shown(t.active, t.told) // an empty table does not tell that there are no connections
 }
 
 // Run counts until the context ends. What fails is tried again, with a growing pause.
@@ -175,7 +180,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 // session counts until an error. Events come first: what is opened during the first dump is
 // in one of the two.
 func (t *Tracker) session(ctx context.Context) error {
-	s := &session{Tracker: t, known: map[uint64]Sandbox{}, young: map[uint64]look{}}
+	s := &session{Tracker: t, known: map[uint64]Sandbox{}, young: map[uint64]look{}, empty: map[uint64]bool{}}
 	defer s.end()
 	var err error
 	if s.events, err = open(t.NetNS, unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_DESTROY); err != nil {
@@ -222,6 +227,10 @@ type session struct {
 	lost            bool               // events, since the last dump
 	took            time.Duration      // the last dump
 	any             bool               // an event came since the last dump
+
+	empty     map[uint64]bool // namespaces that tracked nothing when they were looked at
+	insideDue time.Time       // the next look at the tables in namespaces
+	hearAt    time.Time       // and at what these tell
 }
 
 func (s *session) end() {
@@ -229,6 +238,9 @@ func (s *session) end() {
 	defer s.mu.Unlock()
 	s.wake, s.active = nil, false
 	s.book.unknown()
+	for id := range s.tables {
+		s.shut(id)
+	}
 	for id, box := range s.known { // for the next one
 		if _, ok := s.found[id]; !ok && !s.left[id] {
 			s.found[id] = box
@@ -238,7 +250,7 @@ func (s *session) end() {
 }
 
 func (s *session) run(ctx context.Context) error {
-	s.lookUp()
+	s.lookUp(ctx)
 	for due := time.Now(); ctx.Err() == nil; {
 		if s.lost {
 			due = earlier(due, time.Now().Add(max(healPause, healShare*s.took)))
@@ -250,6 +262,9 @@ func (s *session) run(ctx context.Context) error {
 			continue
 		}
 		if err := s.dump(ctx); err != nil {
+			return err
+		}
+		if err := s.lookInside(ctx); err != nil {
 			return err
 		}
 		due = time.Now().Add(min(max(costShare*s.took, shortestPause), longestPause))
@@ -274,7 +289,8 @@ func (s *session) follow(ctx context.Context, until time.Time) error {
 		if err != nil {
 			return err
 		}
-		s.lookUp()
+		s.hear(false)
+		s.lookUp(ctx)
 		if s.lost && !more {
 			return nil
 		}
@@ -291,6 +307,9 @@ func (s *session) waitFor(ctx context.Context, until time.Time) error {
 	}
 	for _, l := range s.young {
 		until = earlier(until, l.at)
+	}
+	if len(s.tables) > 0 {
+		until = earlier(until, s.hearAt)
 	}
 	err := s.events.SetReadDeadline(until)
 	s.wake = func() { _ = s.events.SetReadDeadline(time.Unix(1, 0)) }
@@ -341,8 +360,8 @@ func (s *session) event(m netlink.Message) error {
 
 // lookUp takes in the sandboxes that have come and gone, and looks again at those that came a
 // moment ago.
-func (s *session) lookUp() {
-	s.takeIn()
+func (s *session) lookUp(ctx context.Context) {
+	s.takeIn(ctx)
 	for id, l := range s.young {
 		switch {
 		case time.Now().Before(l.at):
@@ -350,12 +369,13 @@ func (s *session) lookUp() {
 			delete(s.young, id)
 		default:
 			s.readAddresses(s.known[id])
+			s.inside(ctx, s.known[id], nil)
 			s.young[id] = look{time.Now().Add(l.delay), 2 * l.delay}
 		}
 	}
 }
 
-func (s *session) takeIn() {
+func (s *session) takeIn(ctx context.Context) {
 	s.mu.Lock()
 	found, left := s.found, s.left
 	if len(found)+len(left) == 0 {
@@ -367,11 +387,13 @@ func (s *session) takeIn() {
 	for id := range left {
 		delete(s.known, id)
 		delete(s.young, id)
+		delete(s.empty, id)
 	}
 	for id, box := range found {
 		s.known[id] = box
 		s.young[id] = look{time.Now().Add(firstLook), 2 * firstLook}
 		s.readAddresses(box)
+		s.inside(ctx, box, nil)
 	}
 }
 
@@ -387,6 +409,9 @@ func (s *session) readAddresses(box Sandbox) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if t := s.tables[box.ID]; t != nil {
+		t.addrs = addrs
+	}
 	if !s.left[box.ID] {
 		s.book.claim(box, addrs, time.Now())
 	}
@@ -412,7 +437,7 @@ func (s *session) dump(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	err = s.entries.dump(ctx, s.entry, func() error { _, err := s.drain(atATime); return err })
+	err = s.entries.dump(ctx, s.entry, s.between)
 	s.took = time.Since(began)
 	if err != nil {
 		return err
@@ -458,6 +483,7 @@ func (s *session) linger(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-pause.C:
 	}
+	defer s.hear(true)
 	for range s.buffer / 1024 { // more than there is room for
 		if more, err := s.drain(atATime); err != nil || !more {
 			return err

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -184,6 +185,10 @@ func addresses(n *testnet.Namespace) func() ([]netip.Addr, error) {
 	}
 }
 
+func enter(n *testnet.Namespace) func(func(int) error) error {
+	return func(visit func(int) error) error { return visit(n.FD()) }
+}
+
 // track runs a tracker until the test ends.
 func (s *site) track(o Options) *Tracker {
 	s.tb.Helper()
@@ -199,8 +204,8 @@ func (s *site) track(o Options) *Tracker {
 
 // found tells a tracker of both containers.
 func (s *site) found(t *Tracker) {
-	t.Found(Sandbox{ID: 1, Owner: "client", Since: time.Now(), Addresses: addresses(s.client)})
-	t.Found(Sandbox{ID: 2, Owner: "web", Since: time.Now(), Addresses: addresses(s.web)})
+	t.Found(Sandbox{ID: 1, Owner: "client", Since: time.Now(), Addresses: addresses(s.client), Enter: enter(s.client)})
+	t.Found(Sandbox{ID: 2, Owner: "web", Since: time.Now(), Addresses: addresses(s.web), Enter: enter(s.web)})
 }
 
 // poll waits until a condition holds.
@@ -224,9 +229,14 @@ func must(tb testing.TB, err error) {
 // answers.
 type listed struct{ established, other [directions]uint64 }
 
-func (s *site) list(address, protocol string) (l listed) {
+func (s *site) list(address, protocol string) listed {
 	s.tb.Helper()
-	out, err := s.host.Run("conntrack", "-L", "-p", protocol)
+	return s.listIn(s.host, protocol, address)
+}
+
+func (s *site) listIn(n *testnet.Namespace, protocol string, addresses ...string) (l listed) {
+	s.tb.Helper()
+	out, err := n.Run("conntrack", "-L", "-p", protocol)
 	must(s.tb, err)
 	for line := range strings.Lines(string(out)) {
 		var sources []string
@@ -244,7 +254,7 @@ func (s *site) list(address, protocol string) (l listed) {
 		}
 		for d, source := range [directions]string{receive: sources[1], transmit: sources[0]} {
 			switch {
-			case source != address:
+			case !slices.Contains(addresses, source):
 			case established:
 				l.established[d]++
 			default:

@@ -42,11 +42,16 @@ type socket struct {
 }
 
 func open(netns int, groups ...uint32) (*socket, error) {
+	return openWith(make([]byte, readBuffer), netns, groups...)
+}
+
+// openWith opens a socket that shares its buffer with others: none keeps what it has read.
+func openWith(buf []byte, netns int, groups ...uint32) (*socket, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: netns})
 	if err != nil {
 		return nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
-	s := &socket{Conn: conn, buf: make([]byte, readBuffer)}
+	s := &socket{Conn: conn, buf: buf}
 	if s.raw, err = conn.SyscallConn(); err == nil {
 		for _, group := range groups {
 			err = errors.Join(err, conn.JoinGroup(group))
