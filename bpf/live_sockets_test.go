@@ -143,7 +143,8 @@ func (c *caller) send(of, fd, size int) {
 // sendMany sends three messages by one system call.
 func (c *caller) sendMany(of, fd int) {
 	var text [50]byte
-	part := unix.Iovec{Base: &text[0], Len: uint64(len(text))}
+	part := unix.Iovec{Base: &text[0]}
+	part.SetLen(len(text))
 	var messages [3]struct {
 		unix.Msghdr
 		Len uint32

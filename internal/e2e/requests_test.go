@@ -41,7 +41,6 @@ type web struct {
 	address        string // the server's
 	folder         string // of both, and of the machine
 	logs           []string
-	seen           messages // in the logs, at the last look
 }
 
 // messages are requests by method and responses by class of status.
