@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -129,11 +130,21 @@ func TestKata(t *testing.T) {
 	e.named(e.host, cgroup, nil, "/usr/local/bin/containerd-shim-kata-v2", "-namespace", "k8s.io", "-id", e.id)
 	e.named(e.inner, cgroup, tap, "/opt/kata/bin/qemu-system-x86_64", "-name", "sandbox-"+e.id, "-qmp", "unix:/run/vc/vm/"+e.id+"/qmp.sock")
 	e.onKernel(e.id, "kata", cgroup)
-	for range 10 {
+	onTap := func() testnet.Counters {
+		t.Helper()
+		return nettest.Must(testnet.InterfaceCounters(e.witness.PID()))(t)["tap0_kata"]
+	}
+	for sent := uint64(datagramsN); sent <= 10*datagramsN; sent += datagramsN {
 		e.must(e.peer.SendUDP(netip.AddrPortFrom(e.ip, 9), datagramsN, 100))
+		e.d.poll("answered by the machine", func() error {
+			if now := onTap(); now.ReceivePackets < sent {
+				return fmt.Errorf("%d datagrams sent, the tap has %+v", sent, now)
+			}
+			return nil
+		})
 	}
 	e.likeEth0(e.id)
-	kernel := nettest.Must(testnet.InterfaceCounters(e.witness.PID()))(t)["tap0_kata"]
+	kernel := onTap()
 	c := e.onKernel(e.id, "kata", cgroup)
 	if c.Receive.Protocols.UDP.Packets != 10*datagramsN || c.Transmit.Protocols.UDP != c.Receive.Protocols.UDP {
 		t.Errorf("received %+v, transmitted %+v", c.Receive.Protocols.UDP, c.Transmit.Protocols.UDP)
