@@ -322,7 +322,7 @@ const resyncGap = 1
 // TestRequests compares what is counted with what the servers and clients say.
 func TestRequests(t *testing.T) {
 	for name, o := range map[string]RequestOptions{
-		"library": {HTTP: true}, "pipelined": {HTTP: true}, "bytewise": {HTTP: true}, "random": {HTTP: true, TLS: true},
+		"library": {HTTP: true}, "pipelined": {HTTP: true}, "deep": {HTTP: true}, "bytewise": {HTTP: true}, "random": {HTTP: true, TLS: true},
 		"with the handshake": {HTTP: true}, "tunnels": {HTTP: true},
 		"tls": {HTTP: true, TLS: true}, "http2": {HTTP: true}, "other": {HTTP: true, TLS: true},
 	} {

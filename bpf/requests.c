@@ -477,7 +477,9 @@ static __always_inline void ask(struct way *way, __u8 method)
 	__sync_fetch_and_add(&c->requests, 1);
 }
 
-/* answered returns the method of the request that a response belongs to. */
+/* answered returns the method of the request that a response belongs to: of too many that wait, the
+ * one in its place, which was the same unless a resync was told.
+ */
 static __always_inline __u8 answered(struct connection *c, bool resumed)
 {
 	__u32 at;
@@ -487,8 +489,8 @@ static __always_inline __u8 answered(struct connection *c, bool resumed)
 	at = c->responses;
 	if (at == c->requests)
 		return UNSEEN;
-	if (resumed || c->requests - at > ASKED)
-		at = c->requests - (resumed ? 1 : ASKED);
+	if (resumed)
+		at = c->requests - 1;
 	c->responses = at + 1;
 	return c->asked[at % ASKED];
 }

@@ -27,6 +27,7 @@ import (
 var scenarios = map[string]func() (scenario, error){
 	"library":            playLibrary,
 	"pipelined":          func() (scenario, error) { return onConnection(5, 64<<10, exchanges) },
+	"deep":               func() (scenario, error) { return onConnection(300, 64<<10, exchanges[:1]) },
 	"bytewise":           func() (scenario, error) { return onConnection(1, 1, exchanges) },
 	"random":             playRandom,
 	"with the handshake": playWithHandshake,
