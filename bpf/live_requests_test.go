@@ -40,8 +40,8 @@ func init() {
 	}
 }
 
-// play plays a scenario on the loopback interface and prints what both sides say has been. All of it
-// is on one CPU: on several, loopback brings packets out of order.
+// play plays a scenario on the loopback interface and prints what both sides say has been. All of
+// it is on one CPU: on several, loopback brings packets out of order.
 func play(name string) {
 	err := stayOnOneCPU()
 	var lo netlink.Link
@@ -265,8 +265,8 @@ func toldBy(requests, responses RequestCounters) (s said) {
 	return s
 }
 
-// TestRequestsOfNested counts what a container in another one says once for each, though the programs of both
-// run for its packets.
+// TestRequestsOfNested counts what a container in another one says once for each, though the
+// programs of both run for its packets.
 func TestRequestsOfNested(t *testing.T) {
 	outer := newReaders(t, RequestOptions{HTTP: true, DNS: true})
 	outer.attach()
@@ -293,8 +293,8 @@ func TestRequestsOfNested(t *testing.T) {
 	}
 }
 
-// compare compares what is counted with what was said. A packet out of order may hide a message, and
-// is told as a resync.
+// compare compares what is counted with what was said. A packet out of order may hide a message,
+// and is told as a resync.
 func compare(t *testing.T, played scenario, receive, transmit RequestCounters, want [len(ResyncCauses)]uint64) {
 	t.Helper()
 	got := receive.Resyncs
@@ -333,7 +333,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestRequestsJoined counts a connection that was there before from its next message on, and says so.
+// TestRequestsJoined counts a connection that was there before from its next message on, and says
+// so.
 func TestRequestsJoined(t *testing.T) {
 	played, receive, transmit := countRequests(t, RequestOptions{HTTP: true}, "joined", true)
 	compare(t, played, receive, transmit, [len(ResyncCauses)]uint64{8}) // two connections, two directions, two ends

@@ -197,8 +197,8 @@ func count(to *SocketCalls, calls, bytes int) {
 	to.Bytes += uint64(bytes)
 }
 
-// Calls of each kind count as they were called, by whatever this kernel has, for their cgroup and the
-// one above.
+// Calls of each kind count as they were called, by whatever this kernel has, for their cgroup and
+// the one above.
 func TestSockets(t *testing.T) {
 	d := load(t, Options{})
 	by, err := SocketsCountedBy()

@@ -255,9 +255,6 @@ enum {
 	DEEPEST = 32
 };
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-
 /* walk is a packet's way through the machine. It is in a map and not on the stack, where the
  * verifier would follow each of its numbers.
  */
@@ -1180,7 +1177,7 @@ static __always_inline __u8 first_stage(__u32 local, __u32 remote)
 	return count_dns && (local == DNS_PORT || remote == DNS_PORT) ? DNS_SIZE : FRESH;
 }
 
-/* join has a stream begin in the midst of a connection. */
+/* join starts a stream in the middle of a connection. */
 static __always_inline void join(struct connection *c, struct stream *s, __u32 direction,
 				 __u8 stage)
 {
@@ -1250,7 +1247,7 @@ static __always_inline void meet_sent(struct way *way, struct bpf_sock *sk,
  */
 #define WINDOW (16 << 20)
 
-/* How far back what is sent may be sent again from: the largest window there is, RFC 7323 section 2.3. */
+/* A retransmission goes back no further than the largest window, RFC 7323 section 2.3. */
 #define LARGEST_WINDOW (1 << 30)
 
 /* is_believed says whether the kernel may take a packet. It comes here before it is checked. */
@@ -1262,8 +1259,8 @@ static __always_inline bool is_believed(const struct walk *w, const struct bpf_t
 	return w->direction == TRANSMIT || ahead <= WINDOW;
 }
 
-/* heal sees to it that a stream does not stay ahead of the kernel, which had not taken what was read:
- * bytes come as the kernel's next that were in the packet behind a gap, or far behind.
+/* heal moves a stream back that has run ahead of the kernel. The kernel did not accept bytes that we
+ * read if it now expects bytes from behind a gap, or from far back.
  */
 static __always_inline void heal(struct walk *w, const struct bpf_tcp_sock *tcp,
 				 const struct segment *g)
@@ -1349,7 +1346,7 @@ static __always_inline void go_on(struct way *way)
 		c->heard[direction] = 0;
 }
 
-/* enter_stream keeps other CPUs from a stream until leave_stream. It returns false if one is there. */
+/* enter_stream locks a stream until leave_stream. It returns false if another CPU has it. */
 static __always_inline bool enter_stream(struct connection *c, __u32 direction)
 {
 	return !__sync_lock_test_and_set(&c->busy[direction & 1], 1);
@@ -1406,7 +1403,7 @@ static __always_inline void read_connection(struct way *way, struct bpf_sock *sk
 /* How much of a packet that passes the listener is read: whoever has no connection may send it. */
 #define MOST_BEFORE 4096
 
-/* read_before reads a packet that passes the listener. */
+/* read_before reads data that arrives at the listener, before the connection exists. */
 static __always_inline void read_before(struct way *way, const struct segment *g)
 {
 	struct flow flow = { .remote = g->from, .local = g->to };

@@ -23,8 +23,8 @@ var (
 	ResyncCauses  = [...]string{"joined", "gap", "malformed", "too_long", "pipelined"}
 )
 
-// RequestCounters is what the sockets of a cgroup, and of those below it, have said in one direction at
-// layer 7, as far as it was read.
+// RequestCounters is what the sockets of a cgroup, and of those below it, have said in one
+// direction at layer 7, as far as it was read.
 type RequestCounters struct {
 	HTTPRequests    [len(HTTPMethods)]uint64   // HTTP/1, by method
 	HTTPResponses   [len(StatusClasses)]uint64 // HTTP/1, by the first digit of the status
@@ -58,7 +58,8 @@ func (c RequestCounters) Numbers() (numbers [requestsRequestCounterREQUEST_COUNT
 	return numbers
 }
 
-// RequestCountersOf returns the counters that have these numbers, as [RequestCounters.Numbers] has them.
+// RequestCountersOf returns the counters that have these numbers, as [RequestCounters.Numbers] has
+// them.
 func RequestCountersOf(numbers [requestsRequestCounterREQUEST_COUNTERS]uint64) (c RequestCounters) {
 	for i, field := range c.fields() {
 		*field = numbers[i]
@@ -76,9 +77,9 @@ type RequestOptions struct {
 // Any reports whether anything is read.
 func (o RequestOptions) Any() bool { return o.HTTP || o.TLS || o.DNS }
 
-// requestPins is the folder of the pinned maps, below the pin path. It is none of a layout: the streams of
-// connections go on over an upgrade, and counts belong to a slot's generation, which stays the same. Its number is that of the
-// types of these maps.
+// requestPins is the folder of the pinned maps, below the pin path. It is none of a layout: the
+// streams of connections go on over an upgrade, and counts belong to a slot's generation, which
+// stays the same. Its number is that of the types of these maps.
 const requestPins = "requests1"
 
 // requests is the object of the programs that read packets at layer 7.
@@ -87,8 +88,8 @@ type requests struct {
 	options RequestOptions
 }
 
-// openRequestCounts opens what an earlier process has counted of requests, nil if there is nothing. It is
-// part of totals also where nothing is counted any more.
+// openRequestCounts opens what an earlier process has counted of requests, nil if there is nothing.
+// It is part of totals also where nothing is counted any more.
 func openRequestCounts(pinPath string) (*ebpf.Map, error) {
 	if pinPath == "" {
 		return nil, nil
@@ -103,9 +104,9 @@ func openRequestCounts(pinPath string) (*ebpf.Map, error) {
 	return counts, nil
 }
 
-// LoadRequests loads the programs that count requests: [Datapath.RequestsIngress] and RequestsEgress,
-// which are put on the cgroups of the slots for connections. What was counted stays with such a
-// slot.
+// LoadRequests loads the programs that count requests: [Datapath.RequestsIngress] and
+// RequestsEgress, which are put on the cgroups of the slots for connections. What was counted stays
+// with such a slot.
 //
 // It comes after [Datapath.LoadTCP], and needs Linux 5.17, CAP_BPF and CAP_NET_ADMIN.
 func (d *Datapath) LoadRequests(o RequestOptions) error {
@@ -206,8 +207,8 @@ func (d *Datapath) RequestsCounted() RequestOptions {
 	return d.requests.options
 }
 
-// ReadRequests returns what was counted so far for the cgroup of a slot for connections. Each number only
-// grows.
+// ReadRequests returns what was counted so far for the cgroup of a slot for connections. Each
+// number only grows.
 //
 // Returns [ErrReleased] if the slot is no longer the one that was taken.
 func (d *Datapath) ReadRequests(s Slot) (receive, transmit RequestCounters, err error) {

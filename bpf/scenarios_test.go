@@ -176,7 +176,8 @@ type pair struct {
 	said           said
 }
 
-// connect makes a connection. first, if there is any, is sent with the last packet of its handshake.
+// connect makes a connection. first, if there is any, is sent with the last packet of its
+// handshake.
 func connect(address string, first string) (*pair, error) {
 	at, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
@@ -190,7 +191,8 @@ func connect(address string, first string) (*pair, error) {
 	if first != "" {
 		dialer.Control = func(_, _ string, c syscall.RawConn) (err error) {
 			return errors.Join(c.Control(func(fd uintptr) {
-				// The client keeps back the packet until it has data (tcp_rcv_synsent_state_process).
+				// The client keeps back the packet until it has data
+				// (tcp_rcv_synsent_state_process).
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1)
 			}), err)
 		}
@@ -440,7 +442,8 @@ func playOther() (s scenario, err error) {
 	return s, nil
 }
 
-// playJoined has two connections in the midst of what they say when it is joined: idle, and in a body.
+// playJoined has two connections in the midst of what they say when it is joined: idle, and in a
+// body.
 func playJoined() (s scenario, err error) {
 	idle, err := connect("127.0.0.1:0", "")
 	if err != nil {

@@ -22,8 +22,8 @@ type Quota struct {
 	Name  string
 	Match QuotaMatch
 	Per   string // container, name, pod, namespace, all, or label: and a key
-	// Count is {receive,transmit,total}_{bytes,packets,tcp_syn}, {receive,transmit}_http_requests or
-	// tcp_{connect_attempts,connects,accepts,connect_failures}.
+	// Count is {receive,transmit,total}_{bytes,packets,tcp_syn}, {receive,transmit}_http_requests
+	// or tcp_{connect_attempts,connects,accepts,connect_failures}.
 	Count string
 
 	Limit    uint64         // in what is counted; 0 if there is a rate

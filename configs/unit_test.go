@@ -49,7 +49,8 @@ func TestUnitExposure(t *testing.T) {
 	need.Commands(t, "systemd-analyze")
 	text, err := os.ReadFile("nettally.service")
 	must(t, err)
-	// A copy, since systemd wants to reach the file from the root, and whoever runs this may not be let into the clone.
+	// A copy, since systemd wants to reach the file from the root, and whoever runs this may not be
+	// let into the clone.
 	unit := filepath.Join(t.TempDir(), "nettally.service")
 	must(t, os.WriteFile(unit, text, 0o644))
 	output, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", unit).CombinedOutput()

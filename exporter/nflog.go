@@ -17,7 +17,8 @@ type NFLOG struct {
 	Since    time.Time      `json:"since"` // it is counted
 }
 
-// LoggedRequests is how often a connection was asked for in one direction, as the container sees it.
+// LoggedRequests is how often a connection was asked for in one direction, as the container sees
+// it.
 type LoggedRequests struct {
 	Connections uint64 `json:"connections"` // of all protocols
 	TCPSYN      uint64 `json:"tcp_syn"`     // of TCP; retransmitted ones too

@@ -101,7 +101,8 @@ func (w *Watcher) Glance(name string) (LinkCounters, error) {
 }
 
 // findCounters reads the line of a host veth in a net/dev file, proc_pid_net(5): eight numbers of
-// what was received there, eight of what was transmitted; the first two of each are bytes and packets.
+// what was received there, eight of what was transmitted; the first two of each are bytes and
+// packets.
 func findCounters(file io.Reader, name string) (c LinkCounters, err error) {
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {

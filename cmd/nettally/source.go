@@ -186,8 +186,8 @@ func requestsOf(config *configs.Config) bpf.RequestOptions {
 	return bpf.RequestOptions{HTTP: r.HTTP, TLS: r.TLS, DNS: r.DNS, Ports: r.Ports}
 }
 
-// atSockets puts on cgroups what counts connections, and with it what counts requests. Where that is not
-// counted any more it takes off what an earlier run has left.
+// atSockets puts on cgroups what counts connections, and with it what counts requests. Where that
+// is not counted any more it takes off what an earlier run has left.
 func (d *daemon) atSockets(datapath *bpf.Datapath, o cgroupctl.Options) *controller.Cgroups {
 	requests := o
 	requests.Hooks, o.Hooks = cgroupctl.Requests, cgroupctl.Connections

@@ -120,9 +120,9 @@ func calls(b *testing.B, program *ebpf.Program, do func()) {
 	b.Logf("%s: %d calls, %d ns each", program, runs, (after.Runtime-before.Runtime).Nanoseconds()/int64(max(1, runs)))
 }
 
-// BenchmarkRequests has wrk ask nginx through a container's veth, both in the container's cgroup, with the
-// programs for requests and without, by turns. The kernel's statistics say what one run of each costs: of
-// requests, and of a connection that is none of HTTP.
+// BenchmarkRequests has wrk ask nginx through a container's veth, both in the container's cgroup,
+// with the programs for requests and without, by turns. The kernel's statistics say what one run of
+// each costs: of requests, and of a connection that is none of HTTP.
 func BenchmarkRequests(b *testing.B) {
 	need.Root(b)
 	need.Commands(b, "nginx", "wrk", "nsenter")

@@ -339,8 +339,8 @@ func TestConnectionsExclusive(t *testing.T) {
 	}
 }
 
-// The round trip of a handshake is the first that the kernel observes of a connection: `ss` shows just what we
-// have observed of connections on which nothing else was sent.
+// The round trip of a handshake is the first that the kernel observes of a connection: `ss` shows
+// just what we have observed of connections on which nothing else was sent.
 func TestRTTLikeSS(t *testing.T) {
 	c := newConnections(t)
 	sink := nettest.Must(c.peer.Listen("tcp", c.container.Interfaces[0].HostIPv4))(t)

@@ -69,8 +69,8 @@ func (i *inner) lose() {
 	i.both(func(c *cell) { c.established, c.other, c.bounded = 0, 0, false })
 }
 
-// end takes in a dump, unless something was left out of it. What was counted before the first one is what the host's table had: each
-// of the two knows of so many at least.
+// end takes in a dump, unless something was left out of it. What was counted before the first one
+// is what the host's table had: each of the two knows of so many at least.
 func (i *inner) end(host *cells) {
 	if i.left {
 		return
@@ -261,8 +261,8 @@ func (s *session) within(ctx context.Context, box Sandbox, netns int, budget *in
 	return err
 }
 
-// tableOf returns the table of a namespace that has so many entries; nil if it has none, or can't be
-// listened to. One that has become empty is given up at the second look.
+// tableOf returns the table of a namespace that has so many entries; nil if it has none, or can't
+// be listened to. One that has become empty is given up at the second look.
 func (s *session) tableOf(box Sandbox, netns int, entries int64, look bool) (*table, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(netns, &st); err != nil {

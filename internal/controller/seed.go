@@ -55,8 +55,8 @@ func (k keeper) fill(a *attachment, at site, missing gap) (open unsettled) {
 	return open
 }
 
-// missedAtFirst returns what had passed when we came to an interface whose short life was over before it
-// could be read.
+// missedAtFirst returns what had passed when we came to an interface whose short life was over
+// before it could be read.
 func (k keeper) missedAtFirst(a *attachment, missing gap) lack {
 	if a.glance == nil {
 		return lack{

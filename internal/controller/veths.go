@@ -193,8 +193,8 @@ func (s *veths) attachClsact(v *veth, first bool, seenAt time.Time) {
 const glanceAfter = 10 * time.Millisecond
 
 // glanceAt reads the kernel's counters of an interface that our programs have just come to, if that
-// took long. Each step waits for the kernel's lock for networks then, and so would the next reading:
-// whoever removes the interface may be before it.
+// took long. Each step waits for the kernel's lock for networks then, and so would the next
+// reading: whoever removes the interface may be before it.
 func (s *veths) glanceAt(v *veth, began time.Time) {
 	if time.Since(began) < glanceAfter {
 		return

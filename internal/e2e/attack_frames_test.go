@@ -16,7 +16,8 @@ func synFrames(mac net.HardwareAddr, from netip.Addr, to netip.AddrPort) [][]byt
 	return tcpFrames(mac, from, to, 256, 0x02, "")
 }
 
-// tcpFrames returns a packet of TCP from each of so many ports, with flags and an even number of bytes of data.
+// tcpFrames returns a packet of TCP from each of so many ports, with flags and an even number of
+// bytes of data.
 func tcpFrames(mac net.HardwareAddr, from netip.Addr, to netip.AddrPort, ports uint16, flags byte, data string) (frames [][]byte) {
 	for port := range ports {
 		frame := ip4(mac, from, to.Addr(), 6, append(make([]byte, 20), data...))

@@ -32,7 +32,8 @@ func needRequests(t *testing.T) {
 	need.Kernel(t, "bpf_loop", bpf.HaveRequests())
 }
 
-// web is a container with servers and one with clients, which run programs of the machine, and the daemon.
+// web is a container with servers and one with clients, which run programs of the machine, and the
+// daemon.
 type web struct {
 	t              *testing.T
 	docker         *dockerhost.Docker
@@ -194,7 +195,8 @@ func (w *web) both() (client, server messages, resyncs uint64, err error) {
 	return client, server, resyncs, nil
 }
 
-// agree waits until both sides have counted just what the logs have, and 100 Continue as often as said.
+// agree waits until both sides have counted just what the logs have, and 100 Continue as often as
+// said.
 func (w *web) agree(what string, continues uint64) {
 	w.t.Helper()
 	w.d.poll(what, func() error {
@@ -223,8 +225,8 @@ func (w *web) httppeer() string {
 	return program
 }
 
-// What nginx and a server of Go's log is what is counted, on both sides, for every kind of message: with
-// super-packets and without, over kill -9.
+// What nginx and a server of Go's log is what is counted, on both sides, for every kind of message:
+// with super-packets and without, over kill -9.
 func TestRequests(t *testing.T) {
 	t.Parallel()
 	need.Commands(t, "curl", "wrk", "ethtool")
@@ -336,8 +338,8 @@ func added(now, before map[string]uint64) map[string]uint64 {
 	return more
 }
 
-// busy has wrk ask for a while. When it ends, one request of each of its connections may be on its way, and
-// is not logged.
+// busy has wrk ask for a while. When it ends, one request of each of its connections may be on its
+// way, and is not logged.
 func (w *web) busy(url string) {
 	w.t.Helper()
 	const connections = 8
@@ -366,8 +368,8 @@ func (w *web) busy(url string) {
 	w.t.Logf("wrk: %s requests, logged %d", told[1], w.logged().Requests["GET"]-before)
 }
 
-// One packet of a hundred is lost on the way in, so that others come out of order. What is sent is counted
-// exactly all the same; of what is received the resyncs say how much may be missing.
+// One packet of a hundred is lost on the way in, so that others come out of order. What is sent is
+// counted exactly all the same; of what is received the resyncs say how much may be missing.
 func TestRequestsLost(t *testing.T) {
 	t.Parallel()
 	need.Commands(t, "curl", "nft")
@@ -397,7 +399,8 @@ func TestRequestsOutOfOrder(t *testing.T) {
 		_ = relay.Process.Kill()
 		_ = relay.Wait()
 	})
-	// What the container itself sends to the server goes through the relay; what comes out of that is forwarded.
+	// What the container itself sends to the server goes through the relay; what comes out of that
+	// is forwarded.
 	script := `set -e
 for try in $(seq 1000); do [ -e /proc/sys/net/ipv4/conf/behind ] && break; sleep 0.01; done
 for device in before behind; do ip link set $device up; done
@@ -423,8 +426,8 @@ func (w *web) upload() {
 	w.in(w.client, "curl", "-sS", "-o", "/dev/null", "-T", body, "-H", "Expect:", "-H", "Transfer-Encoding: chunked", served+"/404?[1-50]")
 }
 
-// missing expects that all is counted that was sent, and of what was received no more is missing than the resyncs
-// say, of which there are some.
+// missing expects that all is counted that was sent, and of what was received no more is missing
+// than the resyncs say, of which there are some.
 func (w *web) missing() {
 	w.t.Helper()
 	w.d.poll("as much as the resyncs say", func() error {
@@ -469,8 +472,8 @@ func total(of map[string]uint64) (all uint64) {
 	return all
 }
 
-// A client that breaks off what it has begun, sends headers without end, and packets of no connection: the
-// requests that it made are counted, no others, and each byte and packet as ever.
+// A client that breaks off what it has begun, sends headers without end, and packets of no
+// connection: the requests that it made are counted, no others, and each byte and packet as ever.
 func TestRequestsHostile(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, "requests: {http: on, tls: on, dns: on}")

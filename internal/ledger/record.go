@@ -29,10 +29,10 @@ const (
 	httpKnown   = 13
 )
 
-// counted returns the numbers of a record that are to be in the history in the end: those
-// of its interfaces, or of its cgroup if it is in the host's network. A container that
-// shares another one's interfaces is in that one's, but for its connections and requests. Those of a
-// nested container are in the numbers of the outer one.
+// counted returns the numbers of a record that are to be in the history in the end: those of its
+// interfaces, or of its cgroup if it is in the host's network. A container that shares another
+// one's interfaces is in that one's, but for its connections and requests. Those of a nested
+// container are in the numbers of the outer one.
 func counted(r usage.Record) (n numbers) {
 	traffic := r.Traffic
 	if r.IP != nil && r.OnHost {

@@ -50,7 +50,8 @@ func (c Count) ofTCP() bool { return strings.HasPrefix(string(c), "tcp_") }
 // ofHTTP says whether HTTP requests are counted.
 func (c Count) ofHTTP() bool { return strings.HasSuffix(string(c), "_http_requests") }
 
-// bySockets says whether the count is by the container's cgroup, whatever its traffic is counted by.
+// bySockets says whether the count is by the container's cgroup, whatever its traffic is counted
+// by.
 func (c Count) bySockets() bool { return c.ofTCP() || c.ofHTTP() }
 
 // Unit returns what the count is in: Bytes, Packets, Requests or Connections.

@@ -124,8 +124,8 @@ func (at *attachment) readTCP(d Datapath) TCP {
 }
 
 // addTCP adds what was counted of a container's connections, and at its sockets and layer 7 where
-// that is counted. Where it runs and they are not counted any more, what was counted is not all, and
-// not told.
+// that is counted. Where it runs and they are not counted any more, what was counted is not all,
+// and not told.
 func (c *Container) addTCP(t *tally, d Datapath) {
 	counted := t.owned(d, "")
 	if c.State == Running && !counted.Attached && !IsOthers(c.ID) {

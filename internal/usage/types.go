@@ -282,8 +282,8 @@ type Container struct {
 	// Sockets is what its processes sent and received at their sockets, nil where that is not
 	// counted.
 	Sockets *Sockets
-	// Requests is what its sockets said at layer 7, nil where nothing of that is counted, and Layer7
-	// which of it is counted.
+	// Requests is what its sockets said at layer 7, nil where nothing of that is counted, and
+	// Layer7 which of it is counted.
 	Requests *Requests
 	Layer7   Layer7
 	// Conntrack is filled in by who has it, see package conntrack.

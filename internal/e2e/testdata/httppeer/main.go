@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command httppeer is a server and a client of HTTP that say what they were asked and have said, a line each.
+// Command httppeer is a server and a client of HTTP that say what they were asked and have said, a
+// line each.
 //
-//	httppeer serve ADDRESS LOG   serves HTTP/1 and HTTP/2 without TLS; LOG has "METHOD STATUS" for each request
+//	httppeer serve ADDRESS LOG   serves HTTP/1 and h2c; LOG gets "METHOD STATUS PROTOCOL" lines
 //	httppeer pipeline ADDRESS N  sends N requests before it reads the first response
-//	httppeer upgrade ADDRESS     asks for a websocket, and sends lines that look like requests through it
-//	httppeer hostile ADDRESS N   N times begins a POST and goes on with noise, and a GET whose header has no end
-//	httppeer relay IN OUT        makes two TUN devices and passes on packets from one to the other, many out of order
+//	httppeer upgrade ADDRESS     asks for a websocket, and sends lines like requests through it
+//	httppeer hostile ADDRESS N   sends N times a POST and noise, and a GET without end
+//	httppeer relay IN OUT        passes packets from one TUN device to another, many out of order
 //	httppeer streams ADDRESS N   asks N times by HTTP/2, on one connection
 package main
 
@@ -137,7 +138,8 @@ func hostile(address, number string) error {
 	return nil
 }
 
-// relay keeps back one packet of ten until some others have passed it, or none has come for a while.
+// relay runs until it is killed, and its reader with it. It keeps back one packet of ten until some others have passed it, or none has come for a
+// while.
 func relay(from, to string) error {
 	in, err := tun(from)
 	if err != nil {
