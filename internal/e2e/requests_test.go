@@ -175,6 +175,14 @@ func counts(m exporter.HTTPMessages) messages {
 	return got
 }
 
+// containers returns the two as they are told now.
+func (w *web) containers() (client, server exporter.Container, err error) {
+	if client, err = w.d.container(w.client); err == nil {
+		server, err = w.d.container(w.server)
+	}
+	return client, server, err
+}
+
 // both returns what the client has sent and the server received, of requests, and of responses the
 // other way round.
 func (w *web) both() (client, server messages, resyncs uint64, err error) {
@@ -285,11 +293,7 @@ func TestRequests(t *testing.T) {
 func (w *web) streams(want uint64) {
 	w.t.Helper()
 	w.d.poll("streams", func() error {
-		client, err := w.d.container(w.client)
-		if err != nil {
-			return err
-		}
-		server, err := w.d.container(w.server)
+		client, server, err := w.containers()
 		if err != nil {
 			return err
 		}
@@ -432,11 +436,7 @@ func (w *web) missing() {
 	w.t.Helper()
 	w.d.poll("as much as the resyncs say", func() error {
 		want := w.logged()
-		client, err := w.d.container(w.client)
-		if err != nil {
-			return err
-		}
-		server, err := w.d.container(w.server)
+		client, server, err := w.containers()
 		if err != nil {
 			return err
 		}
@@ -524,11 +524,7 @@ func TestRequestsOfOthers(t *testing.T) {
 		}
 	}
 	w.d.poll("as the servers say", func() error {
-		client, err := w.d.container(w.client)
-		if err != nil {
-			return err
-		}
-		server, err := w.d.container(w.server)
+		client, server, err := w.containers()
 		if err != nil {
 			return err
 		}
