@@ -164,7 +164,16 @@ func TestWatchLive(t *testing.T) {
 		}
 		return nil
 	})
-	d.exactly(c, peer)
+	d.counted(c.ID, 1)
+	if err := c.Agent.SendUDP(sink.Addr, count, size); err != nil {
+		t.Fatal(err)
+	}
+	d.poll("its traffic is told", func() error {
+		if got, _ := w.of(c.ID); got.Transmit.Packets < after.Transmit.Packets+count {
+			return fmt.Errorf("%d packets", got.Transmit.Packets)
+		}
+		return nil
+	})
 	w.agrees(d, c.ID)
 }
 
