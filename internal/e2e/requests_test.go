@@ -485,8 +485,17 @@ func TestRequestsHostile(t *testing.T) {
 	w.in(w.client, peer, "hostile", server.String(), "100")
 	mac := nettest.Must(net.ParseMAC(w.docker.CLI("inspect", "--format", "{{.NetworkSettings.Networks.plain.MacAddress}}", w.server)))(t)
 	frames := tcpFrames(mac, w.docker.IPv4(w.client, "eth0"), server, 500, 0x18, "GET / HTTP/1.1\r\nHost: a\r\n\r\nx")
-	sent := nettest.Must(w.docker.Agent(w.client).Barrage(testnet.Barrage{Interface: "eth0", Frames: frames, For: 2 * time.Second}))(t)
+	agent := w.docker.Agent(w.client)
+	sent := nettest.Must(agent.Barrage(testnet.Barrage{Interface: "eth0", Frames: frames, For: 2 * time.Second}))(t)
 	t.Logf("%d packets of no connection", sent)
+	for last := range byte(200) { // nobody's addresses, which leave 100,000 connections half open
+		half := tcpFrames(mac, netip.AddrFrom4([4]byte{10, 234, 0, 50 + last}), server, 500, 0x02, "")
+		for long := 10 * time.Millisecond; ; long *= 2 {
+			if nettest.Must(agent.Barrage(testnet.Barrage{Interface: "eth0", Frames: half, For: long}))(t) >= len(half) {
+				break
+			}
+		}
+	}
 	w.in(w.client, peer, "pipeline", server.String(), "20")
 	want := map[string]uint64{"POST": 100, "GET": 100 + 20}
 	w.d.poll("what was asked", func() error {
