@@ -4,9 +4,11 @@ package conntrack
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -184,10 +186,25 @@ func TestInsideLetsGo(t *testing.T) {
 	s.send(n, "10.88.3.1:9", 1)
 	s.send(n, loopback+":9", 1)
 	tracker := s.track(Options{})
-	tracker.Found(Sandbox{ID: 3, Owner: "short", Since: time.Now(), Addresses: addresses(n), Enter: enter(n)})
+	process := exec.Command("sleep", "infinity") // by which the namespace is entered
+	must(t, n.Start(process))
+	tracker.Found(Sandbox{
+		ID: 3, Owner: "short", Since: time.Now(),
+		Addresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.88.3.2")}, nil },
+		Enter: func(visit func(int) error) error {
+			file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid))
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			return visit(int(file.Fd()))
+		},
+	})
 	s.listens(tracker, "short")
 	tracker.Ended("short")
 	tracker.Left(3)
+	must(t, process.Process.Kill())
+	_ = process.Wait() // it was killed
 	must(t, n.Close())
 	s.poll("its interface is gone with it", func() bool {
 		_, err := s.host.LinkByName("short0")
