@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"unicode"
@@ -34,6 +35,7 @@ func printable(text string) string { return view.Printable(text) }
 type display struct {
 	io.Writer
 	look
+	under io.Writer
 }
 
 // screen is where commands write to. What could come through all the same is replaced there,
@@ -45,7 +47,17 @@ func screen(w io.Writer) io.Writer {
 			return r
 		}
 		return look.shown(r)
-	})), look}
+	})), look, w}
+}
+
+// terminalOf returns the terminal behind a screen, for [top.Run], which replaces what a terminal
+// obeys itself. It returns nil if there is none.
+func terminalOf(w io.Writer) *os.File {
+	s, ok := w.(*display)
+	if !ok || !s.terminal {
+		return nil
+	}
+	return s.under.(*os.File) // what lookAt found to be a terminal
 }
 
 // say prints one line.
@@ -146,6 +158,16 @@ func printJSON[T any](w io.Writer, found *T) error {
 		return err
 	}
 	_, err := w.Write(escapeFor(lookOf(w), text.Bytes(), jsonEscape))
+	return err
+}
+
+// printJSONLine is printJSON in one line.
+func printJSONLine[T any](w io.Writer, found *T) error {
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(escapeFor(lookOf(w), text, jsonEscape), '\n'))
 	return err
 }
 

@@ -4,6 +4,7 @@ package view
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/exporter"
@@ -302,4 +303,26 @@ func (c Counts) over(milliseconds int64) Rate {
 
 func (r Rate) plus(other Rate) Rate {
 	return Rate{r.Bytes + other.Bytes, r.Packets + other.Packets, r.SYN + other.SYN}
+}
+
+// Clone returns a copy that later events don't change.
+func (b *Book) Clone() *Book {
+	clone := *b
+	clone.containers = make(map[string]*entry, len(b.containers))
+	for id, c := range b.containers {
+		copied := *c
+		copied.trace.steps = slices.Clone(c.trace.steps)
+		clone.containers[id] = &copied
+	}
+	return &clone
+}
+
+// Ended returns how many containers have stopped.
+func (b *Book) Ended() (n int) {
+	for _, c := range b.containers {
+		if c.identity.State == stopped {
+			n++
+		}
+	}
+	return n
 }
