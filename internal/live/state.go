@@ -19,6 +19,7 @@ import (
 type state struct {
 	Reading
 	seq        uint64
+	watched    bool // the last reading was for viewers
 	containers map[string]*tracked
 	gone       []gone
 	lost       uint64 // gone has nothing of readings up to this one
@@ -61,6 +62,7 @@ func (h *Hub) read(ctx context.Context, watched bool) {
 		return // it may be in part
 	}
 	h.seq++
+	h.watched = watched
 	h.Reading = Reading{TakenAt: snap.TakenAt, Boot: h.Options.Boot()}
 	if !snap.ReadAt.IsZero() { // files were read earlier
 		age := max(snap.TakenAt.Sub(snap.ReadAt), 0)
