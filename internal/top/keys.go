@@ -143,7 +143,7 @@ func (m *model) inDetails(name string) tea.Cmd {
 		m.settings.Unit = m.settings.Unit.Next()
 	case "?":
 		m.help, m.scroll = true, 0
-	case "p":
+	case "space":
 		m.pause()
 	default:
 		m.scrolled(name, len(m.detailLines()))

@@ -155,6 +155,9 @@ func (m *model) refresh(sort bool) {
 	now := m.now()
 	if sort || now.Sub(m.sorted) >= settled || now.Before(m.sorted) {
 		m.sorted, m.order = now, keys(rows)
+		if !m.sum.Known {
+			m.sorted = time.Time{} // there are no rates to sort by yet
+		}
 	} else {
 		keep(rows, m.order)
 		m.order = keys(rows)

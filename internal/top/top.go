@@ -9,7 +9,6 @@ package top
 import (
 	"context"
 	"errors"
-	"io"
 	"iter"
 	"os"
 	"time"
@@ -33,9 +32,8 @@ type Options struct {
 	Interval time.Duration // whole seconds
 	Where    string        // the daemon's address for the header, "" for this host's
 
-	In       io.Reader // the keyboard
-	Out      *os.File  // the terminal
-	ASCII    bool      // it shows no other characters
+	Out      *os.File // the terminal
+	ASCII    bool     // it shows no other characters
 	NoColor  bool
 	Settings Settings
 	Path     string // where settings are saved
@@ -63,7 +61,7 @@ func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wishes := make(chan string, 1)
-	options := []tea.ProgramOption{tea.WithContext(ctx), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithoutSignalHandler()}
+	options := []tea.ProgramOption{tea.WithContext(ctx), tea.WithOutput(o.Out), tea.WithoutSignalHandler()}
 	if o.NoColor {
 		options = append(options, tea.WithColorProfile(colorprofile.ASCII))
 	}

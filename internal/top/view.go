@@ -32,7 +32,7 @@ func (m *model) View() tea.View {
 		lines = m.scrolledLines("help", m.helpLines(), "any other key goes back")
 	case m.details != nil:
 		lines = m.scrolledLines(m.detailTitle(), m.detailLines(), "esc back "+m.signs.between+" j/k scroll "+
-			m.signs.between+" u unit "+m.signs.between+" p pause "+m.signs.between+" ? help "+m.signs.between+" q quit")
+			m.signs.between+" u unit "+m.signs.between+" space pause "+m.signs.between+" ? help "+m.signs.between+" q quit")
 	default:
 		lines = m.table()
 		if m.prompt != nil {
@@ -325,12 +325,12 @@ var helpTexts = [][2]string{
 	{"PgUp PgDn", "a page up or down"},
 	{"Home End", "the first or the last row"},
 	{"Enter", "details of a container, or the members of a group"},
-	{"Esc", "back: out of a group, then without filter, then without selection"},
-	{"/", "filter: web, web-*, prod, tier=front* (name, namespace, pod, label)"},
+	{"Esc", "back: out of the group, the filter, the selection"},
+	{"/", "filter by name, namespace, pod: web, web-*; label: tier=*"},
 	{"a", "show those that have ended, too, or not"},
 	{"g", "group by compose project, namespace, pod or label"},
 	{"", "Numbers"},
-	{"s", "choose what to sort by; rows are sorted every 3 s, by rates over some seconds"},
+	{"s", "sort by; rows move every 3 s, by rates of some seconds"},
 	{"r", "reverse the order"},
 	{"c", "choose columns"},
 	{"u", "bytes or bits, by 1024 or by 1000"},
