@@ -86,10 +86,8 @@ func Run(ctx context.Context, o Options) error {
 	err := first(ctx, answered)
 	if err == nil {
 		_, err = program.Run()
-	} else {
-		program.Kill() // nothing was begun; what waits to be sent is let go
 	}
-	cancel()
+	cancel() // also lets go what waits to be sent to a program that does not run
 	_ = group.Wait() // they only end with ctx
 	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
 		return nil // somebody ended us

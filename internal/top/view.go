@@ -58,7 +58,7 @@ func (m *model) table() []string {
 		lines = append(lines, m.rowLine(&l, &m.rows[i]))
 	}
 	if len(m.rows) == 0 {
-		lines = append(lines, dim.Render("  "+m.nothing()))
+		lines = append(lines, m.drawn("  "+m.nothing(), dim))
 	}
 	for len(lines) < above+page {
 		lines = append(lines, "")
@@ -197,16 +197,15 @@ func (m *model) sides(left, right []part) string {
 		right = right[1:]
 	}
 	var out strings.Builder
-	room = max(0, room-1)
 	for _, p := range left {
-		text := view.Cut(p.text, room, m.signs.more)
+		text := view.Cut(p.text, max(0, room-1), m.signs.more)
 		room -= view.Width(text)
 		out.WriteString(p.style.Render(text))
 		if text != p.text {
 			break
 		}
 	}
-	out.WriteString(strings.Repeat(" ", room+1))
+	out.WriteString(repeat(" ", room))
 	for _, p := range right {
 		out.WriteString(p.style.Render(view.Cut(p.text, m.width, m.signs.more)))
 	}
@@ -221,18 +220,18 @@ func (m *model) footer(l *layout) string {
 	switch {
 	case m.prompt != nil:
 		text := m.promptText()
-		if m.prompt.wrong != "" {
-			return text + "   " + warning.Render(view.Cut(m.signs.text(m.prompt.wrong), max(0, m.width-view.Width(text)-3), m.signs.more))
+		if room := m.width - view.Width(text) - 3; m.prompt.wrong != "" && room > 0 {
+			text += "   " + warning.Render(view.Cut(m.signs.text(m.prompt.wrong), room, m.signs.more))
 		}
 		return text
 	case m.notice != "":
-		return warning.Render(view.Cut(m.signs.text(m.notice), m.width, m.signs.more))
+		return m.drawn(m.notice, warning)
 	case m.lost != nil:
-		return danger.Render(view.Cut(m.signs.text(m.lost.Error()), m.width, m.signs.more))
+		return m.drawn(m.lost.Error(), danger)
 	case m.menu != nil && m.menu.toggle != nil:
-		return dim.Render("space shows or hides " + m.signs.between + " enter done")
+		return m.drawn("space shows or hides "+m.signs.between+" enter done", dim)
 	case m.menu != nil:
-		return dim.Render("j/k choose " + m.signs.between + " enter takes it " + m.signs.between + " esc back")
+		return m.drawn("j/k choose "+m.signs.between+" enter takes it "+m.signs.between+" esc back", dim)
 	}
 	var right []part
 	if n := len(m.rows); n > m.page() {
@@ -256,6 +255,11 @@ func (m *model) footer(l *layout) string {
 		text = next
 	}
 	return m.sides([]part{{text, dim}}, right)
+}
+
+// drawn returns a line that is a text from anywhere.
+func (m *model) drawn(text string, style lipgloss.Style) string {
+	return style.Render(view.Cut(m.signs.text(text), m.width, m.signs.more))
 }
 
 // promptText is what is typed, its end if there is no room for all.
@@ -313,7 +317,7 @@ func (m *model) scrolledLines(title string, lines []string, keys string) []strin
 		right = []part{{fmt.Sprintf("%d-%d of %d lines", m.scroll+1, end, len(lines)), dim}}
 	}
 	if m.notice != "" {
-		return append(out, warning.Render(view.Cut(m.signs.text(m.notice), m.width, m.signs.more)))
+		return append(out, m.drawn(m.notice, warning))
 	}
 	return append(out, m.sides([]part{{keys, dim}}, right))
 }
