@@ -87,7 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	if err == nil {
 		_, err = program.Run()
 	}
-	cancel() // also lets go what waits to be sent to a program that does not run
+	cancel()         // also lets go what waits to be sent to a program that does not run
 	_ = group.Wait() // they only end with ctx
 	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
 		return nil // somebody ended us
