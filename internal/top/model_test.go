@@ -437,7 +437,7 @@ func TestSizesAndHostileTexts(t *testing.T) {
 					c.Pod, c.Labels, c.Reason = text, map[string]string{text: text, view.ProjectLabel: text}, text
 				}))
 			}
-			for i := range 1000 {
+			for i := range 150 {
 				all = append(all, s.container(fmt.Sprint("more", i)))
 			}
 			s.there(all...)

@@ -95,7 +95,9 @@ func (m *model) sumLabel() string {
 }
 
 func (m *model) sumLine(l *layout) string {
-	cells := append([]cell{{width: gutter}, {text: m.sumLabel(), style: bold, width: l.name}}, m.cells(l, &m.sum)...)
+	sum := m.sum
+	sum.Foremost = nil // of one of many, which its own row says
+	cells := append([]cell{{width: gutter}, {text: m.sumLabel(), style: bold, width: l.name}}, m.cells(l, &sum)...)
 	for i := range cells[2:] {
 		if c := &cells[2+i]; i < len(l.columns) && l.columns[i].id != "trend" && l.columns[i].id != "quota" {
 			c.style = c.style.Bold(true)
