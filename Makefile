@@ -62,11 +62,11 @@ PORTABLE_VET := -asmdecl -atomic -buildtag -directive -shift -stringintconv -uns
 
 # The packages whose goroutines share memory, those that take longest first.
 RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog ./internal/ledger ./watcher ./internal/quota/notify \
-	./exporter ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./internal/top ./configs ./cmd/nettally
+	./exporter ./internal/live ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./internal/top ./configs ./cmd/nettally
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
-	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/view ./internal/top
+	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/live
 
 # How long make fuzz gives each target, as go test -fuzztime has it.
 T ?= 1m
