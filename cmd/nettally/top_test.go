@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unicode"
@@ -506,6 +507,23 @@ func TestTopReconnects(t *testing.T) {
 		}
 	}
 	term.hides("no connection")
+
+	// Whoever ends it gets the terminal back.
+	pane := strings.TrimSpace(term.tmux("display-message", "-p", "#{pane_pid}"))
+	children, err := os.ReadFile(filepath.Join("/proc", pane, "task", pane, "children"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if screen := term.shows("ended"); strings.Contains(screen, "web") {
+		t.Errorf("the table is still there:\n%s", screen)
+	}
 }
 
 // For scripts there is one reading, or one per line.

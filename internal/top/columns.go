@@ -220,6 +220,9 @@ func (m *model) cells(l *layout, r *view.Row) []cell {
 	cells := make([]cell, 0, len(l.columns))
 	for i, c := range l.columns {
 		text, style := m.value(&c, r)
+		if m.stale() {
+			style = dim
+		}
 		cells = append(cells, cell{text: text, style: style, width: c.width, right: !c.left, gap: l.gap(i)})
 	}
 	return cells

@@ -28,6 +28,7 @@ type model struct {
 	frozen *view.Book // what is shown while paused
 	lost   error      // why there is no connection
 	lostAt time.Time
+	heard  time.Time       // when there was an event last
 	firing map[string]bool // ids of alerts
 
 	filterText string
@@ -86,6 +87,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			m.prompted()
 		}
 	case eventMsg:
+		m.heard = m.now()
 		m.take(msg.event)
 	case recentMsg:
 		m.book.Recent(msg.recent)
@@ -128,6 +130,21 @@ func (m *model) take(e exporter.StreamEvent) {
 
 // mostAlerts bounds those that are counted.
 const mostAlerts = 10_000
+
+// silent returns for how long there was no reading, if that is longer than it should be.
+func (m *model) silent() (time.Duration, bool) {
+	d := m.now().Sub(m.heard).Truncate(time.Second)
+	return d, !m.heard.IsZero() && d > m.options.Interval+patient
+}
+
+// patient is how long a reading may be late.
+const patient = 3 * time.Second
+
+// stale reports whether the rates that are shown are not of now, though nobody paused.
+func (m *model) stale() bool {
+	_, silent := m.silent()
+	return !m.paused() && (m.lost != nil || silent)
+}
 
 func (m *model) paused() bool { return m.frozen != nil }
 

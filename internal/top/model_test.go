@@ -401,6 +401,21 @@ func TestReconnect(t *testing.T) {
 	s.has("–", "30.0 KiB")
 }
 
+// A daemon that hangs is not live.
+func TestSilence(t *testing.T) {
+	s := newScreen(t, 120, 24)
+	s.there(s.container("a"))
+	s.later(map[string]uint64{"a": 1 << 10})
+	s.clock = s.clock.Add(4 * time.Second)
+	s.Update(tickMsg{})
+	s.has("live")
+	s.clock = s.clock.Add(time.Second)
+	s.Update(tickMsg{})
+	s.has("no reading for 5s", "1.00 KiB")
+	s.later(nil)
+	s.has("live")
+}
+
 func TestAlerts(t *testing.T) {
 	s := newScreen(t, 120, 24)
 	s.there()

@@ -53,6 +53,7 @@ type (
 	eventMsg  struct{ event exporter.StreamEvent }
 	lostMsg   struct{ err error }
 	recentMsg struct{ recent *exporter.Recent }
+	tickMsg   struct{} // a second has gone by
 )
 
 // Run shows until the user quits or ctx ends. It returns an error if nobody answers at the
@@ -81,6 +82,10 @@ func Run(ctx context.Context, o Options) error {
 	})
 	group.Go(func() error {
 		loadDetails(ctx, o.Client, wishes, program.Send)
+		return nil
+	})
+	group.Go(func() error {
+		tick(ctx, program.Send)
 		return nil
 	})
 	err := first(ctx, answered)
@@ -134,6 +139,20 @@ func follow(ctx context.Context, c Client, interval time.Duration, send func(tea
 		case <-ctx.Done():
 		case <-time.After(pause):
 			pause = min(2*pause, retryMost)
+		}
+	}
+}
+
+// tick says that time goes by, also where nothing else happens.
+func tick(ctx context.Context, send func(tea.Msg)) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			send(tickMsg{})
 		}
 	}
 }

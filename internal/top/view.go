@@ -156,6 +156,9 @@ func (m *model) status() []part {
 	case m.lost != nil:
 		return []part{{"no connection since " + m.lostAt.Format("15:04:05") + ", trying" + m.signs.timing, danger}}
 	}
+	if d, silent := m.silent(); silent {
+		return []part{{"no reading for " + d.String(), danger}}
+	}
 	return []part{{"live", good}}
 }
 
