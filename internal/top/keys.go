@@ -86,7 +86,7 @@ func (m *model) inTable(name string) tea.Cmd {
 // moved takes keys that move the cursor.
 func (m *model) moved(name string) bool {
 	to, page := m.at, m.page()
-	if m.cursor == "" { // the first key selects a row that is on the screen
+	if !m.picked { // the first key selects a row that is on the screen
 		to = m.offset - 1
 	}
 	switch name {
@@ -170,7 +170,7 @@ func (m *model) enter() {
 	if len(m.rows) == 0 {
 		return
 	}
-	if m.cursor == "" {
+	if !m.picked {
 		m.move(m.offset)
 	}
 	r := m.rows[m.at]

@@ -42,7 +42,8 @@ type model struct {
 	sum    view.Row
 	order  []string // keys, in the order of the last sorting
 	sorted time.Time
-	cursor string // the key of the row that is selected, "" for none
+	picked bool   // a row is selected
+	cursor string // its key
 	at     int    // where that row is, or was
 	offset int    // the first row that is on the screen
 
@@ -210,7 +211,7 @@ func keep(rows []view.Row, order []string) {
 // place is selected.
 func (m *model) follow() {
 	page := m.page()
-	if m.cursor == "" {
+	if !m.picked {
 		m.offset = max(0, min(m.offset, len(m.rows)-page))
 		return
 	}
@@ -224,8 +225,8 @@ func (m *model) follow() {
 // move selects a row.
 func (m *model) move(i int) {
 	i = max(0, min(i, len(m.rows)-1))
-	m.at, m.cursor = i, ""
-	if len(m.rows) > 0 {
+	m.at, m.picked = i, len(m.rows) > 0
+	if m.picked {
 		m.cursor = m.rows[i].Key
 	}
 	page := m.page()
@@ -235,7 +236,7 @@ func (m *model) move(i int) {
 }
 
 // unselect goes back to the beginning.
-func (m *model) unselect() { m.cursor, m.at, m.offset = "", 0, 0 }
+func (m *model) unselect() { m.picked, m.at, m.offset = false, 0, 0 }
 
 // above is how many lines are above the rows: header, groups, titles and the sum.
 const above = 4

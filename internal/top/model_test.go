@@ -182,7 +182,7 @@ func TestSelectionFollows(t *testing.T) {
 		t.Errorf("it is row %d: the test moved nothing", i)
 	}
 	s.keys("esc")
-	if s.cursor != "" || s.names()[0] != "20" {
+	if s.picked || s.names()[0] != "20" {
 		t.Errorf("after Esc: %q, %v", s.cursor, s.names())
 	}
 	// One that goes leaves the selection where it was.
@@ -190,7 +190,7 @@ func TestSelectionFollows(t *testing.T) {
 	selected := s.cursor
 	s.Update(eventMsg{&exporter.StreamRemoved{IDs: []string{selected}}})
 	s.later(nil)
-	if s.cursor == selected || s.cursor == "" || s.at != 1 {
+	if s.cursor == selected || !s.picked || s.at != 1 {
 		t.Errorf("selected %q, at %d", s.cursor, s.at)
 	}
 }
@@ -288,6 +288,10 @@ func TestKeys(t *testing.T) {
 	}
 	s.keys("g", "end", "enter", "t", "i", "e", "r", "enter")
 	s.has("front (1)", "label:tier")
+	s.keys("home")
+	s.has("▌ (none) (2)") // also one without a name is selected
+	s.later(nil)
+	s.has("▌ (none) (2)")
 	s.keys("end", "enter") // into the last group
 	if s.within == nil || *s.within != "front" {
 		t.Fatalf("within %v", s.within)
@@ -316,7 +320,7 @@ func TestKeys(t *testing.T) {
 
 	s.keys("z")
 	s.later(map[string]uint64{"a": 512})
-	s.has("since 10:00:01")
+	s.has("since 10:00:02")
 	if got := s.sum.Receive.Total.Bytes; got != 512 {
 		t.Errorf("counted %d bytes from now, want 512", got)
 	}

@@ -113,7 +113,7 @@ func (m *model) rowLine(l *layout, r *view.Row) string {
 		name.style = dim
 	}
 	cursor, one := " ", (*lipgloss.Style)(nil)
-	if r.Key == m.cursor && m.cursor != "" {
+	if m.picked && r.Key == m.cursor {
 		cursor, one = m.signs.cursor, &selected
 	}
 	cells := append([]cell{{text: cursor, width: 1}, {text: mark, style: markStyle, width: 1}, name}, m.cells(l, r)...)
