@@ -273,7 +273,7 @@ func TestTopKeys(t *testing.T) {
 	term := open(t, socket, 140, 30)
 	term.shows("5 containers, 1 ended", "KiB", "live", "per second", "web", "83%", "!vpn", "counted in part: shadowed")
 	term.until("a rate", func(screen string) bool {
-		return strings.Contains(lineOf(screen, "web"), "KiB ") && fields(screen, "web")[1] != "–"
+		return strings.Contains(lineOf(screen, "web"), "KiB ") && cellsOf(screen, "web")[1] != "–"
 	})
 
 	term.keys("j")
@@ -350,7 +350,8 @@ func lineOf(screen, name string) string {
 	return ""
 }
 
-func fields(screen, name string) []string {
+// cellsOf returns the words of that line.
+func cellsOf(screen, name string) []string {
 	return strings.Fields(strings.TrimLeft(lineOf(screen, name), " !x▌"))
 }
 
@@ -378,7 +379,7 @@ func TestTopEqualsJSON(t *testing.T) {
 	}
 	table := func(screen string) (got []string) {
 		for _, c := range all.Containers {
-			if f := fields(screen, c.Name); len(f) > 10 { // name, two rates with units, packets, SYN, two totals with units
+			if f := cellsOf(screen, c.Name); len(f) > 10 { // name, two rates with units, packets, SYN, two totals with units
 				got = append(got, fmt.Sprint(f[0], " ", f[7], " ", f[8], " ", f[9], " ", f[10]))
 			}
 		}
@@ -502,7 +503,7 @@ func TestTopReconnects(t *testing.T) {
 	play(t, s, socket)
 	for range 3 { // a reading is 100 KB, over a second or more
 		screen := term.shows("live", "web")
-		if f := fields(screen, "web"); len(f) < 3 || f[2] != "KiB" && f[2] != "B" {
+		if f := cellsOf(screen, "web"); len(f) < 3 || f[2] != "KiB" && f[2] != "B" {
 			t.Fatalf("a spike: %q", f)
 		}
 	}
