@@ -99,6 +99,22 @@ func TestRunWithoutDaemon(t *testing.T) {
 	}
 }
 
+// Whoever is ended while nobody answers yet ends without an error.
+func TestRunIsEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Run(ctx, Options{Client: &silentClient{}, Interval: time.Second, Settings: Defaults()}); err != nil {
+		t.Errorf("error %v", err)
+	}
+}
+
+// silentClient answers nothing while its context lasts.
+type silentClient struct{ fakeClient }
+
+func (*silentClient) Follow(ctx context.Context, _ time.Duration) iter.Seq2[exporter.StreamEvent, error] {
+	return func(func(exporter.StreamEvent, error) bool) { <-ctx.Done() }
+}
+
 func TestLoadDetails(t *testing.T) {
 	c := &fakeClient{}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -8,7 +8,6 @@ package top
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"os"
 	"time"
@@ -92,10 +91,11 @@ func Run(ctx context.Context, o Options) error {
 	if err == nil {
 		_, err = program.Run()
 	}
-	cancel()         // also lets go what waits to be sent to a program that does not run
-	_ = group.Wait() // they only end with ctx
-	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
-		return nil // somebody ended us
+	ended := ctx.Err() != nil // somebody ended us, which is no error
+	cancel()                  // also lets go what waits to be sent to a program that does not run
+	_ = group.Wait()          // its goroutines only end with ctx
+	if ended {
+		return nil
 	}
 	return err
 }
