@@ -182,7 +182,7 @@ func open(t *testing.T, socket string, columns, lines int, env ...string) *termi
 	command := slices.Concat([]string{"env", "-u", "LC_ALL", "-u", "LANG", asCommand + "=1", "XDG_CONFIG_HOME=" + term.config, "LC_CTYPE=C.UTF-8"}, env,
 		[]string{self, "top", "--config", "/dev/null", "--socket", socket, "2>" + filepath.Join(dir, "stderr")})
 	term.tmux("-f", "/dev/null", "new-session", "-d", "-x", strconv.Itoa(columns), "-y", strconv.Itoa(lines),
-		strings.Join(command, " ")+"; echo ended; exec sleep 1000")
+		strings.Join(command, " ")+"; echo it is over; exec sleep 1000")
 	term.tmux("set-option", "-g", "status", "off")
 	t.Cleanup(func() {
 		term.tmux("kill-server")
@@ -332,7 +332,7 @@ func TestTopKeys(t *testing.T) {
 	term.keys("C-s")
 	term.shows("saved columns, sort and unit to")
 	term.keys("q")
-	term.shows("ended")
+	term.shows("it is over")
 
 	text, err := os.ReadFile(filepath.Join(term.config, "nettally", "top.yaml"))
 	if err != nil || !strings.Contains(string(text), "network") || !strings.Contains(string(text), "sort: name") || !strings.Contains(string(text), "reverse: true") {
@@ -453,7 +453,7 @@ func TestTopSizes(t *testing.T) {
 	term.keys("End")
 	term.shows("container-999", "1005 of 1005")
 	term.keys("q")
-	term.shows("ended")
+	term.shows("it is over")
 }
 
 func before(line, text string) string {
@@ -522,7 +522,7 @@ func TestTopReconnects(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if screen := term.shows("ended"); strings.Contains(screen, "web") {
+	if screen := term.shows("it is over"); strings.Contains(screen, "web") {
 		t.Errorf("the table is still there:\n%s", screen)
 	}
 }
