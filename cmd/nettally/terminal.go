@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"unicode"
@@ -17,36 +18,24 @@ import (
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/text/runes"
 	"golang.org/x/text/transform"
-	"golang.org/x/text/width"
 
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/view"
 )
 
 // This file is the only one that writes to the terminal; TestOnlyTerminalWrites holds that.
 // Names, labels, paths and errors hold what anybody wrote into them, and a terminal obeys
 // some of it.
 
-// printable is a text from outside as it may be printed: in one line, and without what a
-// terminal obeys or does not show.
-func printable(text string) string { return strings.Map(shown, text) }
-
-// shown replaces a character that is not simply seen: controls, ends of lines, changes of the
-// direction, what has no width, and (by Go) a byte that is not UTF-8.
-func shown(r rune) rune {
-	if ' ' <= r && r < unicode.MaxASCII {
-		return r
-	}
-	if !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
-		return unicode.ReplacementChar
-	}
-	return r
-}
+// printable is a text from outside as it may be printed.
+func printable(text string) string { return view.Printable(text) }
 
 // display is a screen, and what can be shown there.
 type display struct {
 	io.Writer
 	look
+	under io.Writer
 }
 
 // screen is where commands write to. What could come through all the same is replaced there,
@@ -58,7 +47,17 @@ func screen(w io.Writer) io.Writer {
 			return r
 		}
 		return look.shown(r)
-	})), look}
+	})), look, w}
+}
+
+// terminalOf returns the terminal behind a screen, for [top.Run], which replaces what a terminal
+// obeys itself. It returns nil if there is none.
+func terminalOf(w io.Writer) *os.File {
+	s, ok := w.(*display)
+	if !ok || !s.terminal {
+		return nil
+	}
+	return s.under.(*os.File) // what lookAt found to be a terminal
 }
 
 // say prints one line.
@@ -121,7 +120,7 @@ func (t *table) print(w io.Writer) error {
 		last := len(row) - 1
 		for i, cell := range row[:last] {
 			text.WriteString(cell)
-			text.WriteString(strings.Repeat(" ", widths[i]+between-columns(cell)))
+			text.WriteString(strings.Repeat(" ", widths[i]+between-view.Width(cell)))
 		}
 		text.WriteString(row[last])
 		text.WriteByte('\n')
@@ -135,7 +134,7 @@ func (t *table) widths() []int {
 	widths := make([]int, len(t.rows[0]))
 	for _, row := range t.rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], columns(cell))
+			widths[i] = max(widths[i], view.Width(cell))
 		}
 	}
 	return widths
@@ -149,21 +148,6 @@ func wide(widths []int) (n int) {
 	return n - between
 }
 
-// columns is how wide a terminal shows a text that is printable: marks stand on the character
-// before them, and those of East Asia have two columns.
-func columns(text string) (n int) {
-	for _, r := range text {
-		switch kind := width.LookupRune(r).Kind(); {
-		case unicode.In(r, unicode.Mn, unicode.Me):
-		case kind == width.EastAsianWide, kind == width.EastAsianFullwidth:
-			n += 2
-		default:
-			n++
-		}
-	}
-	return n
-}
-
 // printJSON prints values exactly: what is not shown is escaped. What is not UTF-8 has no
 // form in JSON, and is replaced.
 func printJSON[T any](w io.Writer, found *T) error {
@@ -174,6 +158,16 @@ func printJSON[T any](w io.Writer, found *T) error {
 		return err
 	}
 	_, err := w.Write(escapeFor(lookOf(w), text.Bytes(), jsonEscape))
+	return err
+}
+
+// printJSONLine is printJSON in one line.
+func printJSONLine[T any](w io.Writer, found *T) error {
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(escapeFor(lookOf(w), text, jsonEscape), '\n'))
 	return err
 }
 
