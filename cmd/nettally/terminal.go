@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 	"golang.org/x/text/runes"
 	"golang.org/x/text/transform"
 	"golang.org/x/text/width"
@@ -49,11 +50,27 @@ type display struct {
 	look
 }
 
+// errNoReader says that what commands print goes to a pipe that nobody reads any more, as that of
+// `nettally list | head -1`. The kernel ends a program there by SIGPIPE, unless whoever has
+// started it ignores that.
+var errNoReader = errors.New("nobody reads the output any more")
+
+// sink is a writer whose pipes end with errNoReader.
+type sink struct{ io.Writer }
+
+func (s sink) Write(text []byte) (int, error) {
+	n, err := s.Writer.Write(text)
+	if errors.Is(err, unix.EPIPE) {
+		err = errNoReader
+	}
+	return n, err
+}
+
 // screen is where commands write to. What could come through all the same is replaced there,
 // except for the ends of lines and the tabs that are our own.
 func screen(w io.Writer) io.Writer {
 	look := lookAt(w)
-	return &display{transform.NewWriter(w, runes.Map(func(r rune) rune {
+	return &display{transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
