@@ -66,7 +66,7 @@ RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
-	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota
+	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/view
 
 # How long make fuzz gives each target, as go test -fuzztime has it.
 T ?= 1m

@@ -9,6 +9,8 @@ import (
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nettally/nettally/internal/view"
 )
 
 // look is what can be shown where a command prints.
@@ -61,7 +63,7 @@ func localeIsUTF8(getenv func(string) string) bool {
 
 // shown replaces a character that can't be shown here.
 func (l look) shown(r rune) rune {
-	r = shown(r)
+	r = view.Shown(r)
 	if l.ascii && r > unicode.MaxASCII {
 		return '?'
 	}

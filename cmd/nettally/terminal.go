@@ -18,31 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/text/runes"
 	"golang.org/x/text/transform"
-	"golang.org/x/text/width"
 
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/exporter"
+	"github.com/nettally/nettally/internal/view"
 )
 
 // This file is the only one that writes to the terminal; TestOnlyTerminalWrites holds that.
 // Names, labels, paths and errors hold what anybody wrote into them, and a terminal obeys
 // some of it.
 
-// printable is a text from outside as it may be printed: in one line, and without what a
-// terminal obeys or does not show.
-func printable(text string) string { return strings.Map(shown, text) }
-
-// shown replaces a character that is not simply seen: controls, ends of lines, changes of the
-// direction, what has no width, and (by Go) a byte that is not UTF-8.
-func shown(r rune) rune {
-	if ' ' <= r && r < unicode.MaxASCII {
-		return r
-	}
-	if !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
-		return unicode.ReplacementChar
-	}
-	return r
-}
+// printable is a text from outside as it may be printed.
+func printable(text string) string { return view.Printable(text) }
 
 // display is a screen, and what can be shown there.
 type display struct {
@@ -138,7 +125,7 @@ func (t *table) print(w io.Writer) error {
 		last := len(row) - 1
 		for i, cell := range row[:last] {
 			text.WriteString(cell)
-			text.WriteString(strings.Repeat(" ", widths[i]+between-columns(cell)))
+			text.WriteString(strings.Repeat(" ", widths[i]+between-view.Width(cell)))
 		}
 		text.WriteString(row[last])
 		text.WriteByte('\n')
@@ -152,7 +139,7 @@ func (t *table) widths() []int {
 	widths := make([]int, len(t.rows[0]))
 	for _, row := range t.rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], columns(cell))
+			widths[i] = max(widths[i], view.Width(cell))
 		}
 	}
 	return widths
@@ -164,21 +151,6 @@ func wide(widths []int) (n int) {
 		n += width + between
 	}
 	return n - between
-}
-
-// columns is how wide a terminal shows a text that is printable: marks stand on the character
-// before them, and those of East Asia have two columns.
-func columns(text string) (n int) {
-	for _, r := range text {
-		switch kind := width.LookupRune(r).Kind(); {
-		case unicode.In(r, unicode.Mn, unicode.Me):
-		case kind == width.EastAsianWide, kind == width.EastAsianFullwidth:
-			n += 2
-		default:
-			n++
-		}
-	}
-	return n
 }
 
 // printJSON prints values exactly: what is not shown is escaped. What is not UTF-8 has no
