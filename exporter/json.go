@@ -18,9 +18,9 @@ type Containers struct {
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
 	// BootMS is CLOCK_BOOTTIME in milliseconds at that time. Rates go by it: the wall clock may be set.
-	BootMS int64 `json:"boot_ms"`
-	Source  string      `json:"source"` // of the numbers: "bpf" or "proc"
-	NFLOG   *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
+	BootMS int64       `json:"boot_ms"`
+	Source string      `json:"source"` // of the numbers: "bpf" or "proc"
+	NFLOG  *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
 }
 
 // Container is one container in JSON.

@@ -83,6 +83,11 @@ By month, the table ends with what the running month will be if it goes on as un
 		history.Flags().String(f.name, f.value, f.usage)
 	}
 	history.Flags().StringVarP(&output, "output", "o", "table", "table, json or csv")
+	completeWith(history, map[string][]string{
+		"output": {"table", "json", "csv"}, "step": {"hour", "day", "week", "month"},
+		"by": {"name", "container", "pod", "namespace", "label:"},
+	})
+	_ = history.RegisterFlagCompletionFunc("name", completeContainers) // see completeWith
 	return history
 }
 

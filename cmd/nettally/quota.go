@@ -40,7 +40,8 @@ With --check it prints one line as a plugin of Nagios does, and ends with its ex
 1 WARNING   a level below 100 % fires, or the projection
 2 CRITICAL  a level of 100 % or more fires, or a rate
 3 UNKNOWN   that can't be told: nettally does not answer, or there is no quota`,
-		Example: `  nettally quota list --check monthly-egress`,
+		Example:           `  nettally quota list --check monthly-egress`,
+		ValidArgsFunction: completeQuotas,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			print, ok := map[string]func(io.Writer, *exporter.QuotaList) error{
 				"table": printQuotas,
@@ -144,6 +145,8 @@ func newQuotaSet() *cobra.Command {
 		Short:   "Say what was used in the running period",
 		Example: "  nettally quota set monthly-egress 37.5GiB --key web",
 		Args:    arguments(cobra.ExactArgs(2)),
+
+		ValidArgsFunction: completeQuotas,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, err := loadClientConfig(cmd)
 			if err != nil {
@@ -198,6 +201,8 @@ func newQuotaReset() *cobra.Command {
 		Use:   "reset NAME",
 		Short: "Begin at 0 again within the running period",
 		Args:  arguments(cobra.ExactArgs(1)),
+
+		ValidArgsFunction: completeQuotas,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (key == "") != all {
 				return fmt.Errorf("%w: give either --key or --all: see `%s --help`", errUsage, cmd.CommandPath())

@@ -35,6 +35,7 @@ func printable(text string) string { return view.Printable(text) }
 type display struct {
 	io.Writer
 	look
+	raw io.Writer // as it is: what is written here has to be printable
 }
 
 // errNoReader says that what commands print goes to a pipe that nobody reads any more, as that of
@@ -57,12 +58,51 @@ func (s sink) Write(text []byte) (int, error) {
 // except for the ends of lines and the tabs that are our own.
 func screen(w io.Writer) io.Writer {
 	look := lookAt(w)
-	return &display{transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
+	return &display{raw: w, look: look, Writer: transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
 		return look.shown(r)
-	})), look}
+	}))}
+}
+
+// reprint prints something anew: on a terminal in the place of what is there, as much of it as
+// there is room for, and elsewhere behind it.
+func reprint(w io.Writer, print func(io.Writer) error) error {
+	s, ok := w.(*display)
+	if !ok || !s.terminal {
+		return print(w)
+	}
+	look := lookAt(s.raw) // its size may have changed
+	var text bytes.Buffer
+	if err := print(&display{Writer: &text, look: look, raw: &text}); err != nil {
+		return err
+	}
+	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K", "\x1b[J"
+	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	if room := max(look.rows-1, 1); len(lines) > room {
+		left := len(lines) - room + 1
+		lines = append(lines[:room-1], fmt.Sprintf("and %d lines more", left))
+	}
+	frame := home
+	for _, line := range lines {
+		line = strings.Map(look.shown, strings.ReplaceAll(line, "\t", "    "))
+		frame += view.Cut(line, look.columns, ">") + clearLine + "\n"
+	}
+	_, err := sink{s.raw}.Write([]byte(frame + clearBelow))
+	return err
+}
+
+// printText prints lines of our own making, of which what is from outside was made printable.
+func printText(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// oneJSON returns a value as JSON in one line, where what is not shown on a screen is escaped.
+func oneJSON(w io.Writer, value any) (string, error) {
+	text, err := json.Marshal(value)
+	return string(escapeFor(lookOf(w), text, jsonEscape)), err
 }
 
 // say prints one line.
