@@ -63,7 +63,7 @@ type BuildInfo struct {
 // time to say so within the time for an answer.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra,
+// Options is what an exporter shows. All fields but History, Live, Quotas, TestNotifier, Extra,
 // Hosts and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
@@ -74,6 +74,8 @@ type Options struct {
 	// concurrently too. An error that wraps [ErrBadHistory] is answered 400, any other
 	// 503, as everything is if History is nil.
 	History func(ctx context.Context, q HistoryQuery) ([]HistoryRow, error)
+	// Live tells viewers what has changed; nil where nobody can watch, which is answered 503.
+	Live Live
 	// Quotas are shown, and changed over the unix socket; nil for none.
 	Quotas Quotas
 	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
@@ -109,7 +111,9 @@ type Options struct {
 type Exporter struct {
 	snapshot func(context.Context) (usage.Snapshot, error)
 	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	live     Live
 	quotas   Quotas
+	seats    seats
 
 	notifierTest func(context.Context, string) error
 
@@ -134,7 +138,7 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
+		snapshot: opts.Snapshot, rows: opts.History, live: opts.Live, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		now: opts.Now, boot: opts.Boot, distrust: opts.Distrust,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
@@ -168,6 +172,7 @@ func (e *Exporter) register(extra []prometheus.Collector) error {
 		reserved{e.collector},
 		buildInfo(e.build),
 		e.fronts,
+		e.viewers(),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	}
@@ -177,6 +182,13 @@ func (e *Exporter) register(extra []prometheus.Collector) error {
 		}
 	}
 	return nil
+}
+
+func (e *Exporter) viewers() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "nettally_stream_viewers",
+		Help: "Clients that watch usage live, by /api/v1/stream.",
+	}, func() float64 { return float64(e.seats.held()) })
 }
 
 func buildInfo(b BuildInfo) prometheus.Collector {

@@ -82,7 +82,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.String("config", configs.DefaultPath, "configuration `file`")
 	configs.BindFlags(flags)
-	root.AddCommand(newRun(), newList(), newHistory(), newQuota(), newCheck(), newSelftest(), newNFLOG(), newConfig(), newDetach(), newVersion())
+	root.AddCommand(newRun(), newTop(), newList(), newHistory(), newQuota(), newCheck(), newSelftest(), newNFLOG(), newConfig(), newDetach(), newVersion())
 	return root
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"unicode"
@@ -35,7 +36,7 @@ func printable(text string) string { return view.Printable(text) }
 type display struct {
 	io.Writer
 	look
-	raw io.Writer // as it is: what is written here has to be printable
+	under io.Writer // as it is: what is written here has to be printable
 }
 
 // errNoReader says that what commands print goes to a pipe that nobody reads any more, as that of
@@ -58,7 +59,7 @@ func (s sink) Write(text []byte) (int, error) {
 // except for the ends of lines and the tabs that are our own.
 func screen(w io.Writer) io.Writer {
 	look := lookAt(w)
-	return &display{raw: w, look: look, Writer: transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
+	return &display{under: w, look: look, Writer: transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
@@ -73,9 +74,9 @@ func reprint(w io.Writer, print func(io.Writer) error) error {
 	if !ok || !s.terminal {
 		return print(w)
 	}
-	look := lookAt(s.raw) // its size may have changed
+	look := lookAt(s.under) // its size may have changed
 	var text bytes.Buffer
-	if err := print(&display{Writer: &text, look: look, raw: &text}); err != nil {
+	if err := print(&display{Writer: &text, look: look, under: &text}); err != nil {
 		return err
 	}
 	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -89,7 +90,7 @@ func reprint(w io.Writer, print func(io.Writer) error) error {
 		line = strings.Map(look.shown, strings.ReplaceAll(line, "\t", "    "))
 		frame += view.Cut(line, look.columns, ">") + clearLine + "\n"
 	}
-	_, err := sink{s.raw}.Write([]byte(frame + clearBelow))
+	_, err := sink{s.under}.Write([]byte(frame + clearBelow))
 	return err
 }
 
@@ -103,6 +104,16 @@ func printText(w io.Writer, text string) error {
 func oneJSON(w io.Writer, value any) (string, error) {
 	text, err := json.Marshal(value)
 	return string(escapeFor(lookOf(w), text, jsonEscape)), err
+}
+
+// terminalOf returns the terminal behind a screen, for [top.Run], which replaces what a terminal
+// obeys itself. It returns nil if there is none.
+func terminalOf(w io.Writer) *os.File {
+	s, ok := w.(*display)
+	if !ok || !s.terminal {
+		return nil
+	}
+	return s.under.(*os.File) // what lookAt found to be a terminal
 }
 
 // say prints one line.
@@ -203,6 +214,16 @@ func printJSON[T any](w io.Writer, found *T) error {
 		return err
 	}
 	_, err := w.Write(escapeFor(lookOf(w), text.Bytes(), jsonEscape))
+	return err
+}
+
+// printJSONLine is printJSON in one line.
+func printJSONLine[T any](w io.Writer, found *T) error {
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(escapeFor(lookOf(w), text, jsonEscape), '\n'))
 	return err
 }
 

@@ -4,6 +4,7 @@ package view
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/nettally/nettally/exporter"
@@ -19,12 +20,6 @@ type Rate struct{ Bytes, Packets, SYN float64 }
 type Flow struct {
 	Total Counts
 	Rate  Rate
-}
-
-// Foremost is the quota that a container has used most of.
-type Foremost struct {
-	Quota, Key string
-	Ratio      float64 // 1 is all of it
 }
 
 const (
@@ -44,7 +39,7 @@ type Book struct {
 	zeroed     time.Time // when totals began to count from 0, the zero time if never
 	source     string
 	containers map[string]*entry
-	foremost   map[string]Foremost
+	foremost   map[string]exporter.StreamForemost
 }
 
 // entry is one container of a book.
@@ -68,7 +63,7 @@ type reading struct {
 
 // NewBook returns an empty book.
 func NewBook() *Book {
-	return &Book{containers: map[string]*entry{}, foremost: map[string]Foremost{}}
+	return &Book{containers: map[string]*entry{}, foremost: map[string]exporter.StreamForemost{}}
 }
 
 // TakenAt returns the daemon's wall clock at the last reading, the zero time before the first.
@@ -80,13 +75,43 @@ func (b *Book) Source() string { return b.source }
 // Len returns the number of containers, with those that have ended.
 func (b *Book) Len() int { return len(b.containers) }
 
+// Take takes any event of a stream. Those that a book has no use for change nothing.
+func (b *Book) Take(e exporter.StreamEvent) {
+	switch e := e.(type) {
+	case *exporter.StreamContainers:
+		b.Containers(e)
+	case *exporter.StreamSample:
+		b.Sample(e)
+	case *exporter.StreamStopped:
+		b.Stopped(e.ID, e.StoppedAt)
+	case *exporter.StreamRemoved:
+		b.Removed(e.IDs)
+	case *exporter.StreamQuota:
+		b.Quotas(e.Foremost)
+	}
+}
+
+// Recent takes what was used in the last 15 minutes, for [Book.Trace]. Containers that are not
+// in the book, and steps of another length than [StepMS], are left out.
+func (b *Book) Recent(r *exporter.Recent) {
+	if r.StepMS != StepMS {
+		return
+	}
+	for i := range r.Containers {
+		used := &r.Containers[i]
+		if c, ok := b.containers[used.ID]; ok {
+			c.trace.fill(r.EndBootMS/StepMS, used.ReceiveBytes, used.TransmitBytes)
+		}
+	}
+}
+
 // Containers takes an event of that name.
 //
 // A container that is known goes on, also where the event replaces all after a reconnect: its
 // rate is then the average over the gap. A container that is new has no rate yet, and neither
 // has one that is counted in another way than before.
 func (b *Book) Containers(e *exporter.StreamContainers) {
-	b.read(int64(e.BootMS), e.TakenAt)
+	b.read(e.BootMS, e.TakenAt)
 	before := b.containers
 	if e.Replace {
 		b.containers = make(map[string]*entry, len(e.Containers))
@@ -94,7 +119,7 @@ func (b *Book) Containers(e *exporter.StreamContainers) {
 	b.source = e.Source
 	for i := range e.Containers {
 		c := &e.Containers[i]
-		now := reading{int64(e.BootMS), c.Receive, c.Transmit}
+		now := reading{e.BootMS, c.Receive, c.Transmit}
 		known, ok := before[c.ID]
 		switch {
 		case ok:
@@ -110,7 +135,7 @@ func (b *Book) Containers(e *exporter.StreamContainers) {
 
 // Sample takes an event of that name. A container that it leaves out did not change.
 func (b *Book) Sample(e *exporter.StreamSample) {
-	boot := int64(e.BootMS)
+	boot := e.BootMS
 	b.read(boot, e.TakenAt)
 	changed := make(map[string]reading, len(e.Containers))
 	for i := range e.Containers {
@@ -141,7 +166,7 @@ func (b *Book) Removed(ids []string) {
 }
 
 // Quotas takes the foremost quota of each container, by its id, from an event quota.
-func (b *Book) Quotas(foremost map[string]Foremost) { b.foremost = foremost }
+func (b *Book) Quotas(foremost map[string]exporter.StreamForemost) { b.foremost = foremost }
 
 // Zero makes totals count from now, until [Book.Unzero].
 func (b *Book) Zero() {
@@ -172,7 +197,7 @@ func (b *Book) read(boot int64, at time.Time) {
 // all that it has used counts from then, but for what was seeded.
 func (b *Book) open(c *exporter.StreamContainer, now reading) *entry {
 	opened := &entry{identity: *c, boot: now.boot, base: now}
-	if !b.zeroed.IsZero() && c.StartedAt != nil && c.StartedAt.After(b.zeroed) && !c.Recalled {
+	if !b.zeroed.IsZero() && c.StartedAt != nil && c.StartedAt.After(b.zeroed) {
 		opened.counted = [2]Counts{organic(c.Receive), organic(c.Transmit)}
 	}
 	return opened
@@ -278,4 +303,26 @@ func (c Counts) over(milliseconds int64) Rate {
 
 func (r Rate) plus(other Rate) Rate {
 	return Rate{r.Bytes + other.Bytes, r.Packets + other.Packets, r.SYN + other.SYN}
+}
+
+// Clone returns a copy that later events don't change.
+func (b *Book) Clone() *Book {
+	clone := *b
+	clone.containers = make(map[string]*entry, len(b.containers))
+	for id, c := range b.containers {
+		copied := *c
+		copied.trace.steps = slices.Clone(c.trace.steps)
+		clone.containers[id] = &copied
+	}
+	return &clone
+}
+
+// Ended returns how many containers have stopped.
+func (b *Book) Ended() (n int) {
+	for _, c := range b.containers {
+		if c.identity.State == stopped {
+			n++
+		}
+	}
+	return n
 }

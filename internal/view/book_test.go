@@ -38,19 +38,19 @@ func container(id string, receive, transmit exporter.StreamCounts, changes ...fu
 }
 
 func containers(boot int64, replace bool, all ...exporter.StreamContainer) *exporter.StreamContainers {
-	e := &exporter.StreamContainers{Replace: replace, Source: "bpf", Containers: all, TakenAt: start.Add(time.Duration(boot) * time.Millisecond)}
-	e.BootMS = boot
+	e := &exporter.StreamContainers{Replace: replace, Source: "bpf", Containers: all}
+	e.BootMS, e.TakenAt = boot, start.Add(time.Duration(boot)*time.Millisecond)
 	return e
 }
 
-func sample(boot int64, all ...exporter.StreamTotals) *exporter.StreamSample {
-	e := &exporter.StreamSample{Containers: all, TakenAt: start.Add(time.Duration(boot) * time.Millisecond)}
-	e.BootMS = boot
+func sample(boot int64, all ...exporter.StreamTotal) *exporter.StreamSample {
+	e := &exporter.StreamSample{Containers: all}
+	e.BootMS, e.TakenAt = boot, start.Add(time.Duration(boot)*time.Millisecond)
 	return e
 }
 
-func totals(id string, receive, transmit exporter.StreamCounts) exporter.StreamTotals {
-	return exporter.StreamTotals{ID: id, Receive: receive, Transmit: transmit}
+func totals(id string, receive, transmit exporter.StreamCounts) exporter.StreamTotal {
+	return exporter.StreamTotal{ID: id, Receive: receive, Transmit: transmit}
 }
 
 func mustRow(t *testing.T, b *Book, id string) Row {
@@ -243,7 +243,7 @@ func TestSum(t *testing.T) {
 		container("huge", counts(math.MaxUint64, 1, 0), zero, project("z")),
 		container("huge2", counts(math.MaxUint64, 1, 0), zero, project("z")),
 	), sample(2000, totals("outer", counts(2000, 20, 1), zero), totals("inner", counts(510, 2, 0), zero)))
-	b.Quotas(map[string]Foremost{"outer": {"q", "outer", 0.5}, "inner": {"q", "inner", 0.8}})
+	b.Quotas(map[string]exporter.StreamForemost{"outer": {Quota: "q", Ratio: 0.5}, "inner": {Quota: "q", Ratio: 0.8}})
 
 	by, err := ParseBy("project")
 	if err != nil {
@@ -306,7 +306,7 @@ func TestSort(t *testing.T) {
 		container("u", zero, zero, func(c *exporter.StreamContainer) { c.CountedBy = "" })),
 		sample(2000, totals("a", counts(110, 7, 1), counts(9, 1, 0)), totals("b", counts(80, 8, 0), zero)),
 		containers(2000, false, container("n", counts(15, 0, 0), zero)))
-	b.Quotas(map[string]Foremost{"c": {Ratio: 0.5}, "b": {Ratio: 0.9}})
+	b.Quotas(map[string]exporter.StreamForemost{"c": {Ratio: 0.5}, "b": {Ratio: 0.9}})
 	for _, test := range []struct {
 		column  Column
 		reverse bool

@@ -26,9 +26,9 @@ type Row struct {
 	Known     bool                      // whether rates are known
 	Receive   Flow
 	Transmit  Flow
-	Smooth    [2]Rate // receive and transmit, over some seconds
-	Foremost  *Foremost
-	within    []string // the containers whose numbers include these
+	Smooth    [2]Rate                  // receive and transmit, over some seconds
+	Foremost  *exporter.StreamForemost // the quota of which it has used most, nil if there is none
+	within    []string                 // the containers whose numbers include these
 	trace     []*Trace
 }
 
