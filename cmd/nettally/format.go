@@ -22,8 +22,9 @@ import (
 const formatHelp = `A template of --format has .ID .Name .Runtime .Image .Namespace .Pod .User .Network .State .CountedBy
 .Labels, (.Label "KEY"), .Received .Transmitted .ReceiveRate .TransmitRate for people, and exactly .ReceivedBytes
 .ReceivedPackets .ReceivedSYN .ReceivedBytesPerSecond .ReceivedPacketsPerSecond .ReceivedSYNPerSecond, and the same
-with Transmitted. With --by, .Name is what is summed up by, and .Containers how many these are. Functions: json, join,
-split, lower, upper, truncate, pad. "table " before it prints titles and aligns what \t is between. json is {{json .}}.`
+with Transmitted. What is not known is the text -, so compare numbers within {{if ne .Received "-"}}. With --by, .Name is
+what is summed up by, and .Containers how many these are. Functions: json, join, split, lower, upper, truncate, pad.
+"table " before the template prints titles and aligns what \t is between. json is {{json .}}.`
 
 // fields are a container, or a sum over some, as a template has them. What is not known is notKnown.
 type fields struct {
@@ -133,20 +134,21 @@ func parseFormat(text string) (format, error) {
 	if f.line, err = template.New("format").Funcs(formatFunctions).Parse(body); err != nil {
 		return format{}, err
 	}
-	if _, err := execute1(f.line, lineOf(&view.Row{Container: &exporter.StreamContainer{}}, "", "")); err != nil {
+	example := view.Row{Container: &exporter.StreamContainer{}, Counted: true, Known: true}
+	if _, err := executed(f.line, fieldsOf(&example, "", "")); err != nil {
 		return format{}, err
 	}
 	if !isTable {
 		return f, nil
 	}
 	if f.titles, err = template.New("format").Funcs(titleFunctions).Parse(body); err == nil {
-		_, err = execute1(f.titles, columnTitles)
+		_, err = executed(f.titles, columnTitles)
 	}
 	return f, err
 }
 
-// execute1 returns one line.
-func execute1(t *template.Template, data any) (string, error) {
+// executed returns what a template makes of data.
+func executed(t *template.Template, data any) (string, error) {
 	var text bytes.Buffer
 	err := t.Execute(&text, data)
 	return text.String(), err
@@ -164,7 +166,7 @@ func (f format) print(w io.Writer, lines []fields) error {
 		if f.json {
 			text, err = oneJSON(w, l)
 		} else {
-			text, err = execute1(f.line, l.printable())
+			text, err = executed(f.line, l.printable())
 		}
 		if err != nil {
 			return fmt.Errorf("--format: %w", err)
@@ -175,13 +177,13 @@ func (f format) print(w io.Writer, lines []fields) error {
 }
 
 func (f format) printTable(w io.Writer, lines []fields) error {
-	head, err := execute1(f.titles, columnTitles)
+	head, err := executed(f.titles, columnTitles)
 	if err != nil {
 		return fmt.Errorf("--format: %w", err)
 	}
 	t := newTable(strings.Split(head, "\t")...)
 	for _, l := range lines {
-		text, err := execute1(f.line, l.printable())
+		text, err := executed(f.line, l.printable())
 		if err != nil {
 			return fmt.Errorf("--format: %w", err)
 		}
@@ -217,13 +219,13 @@ func (l *list) lines(found *exporter.Containers) []fields {
 		if c := containers[r.Key]; r.Container != nil && c != nil {
 			words = state(c)
 		}
-		lines = append(lines, lineOf(&r, l.id(r.Key), words))
+		lines = append(lines, fieldsOf(&r, l.id(r.Key), words))
 	}
 	return lines
 }
 
-// lineOf is what a template has of a row.
-func lineOf(r *view.Row, id, state string) fields {
+// fieldsOf is what a template has of a row.
+func fieldsOf(r *view.Row, id, state string) fields {
 	l := fields{Name: r.Key, Containers: r.Members}
 	if c := r.Container; c != nil {
 		l = fields{

@@ -254,6 +254,7 @@ func TestListFormat(t *testing.T) {
 		{hostile, `{{.ID}}\t{{.Name}}\n{{.Labels}} {{.Label "c"}} {{upper .Runtime}} {{truncate .Runtime 3}}{{pad .State 1 2}}{{join (split .Runtime "m") "-"}}`,
 			"a1\twe�b�[2J�\na=b�,c=d d PODMAN pod running  pod-an\n"},
 		{hostile, "{{.Received}} {{.ReceivedBytes}} {{.ReceiveRate}} {{.ReceivedBytesPerSecond}} {{.TransmittedSYN}}", "- - - - -\n"},
+		{hostile, `{{if ne .Received "-"}}{{gt .ReceivedBytes 5}}{{else}}unknown{{end}}`, "unknown\n"},
 		{hostile, `{{json .Name}}`, "\"we�b�[2J�\"\n"},
 		{hostile, `table {{.ID}}\t{{.Name}}\t{{upper .Runtime}}\t{{.Label "c"}}\t{{truncate .State 3}}`,
 			"CONTAINER ID  NAME       RUNTIME  c  STATE\na1            we�b�[2J�  PODMAN   d  run\n"},
