@@ -32,7 +32,7 @@ TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc
 	busybox:busybox-static tcpdump:tcpdump nft:nftables conntrack:conntrack ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 nginx:nginx-light curl:curl wrk:wrk dnsmasq:dnsmasq-base openssl:openssl tshark:tshark systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
-	mkfs.ext4:e2fsprogs gcc:gcc podman:podman conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
+	mkfs.ext4:e2fsprogs gcc:gcc podman:podman tmux:tmux conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
 
@@ -62,11 +62,11 @@ PORTABLE_VET := -asmdecl -atomic -buildtag -directive -shift -stringintconv -uns
 
 # The packages whose goroutines share memory, those that take longest first.
 RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog ./internal/ledger ./watcher ./internal/quota/notify \
-	./exporter ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./configs ./cmd/nettally
+	./exporter ./internal/live ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./internal/top ./configs ./cmd/nettally
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
 UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
-	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/view
+	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/live ./internal/view ./internal/top
 
 # How long make fuzz gives each target, as go test -fuzztime has it.
 T ?= 1m

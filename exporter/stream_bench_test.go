@@ -88,7 +88,7 @@ func openStream(b *testing.B, socket string) io.ReadCloser {
 
 // countSamples reads a stream to its end, and tells of each sample.
 func countSamples(stream io.Reader, samples chan<- struct{}) error {
-	buffer := make([]byte, 1<<20)
+	buffer := make([]byte, 64<<10)
 	var rest []byte
 	for {
 		n, err := stream.Read(buffer)

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -359,6 +361,81 @@ func TestViewerThatNeverReads(t *testing.T) {
 		}
 	}
 	t.Error("a viewer that never reads is still there")
+}
+
+// An hour with 64 viewers and one that never reads: all of the 64 know the same totals in the end,
+// and nothing has grown.
+func TestAnHourOfViewers(t *testing.T) {
+	const hour, viewers = 3600, 64
+	s, opts := newScene(t, many(10))
+	l, socket, _ := serve(t, opts, "")
+	lazy, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lazy.Close()
+	fmt.Fprintf(lazy, "GET /api/v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	c, err := NewClient(ClientOptions{Socket: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var watching sync.WaitGroup
+	received := make(chan map[string]uint64, viewers) // at a sample
+	ctx, cancel := context.WithCancel(t.Context())
+	defer watching.Wait()
+	defer cancel()
+	for range viewers {
+		watching.Go(func() {
+			totals := map[string]uint64{}
+			for event, err := range c.Follow(ctx, time.Second) {
+				if err != nil {
+					return
+				}
+				switch e := event.(type) {
+				case *StreamContainers:
+					for _, c := range e.Containers {
+						totals[c.ID] = c.Receive.Bytes
+					}
+				case *StreamSample:
+					for _, c := range e.Containers {
+						totals[c.ID] = c.Receive.Bytes
+					}
+					select {
+					case received <- maps.Clone(totals):
+					case <-ctx.Done():
+					}
+				}
+			}
+		})
+	}
+	for s.hub.Viewers() < viewers+1 {
+		time.Sleep(time.Millisecond)
+	}
+	var heap []uint64
+	for second := range hour {
+		s.change(func(snap *usage.Snapshot) { used(snap, snap.Containers[second%10].ID, 1500) })
+		want := map[string]uint64{}
+		s.mu.Lock()
+		for i := range s.snap.Containers {
+			want[s.snap.Containers[i].ID] = s.snap.Containers[i].Receive.Wire().Bytes
+		}
+		s.mu.Unlock()
+		for range viewers {
+			if got := <-received; !maps.Equal(got, want) {
+				t.Fatalf("second %d (-want +got):\n%s", second, cmp.Diff(want, got))
+			}
+		}
+		if second == hour/4 || second == hour-1 {
+			var memory runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&memory)
+			heap = append(heap, memory.HeapAlloc)
+		}
+	}
+	if heap[1] > heap[0]+heap[0]/4 {
+		t.Errorf("the heap has grown from %d bytes in a quarter of the hour to %d in all of it", heap[0], heap[1])
+	}
 }
 
 func TestStreamRefuses(t *testing.T) {

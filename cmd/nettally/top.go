@@ -203,7 +203,7 @@ func printTop(w io.Writer, book *view.Book) error {
 		}
 		t.row(r.Label(), rate(r.Receive.Rate.Bytes, unit.Format), rate(r.Transmit.Rate.Bytes, unit.Format),
 			total(r.Receive.Total.Bytes), total(r.Transmit.Total.Bytes),
-			rate(r.Receive.Rate.Packets+r.Transmit.Rate.Packets, view.Number), rate(r.Receive.Rate.SYN+r.Transmit.Rate.SYN, view.Number),
+			rate(r.Receive.Rate.Packets+r.Transmit.Rate.Packets, view.PerSecond), rate(r.Receive.Rate.SYN+r.Transmit.Rate.SYN, view.PerSecond),
 			used, r.State())
 	}
 	return t.print(w)

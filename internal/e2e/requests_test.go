@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/testnet"
+	"github.com/nettally/nettally/internal/testnet/crihost"
 	"github.com/nettally/nettally/internal/testnet/dockerhost"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -483,8 +485,17 @@ func TestRequestsHostile(t *testing.T) {
 	w.in(w.client, peer, "hostile", server.String(), "100")
 	mac := nettest.Must(net.ParseMAC(w.docker.CLI("inspect", "--format", "{{.NetworkSettings.Networks.plain.MacAddress}}", w.server)))(t)
 	frames := tcpFrames(mac, w.docker.IPv4(w.client, "eth0"), server, 500, 0x18, "GET / HTTP/1.1\r\nHost: a\r\n\r\nx")
-	sent := nettest.Must(w.docker.Agent(w.client).Barrage(testnet.Barrage{Interface: "eth0", Frames: frames, For: 2 * time.Second}))(t)
+	agent := w.docker.Agent(w.client)
+	sent := nettest.Must(agent.Barrage(testnet.Barrage{Interface: "eth0", Frames: frames, For: 2 * time.Second}))(t)
 	t.Logf("%d packets of no connection", sent)
+	for last := range byte(200) { // nobody's addresses, which leave 100,000 connections half open
+		half := tcpFrames(mac, netip.AddrFrom4([4]byte{10, 234, 0, 50 + last}), server, 500, 0x02, "")
+		for long := 10 * time.Millisecond; ; long *= 2 {
+			if nettest.Must(agent.Barrage(testnet.Barrage{Interface: "eth0", Frames: half, For: long}))(t) >= len(half) {
+				break
+			}
+		}
+	}
 	w.in(w.client, peer, "pipeline", server.String(), "20")
 	want := map[string]uint64{"POST": 100, "GET": 100 + 20}
 	w.d.poll("what was asked", func() error {
@@ -553,4 +564,108 @@ func TestRequestsOfOthers(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Containers of pods are told apart, also those of one pod, whose network they share: over its
+// loopback, and from another pod. busybox' server logs each request.
+func TestRequestsOfPods(t *testing.T) {
+	t.Parallel()
+	needRequests(t)
+	node := crihost.Start(t, crihost.Options{})
+	d := startDaemon(t, node, onlyPods(node)+"\nrequests: {http: on}")
+	shop := nettest.Must(node.RunPod("shop", crihost.PodOptions{},
+		crihost.Container{Name: "server", Command: []string{"sh", "-c", "mkdir /www && echo hello >/www/index.html && exec httpd -f -vv -p 80 -h /www"}},
+		crihost.Container{Name: "beside"}))(t)
+	away := nettest.Must(node.RunPod("away", crihost.PodOptions{}, crihost.Container{Name: "client"}))(t)
+	ids := map[string]string{"server": shop.Containers["server"], "beside": shop.Containers["beside"], "client": away.Containers["client"]}
+	requests := func(name string) (received, sent uint64, err error) {
+		c, err := d.container(ids[name])
+		if err != nil || c.Requests == nil {
+			return 0, 0, fmt.Errorf("no requests of %s: %v", name, err)
+		}
+		return c.Requests.HTTP.Receive.Requests["GET"], c.Requests.HTTP.Transmit.Requests["GET"], nil
+	}
+	d.poll("counted", func() (err error) {
+		for name := range ids {
+			_, _, missing := requests(name)
+			err = errors.Join(err, missing)
+		}
+		return err
+	})
+	ask := func(pod *crihost.Pod, container, url string, times int) {
+		t.Helper()
+		get := fmt.Sprintf("for i in $(seq %d); do wget -q -O /dev/null %s || exit 1; done", times, url)
+		if out, err := pod.Exec(container, "sh", "-c", get); err != nil {
+			t.Fatalf("%s asks %s: %v: %s", container, url, err, out)
+		}
+	}
+	d.poll("serves", func() error {
+		_, err := shop.Exec("beside", "sh", "-c", "wget -q -O /dev/null http://127.0.0.1/ 2>/dev/null")
+		return err
+	})
+	received, sent, err := requests("server")
+	must(t, err)
+	_, first, err := requests("beside")
+	must(t, err)
+	if received != first || sent != 0 {
+		t.Errorf("at first %d received by the server and %d sent beside it", received, first)
+	}
+	ask(shop, "beside", "http://127.0.0.1/", 7)
+	ask(away, "client", "http://"+shop.IPv4.String()+"/", 11)
+	d.poll("each has its own", func() error {
+		for name, want := range map[string][2]uint64{"server": {first + 18, 0}, "beside": {0, first + 7}, "client": {0, 11}} {
+			received, sent, err := requests(name)
+			if err != nil {
+				return err
+			}
+			if got := [2]uint64{received, sent}; got != want {
+				return fmt.Errorf("%s received and sent %v, want %v", name, got, want)
+			}
+		}
+		return nil
+	})
+}
+
+// A limit of HTTP requests fires when as many have come as the server has logged, and keeps what
+// was used over a kill -9.
+func TestQuotaOfRequests(t *testing.T) {
+	t.Parallel()
+	need.Commands(t, "curl")
+	w := newWeb(t, "requests: {http: on}\nquotas: [{name: asked, match: {name: server}, per: name, count: receive_http_requests, "+
+		"limit: 10, period: {every: month}, alert_at: [100], notify: []}]")
+	w.nginx()
+	ask := func(times int) {
+		t.Helper()
+		for range times {
+			w.in(w.client, "curl", "-sS", "-o", "/dev/null", "http://"+w.address+"/small")
+		}
+	}
+	logged := func() float64 { return float64(w.logged().Requests["GET"]) }
+	quota := func() exporter.Quota {
+		t.Helper()
+		for _, q := range nettest.Must(exporter.FetchQuotas(t.Context(), w.d.socket))(t).Quotas {
+			if q.Key == "server" {
+				return q
+			}
+		}
+		return exporter.Quota{}
+	}
+	used := func(firing bool) {
+		t.Helper()
+		w.d.poll("the quota has what was logged", func() error {
+			q := quota()
+			if q.Used != logged() || len(q.Levels) != 1 || q.Levels[0].Firing != firing {
+				return fmt.Errorf("used %v of %v, levels %v; logged %v", q.Used, q.Limit, q.Levels, logged())
+			}
+			return nil
+		})
+	}
+	ask(9)
+	used(false)
+	w.d.kill()
+	ask(1)
+	w.d.start()
+	used(true)
+	ask(3)
+	used(true)
 }

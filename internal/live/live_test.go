@@ -227,6 +227,36 @@ func TestWhatAViewerIsTold(t *testing.T) {
 	s.expect(t, "removed b")
 }
 
+// What begins and ends between two readings has done both.
+func TestShortLives(t *testing.T) {
+	h := newHost(t)
+	at := func(second int64) func(*usage.Container) {
+		return func(c *usage.Container) { c.StartedAt = time.Unix(second, 0) }
+	}
+	h.set("a", 1, at(1))
+	v := h.join(time.Second)
+	var s seen
+	s.take(v)
+	s.events = nil
+	for _, step := range []struct {
+		change func()
+		want   []string
+	}{
+		{func() { h.set("a", 1, at(2)) }, []string{"stopped a", "started a"}},
+		{func() { h.set("a", 1, at(2)) }, nil},
+		{func() { h.set("a", 1, at(3), stopped) }, []string{"started a", "stopped a"}},
+		{func() { h.set("a", 1, at(4), stopped) }, []string{"started a", "stopped a"}},
+		{func() { h.set("a", 1, at(5)) }, []string{"started a"}},
+		{func() { h.set("a", 1, at(5), stopped) }, []string{"stopped a"}},
+		{func() { h.set("b", 1, at(6), stopped) }, []string{"started b", "stopped b"}},
+	} {
+		step.change()
+		h.pass(1)
+		s.take(v)
+		s.expect(t, step.want...)
+	}
+}
+
 // Nothing is read without a viewer but a step of 10 s, and once per tick for any number of them.
 func TestOneReadingForAll(t *testing.T) {
 	h := newHost(t)

@@ -59,12 +59,13 @@ const (
 )
 
 const (
-	gutter   = 2 // the cursor, and a mark
-	nameMin  = 16
-	nameMost = 60
-	stateMax = 40
-	trendMax = 30
-	perMin   = 60_000 / view.StepMS // steps in a minute
+	gutter     = 2 // the cursor, and a mark
+	nameMin    = 16
+	nameMost   = 60
+	stateMax   = 40
+	networkMax = 24
+	trendMax   = 30
+	perMin     = 60_000 / view.StepMS // steps in a minute
 )
 
 // layout is which columns there is room for, and how wide they are.
@@ -84,10 +85,14 @@ func (m *model) lay(longestName, longestState int) layout {
 		}
 		if c.amount {
 			_, unit := m.settings.Unit.Split(5000)
-			c.width = max(9, 5+len(unit))
+			c.width = max(9, 6+len(unit))
+		}
+		if m.shows == onlyTotals && c.group == perSecond {
+			c.group = totals
 		}
 		l.columns = append(l.columns, c)
 	}
+	slices.SortStableFunc(l.columns, func(a, b column) int { return cmp.Compare(m.rank(&a), m.rank(&b)) })
 	for len(l.columns) > 0 && gutter+nameMin+l.wide() > m.width {
 		worst := slices.MaxFunc(l.columns, func(a, b column) int { return cmp.Compare(a.sheds, b.sheds) })
 		l.columns = slices.DeleteFunc(l.columns, func(c column) bool { return c.id == worst.id })
@@ -96,19 +101,35 @@ func (m *model) lay(longestName, longestState int) layout {
 	room := m.width - gutter - l.wide()
 	l.name = min(max(longestName, nameMin), nameMost, room)
 	room -= l.name
-	for i := range l.columns {
+	widen := func(id string, wanted, step int) {
+		i := slices.IndexFunc(l.columns, func(c column) bool { return c.id == id })
+		if i < 0 {
+			return
+		}
 		c := &l.columns[i]
-		switch c.id {
-		case "state":
-			grow := min(room, max(0, min(longestState, stateMax)-c.width))
-			c.width, room = c.width+grow, room-grow
-		case "trend":
-			grow := min(room, trendMax-c.width) / perMin * perMin
-			c.width, room = c.width+grow, room-grow
+		grow := max(0, min(room, wanted-c.width)) / step * step
+		c.width, room = c.width+grow, room-grow
+	}
+	widen("state", min(longestState, stateMax), 1)
+	widen("network", networkMax, 1)
+	widen("trend", trendMax, perMin)
+	for i := range l.columns {
+		if c := &l.columns[i]; c.id == "trend" {
 			c.title = fmt.Sprintf(c.title, c.width/perMin)
 		}
 	}
 	return l
+}
+
+// rank orders columns where not all are rates: then packets come after bytes.
+func (m *model) rank(c *column) int {
+	switch {
+	case m.shows != onlyTotals || c.amount:
+		return 0
+	case c.group == totals:
+		return 1
+	}
+	return 2
 }
 
 func (l *layout) wide() (n int) {
@@ -199,6 +220,9 @@ func (m *model) cells(l *layout, r *view.Row) []cell {
 	cells := make([]cell, 0, len(l.columns))
 	for i, c := range l.columns {
 		text, style := m.value(&c, r)
+		if m.stale() {
+			style = dim
+		}
 		cells = append(cells, cell{text: text, style: style, width: c.width, right: !c.left, gap: l.gap(i)})
 	}
 	return cells
@@ -217,14 +241,14 @@ func (m *model) value(c *column, r *view.Row) (string, lipgloss.Style) {
 		return m.amount(float64(r.Transmit.Total.Bytes), r.Counted)
 	case "packets":
 		if m.shows == onlyTotals {
-			return m.number(float64(r.Receive.Total.Packets)+float64(r.Transmit.Total.Packets), r.Counted)
+			return m.number(float64(r.Receive.Total.Packets)+float64(r.Transmit.Total.Packets), r.Counted, view.Number)
 		}
-		return m.number(r.Receive.Rate.Packets+r.Transmit.Rate.Packets, r.Known)
+		return m.number(r.Receive.Rate.Packets+r.Transmit.Rate.Packets, r.Known, view.PerSecond)
 	case "syn":
 		if m.shows == onlyTotals {
-			return m.number(float64(r.Receive.Total.SYN)+float64(r.Transmit.Total.SYN), r.Counted)
+			return m.number(float64(r.Receive.Total.SYN)+float64(r.Transmit.Total.SYN), r.Counted, view.Number)
 		}
-		return m.number(r.Receive.Rate.SYN+r.Transmit.Rate.SYN, r.Known)
+		return m.number(r.Receive.Rate.SYN+r.Transmit.Rate.SYN, r.Known, view.PerSecond)
 	case "trend":
 		receive, transmit := m.shown().Trace(r, c.width)
 		return m.plot(receive, transmit), accent
@@ -258,14 +282,14 @@ func (m *model) amount(bytes float64, known bool) (string, lipgloss.Style) {
 	return text, plain
 }
 
-func (m *model) number(n float64, known bool) (string, lipgloss.Style) {
+func (m *model) number(n float64, known bool, format func(float64) string) (string, lipgloss.Style) {
 	switch {
 	case !known:
 		return m.signs.gap, dim
 	case n == 0:
 		return "0", dim
 	}
-	return view.Number(n), plain
+	return format(n), plain
 }
 
 func percent(ratio float64) string {

@@ -128,10 +128,23 @@ func (p *page) heading(text string) {
 	p.lines = append(p.lines, "  "+bold.Render(view.Cut(p.m.signs.text(text), max(0, p.m.width-4), p.m.signs.more)))
 }
 
-// fact is a line with a word and what it is, which is left out where it is "".
+// factMost is how many lines a fact may take.
+const factMost = 30
+
+// fact is a word and what it is, over as many lines as it takes; it is left out where it is "".
 func (p *page) fact(word, text string) {
-	if text != "" {
-		p.row(word, plain, []string{text}, max(0, p.m.width-labelWidth-6), false)
+	width := max(1, p.m.width-labelWidth-6)
+	text = p.m.signs.text(text)
+	for n := 0; text != "" && n < factMost; n++ {
+		piece := view.Cut(text, width, "")
+		if n == factMost-1 {
+			piece = view.Cut(text, width, p.m.signs.more)
+		}
+		if piece == "" {
+			return
+		}
+		p.row(word, plain, []string{piece}, width, false)
+		text, word = strings.TrimPrefix(text, piece), ""
 	}
 }
 
@@ -169,13 +182,14 @@ func (m *model) detailLines() []string {
 	loaded := m.details.loaded
 	switch {
 	case loaded == nil:
-		p.heading("asking the daemon" + m.signs.timing)
+		p.heading("asking for more" + m.signs.timing)
 		return p.lines
 	case loaded.err != nil:
 		p.heading(loaded.err.Error())
 		return p.lines
 	}
 	c := &loaded.container
+	p.heading("in full, of a moment later")
 	for i := range c.Interfaces {
 		p.iface(&c.Interfaces[i])
 	}
@@ -216,8 +230,8 @@ func (p *page) summary(r *view.Row) {
 		p.row(word, plain, texts, numberWidth, true)
 	}
 	rate("bytes per second", r.Known, r.Receive.Rate.Bytes, r.Transmit.Rate.Bytes, p.m.settings.Unit.Format)
-	rate("packets per second", r.Known, r.Receive.Rate.Packets, r.Transmit.Rate.Packets, view.Number)
-	rate("SYN per second", r.Known, r.Receive.Rate.SYN, r.Transmit.Rate.SYN, view.Number)
+	rate("packets per second", r.Known, r.Receive.Rate.Packets, r.Transmit.Rate.Packets, view.PerSecond)
+	rate("SYN per second", r.Known, r.Receive.Rate.SYN, r.Transmit.Rate.SYN, view.PerSecond)
 	if r.Counted {
 		p.numbers("bytes", r.Receive.Total.Bytes, r.Transmit.Total.Bytes)
 		p.numbers("packets", r.Receive.Total.Packets, r.Transmit.Total.Packets)

@@ -86,7 +86,7 @@ func (m *model) inTable(name string) tea.Cmd {
 // moved takes keys that move the cursor.
 func (m *model) moved(name string) bool {
 	to, page := m.at, m.page()
-	if m.cursor == "" { // the first key selects a row that is on the screen
+	if !m.picked { // the first key selects a row that is on the screen
 		to = m.offset - 1
 	}
 	switch name {
@@ -143,7 +143,7 @@ func (m *model) inDetails(name string) tea.Cmd {
 		m.settings.Unit = m.settings.Unit.Next()
 	case "?":
 		m.help, m.scroll = true, 0
-	case "p":
+	case "space":
 		m.pause()
 	default:
 		m.scrolled(name, len(m.detailLines()))
@@ -170,7 +170,7 @@ func (m *model) enter() {
 	if len(m.rows) == 0 {
 		return
 	}
-	if m.cursor == "" {
+	if !m.picked {
 		m.move(m.offset)
 	}
 	r := m.rows[m.at]

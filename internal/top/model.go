@@ -28,6 +28,7 @@ type model struct {
 	frozen *view.Book // what is shown while paused
 	lost   error      // why there is no connection
 	lostAt time.Time
+	heard  time.Time       // when there was an event last
 	firing map[string]bool // ids of alerts
 
 	filterText string
@@ -41,7 +42,8 @@ type model struct {
 	sum    view.Row
 	order  []string // keys, in the order of the last sorting
 	sorted time.Time
-	cursor string // the key of the row that is selected, "" for none
+	picked bool   // a row is selected
+	cursor string // its key
 	at     int    // where that row is, or was
 	offset int    // the first row that is on the screen
 
@@ -86,6 +88,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			m.prompted()
 		}
 	case eventMsg:
+		m.heard = m.now()
 		m.take(msg.event)
 	case recentMsg:
 		m.book.Recent(msg.recent)
@@ -129,6 +132,21 @@ func (m *model) take(e exporter.StreamEvent) {
 // mostAlerts bounds those that are counted.
 const mostAlerts = 10_000
 
+// silent returns for how long there was no reading, if that is longer than it should be.
+func (m *model) silent() (time.Duration, bool) {
+	d := m.now().Sub(m.heard).Truncate(time.Second)
+	return d, !m.heard.IsZero() && d > m.options.Interval+patient
+}
+
+// patient is how long a reading may be late.
+const patient = 3 * time.Second
+
+// stale reports whether the rates that are shown are not of now, though nobody paused.
+func (m *model) stale() bool {
+	_, silent := m.silent()
+	return !m.paused() && (m.lost != nil || silent)
+}
+
 func (m *model) paused() bool { return m.frozen != nil }
 
 // shown is the book that is looked at.
@@ -155,6 +173,9 @@ func (m *model) refresh(sort bool) {
 	now := m.now()
 	if sort || now.Sub(m.sorted) >= settled || now.Before(m.sorted) {
 		m.sorted, m.order = now, keys(rows)
+		if !m.sum.Known {
+			m.sorted = time.Time{} // there are no rates to sort by yet
+		}
 	} else {
 		keep(rows, m.order)
 		m.order = keys(rows)
@@ -190,7 +211,7 @@ func keep(rows []view.Row, order []string) {
 // place is selected.
 func (m *model) follow() {
 	page := m.page()
-	if m.cursor == "" {
+	if !m.picked {
 		m.offset = max(0, min(m.offset, len(m.rows)-page))
 		return
 	}
@@ -204,8 +225,8 @@ func (m *model) follow() {
 // move selects a row.
 func (m *model) move(i int) {
 	i = max(0, min(i, len(m.rows)-1))
-	m.at, m.cursor = i, ""
-	if len(m.rows) > 0 {
+	m.at, m.picked = i, len(m.rows) > 0
+	if m.picked {
 		m.cursor = m.rows[i].Key
 	}
 	page := m.page()
@@ -215,7 +236,7 @@ func (m *model) move(i int) {
 }
 
 // unselect goes back to the beginning.
-func (m *model) unselect() { m.cursor, m.at, m.offset = "", 0, 0 }
+func (m *model) unselect() { m.picked, m.at, m.offset = false, 0, 0 }
 
 // above is how many lines are above the rows: header, groups, titles and the sum.
 const above = 4

@@ -44,9 +44,22 @@ var (
 	}
 )
 
+// marksMost is how many marks of a text stand on one character. Terminals draw piles of them over
+// other lines, or lose count of their columns.
+const marksMost = 2
+
 // text returns a text from outside as it may be drawn.
 func (s *signs) text(text string) string {
-	text = view.Printable(text)
+	marks := 0
+	text = strings.Map(func(r rune) rune {
+		if marks++; !unicode.In(r, unicode.Mn, unicode.Me) {
+			marks = 0
+		}
+		if marks > marksMost {
+			return -1
+		}
+		return view.Shown(r)
+	}, text)
 	if s.ascii {
 		text = strings.Map(func(r rune) rune {
 			if r > unicode.MaxASCII {

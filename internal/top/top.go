@@ -9,7 +9,6 @@ package top
 import (
 	"context"
 	"errors"
-	"io"
 	"iter"
 	"os"
 	"time"
@@ -33,9 +32,8 @@ type Options struct {
 	Interval time.Duration // whole seconds
 	Where    string        // the daemon's address for the header, "" for this host's
 
-	In       io.Reader // the keyboard
-	Out      *os.File  // the terminal
-	ASCII    bool      // it shows no other characters
+	Out      *os.File // the terminal
+	ASCII    bool     // it shows no other characters
 	NoColor  bool
 	Settings Settings
 	Path     string // where settings are saved
@@ -55,6 +53,7 @@ type (
 	eventMsg  struct{ event exporter.StreamEvent }
 	lostMsg   struct{ err error }
 	recentMsg struct{ recent *exporter.Recent }
+	tickMsg   struct{} // a second has gone by
 )
 
 // Run shows until the user quits or ctx ends. It returns an error if nobody answers at the
@@ -63,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wishes := make(chan string, 1)
-	options := []tea.ProgramOption{tea.WithContext(ctx), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithoutSignalHandler()}
+	options := []tea.ProgramOption{tea.WithContext(ctx), tea.WithOutput(o.Out), tea.WithoutSignalHandler()}
 	if o.NoColor {
 		options = append(options, tea.WithColorProfile(colorprofile.ASCII))
 	}
@@ -85,13 +84,15 @@ func Run(ctx context.Context, o Options) error {
 		loadDetails(ctx, o.Client, wishes, program.Send)
 		return nil
 	})
+	group.Go(func() error {
+		tick(ctx, program.Send)
+		return nil
+	})
 	err := first(ctx, answered)
 	if err == nil {
 		_, err = program.Run()
-	} else {
-		program.Kill() // nothing was begun; what waits to be sent is let go
 	}
-	cancel()
+	cancel()         // also lets go what waits to be sent to a program that does not run
 	_ = group.Wait() // they only end with ctx
 	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
 		return nil // somebody ended us
@@ -138,6 +139,20 @@ func follow(ctx context.Context, c Client, interval time.Duration, send func(tea
 		case <-ctx.Done():
 		case <-time.After(pause):
 			pause = min(2*pause, retryMost)
+		}
+	}
+}
+
+// tick says that time goes by, also where nothing else happens.
+func tick(ctx context.Context, send func(tea.Msg)) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			send(tickMsg{})
 		}
 	}
 }

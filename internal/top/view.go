@@ -32,7 +32,7 @@ func (m *model) View() tea.View {
 		lines = m.scrolledLines("help", m.helpLines(), "any other key goes back")
 	case m.details != nil:
 		lines = m.scrolledLines(m.detailTitle(), m.detailLines(), "esc back "+m.signs.between+" j/k scroll "+
-			m.signs.between+" u unit "+m.signs.between+" p pause "+m.signs.between+" ? help "+m.signs.between+" q quit")
+			m.signs.between+" u unit "+m.signs.between+" space pause "+m.signs.between+" ? help "+m.signs.between+" q quit")
 	default:
 		lines = m.table()
 		if m.prompt != nil {
@@ -58,7 +58,7 @@ func (m *model) table() []string {
 		lines = append(lines, m.rowLine(&l, &m.rows[i]))
 	}
 	if len(m.rows) == 0 {
-		lines = append(lines, dim.Render("  "+m.nothing()))
+		lines = append(lines, m.drawn("  "+m.nothing(), dim))
 	}
 	for len(lines) < above+page {
 		lines = append(lines, "")
@@ -95,7 +95,9 @@ func (m *model) sumLabel() string {
 }
 
 func (m *model) sumLine(l *layout) string {
-	cells := append([]cell{{width: gutter}, {text: m.sumLabel(), style: bold, width: l.name}}, m.cells(l, &m.sum)...)
+	sum := m.sum
+	sum.Foremost = nil // of one of many, which its own row says
+	cells := append([]cell{{width: gutter}, {text: m.sumLabel(), style: bold, width: l.name}}, m.cells(l, &sum)...)
 	for i := range cells[2:] {
 		if c := &cells[2+i]; i < len(l.columns) && l.columns[i].id != "trend" && l.columns[i].id != "quota" {
 			c.style = c.style.Bold(true)
@@ -111,7 +113,7 @@ func (m *model) rowLine(l *layout, r *view.Row) string {
 		name.style = dim
 	}
 	cursor, one := " ", (*lipgloss.Style)(nil)
-	if r.Key == m.cursor && m.cursor != "" {
+	if m.picked && r.Key == m.cursor {
 		cursor, one = m.signs.cursor, &selected
 	}
 	cells := append([]cell{{text: cursor, width: 1}, {text: mark, style: markStyle, width: 1}, name}, m.cells(l, r)...)
@@ -153,6 +155,9 @@ func (m *model) status() []part {
 		return []part{{"paused " + m.frozen.TakenAt().Local().Format("15:04:05"), warning}}
 	case m.lost != nil:
 		return []part{{"no connection since " + m.lostAt.Format("15:04:05") + ", trying" + m.signs.timing, danger}}
+	}
+	if d, silent := m.silent(); silent {
+		return []part{{"no reading for " + d.String(), danger}}
 	}
 	return []part{{"live", good}}
 }
@@ -197,16 +202,15 @@ func (m *model) sides(left, right []part) string {
 		right = right[1:]
 	}
 	var out strings.Builder
-	room = max(0, room-1)
 	for _, p := range left {
-		text := view.Cut(p.text, room, m.signs.more)
+		text := view.Cut(p.text, max(0, room-1), m.signs.more)
 		room -= view.Width(text)
 		out.WriteString(p.style.Render(text))
 		if text != p.text {
 			break
 		}
 	}
-	out.WriteString(strings.Repeat(" ", room+1))
+	out.WriteString(repeat(" ", room))
 	for _, p := range right {
 		out.WriteString(p.style.Render(view.Cut(p.text, m.width, m.signs.more)))
 	}
@@ -221,18 +225,18 @@ func (m *model) footer(l *layout) string {
 	switch {
 	case m.prompt != nil:
 		text := m.promptText()
-		if m.prompt.wrong != "" {
-			return text + "   " + warning.Render(view.Cut(m.signs.text(m.prompt.wrong), max(0, m.width-view.Width(text)-3), m.signs.more))
+		if room := m.width - view.Width(text) - 3; m.prompt.wrong != "" && room > 0 {
+			text += "   " + warning.Render(view.Cut(m.signs.text(m.prompt.wrong), room, m.signs.more))
 		}
 		return text
 	case m.notice != "":
-		return warning.Render(view.Cut(m.signs.text(m.notice), m.width, m.signs.more))
+		return m.drawn(m.notice, warning)
 	case m.lost != nil:
-		return danger.Render(view.Cut(m.signs.text(m.lost.Error()), m.width, m.signs.more))
+		return m.drawn(m.lost.Error(), danger)
 	case m.menu != nil && m.menu.toggle != nil:
-		return dim.Render("space shows or hides " + m.signs.between + " enter done")
+		return m.drawn("space shows or hides "+m.signs.between+" enter done", dim)
 	case m.menu != nil:
-		return dim.Render("j/k choose " + m.signs.between + " enter takes it " + m.signs.between + " esc back")
+		return m.drawn("j/k choose "+m.signs.between+" enter takes it "+m.signs.between+" esc back", dim)
 	}
 	var right []part
 	if n := len(m.rows); n > m.page() {
@@ -256,6 +260,11 @@ func (m *model) footer(l *layout) string {
 		text = next
 	}
 	return m.sides([]part{{text, dim}}, right)
+}
+
+// drawn returns a line that is a text from anywhere.
+func (m *model) drawn(text string, style lipgloss.Style) string {
+	return style.Render(view.Cut(m.signs.text(text), m.width, m.signs.more))
 }
 
 // promptText is what is typed, its end if there is no room for all.
@@ -313,7 +322,7 @@ func (m *model) scrolledLines(title string, lines []string, keys string) []strin
 		right = []part{{fmt.Sprintf("%d-%d of %d lines", m.scroll+1, end, len(lines)), dim}}
 	}
 	if m.notice != "" {
-		return append(out, warning.Render(view.Cut(m.signs.text(m.notice), m.width, m.signs.more)))
+		return append(out, m.drawn(m.notice, warning))
 	}
 	return append(out, m.sides([]part{{keys, dim}}, right))
 }
@@ -325,12 +334,12 @@ var helpTexts = [][2]string{
 	{"PgUp PgDn", "a page up or down"},
 	{"Home End", "the first or the last row"},
 	{"Enter", "details of a container, or the members of a group"},
-	{"Esc", "back: out of a group, then without filter, then without selection"},
-	{"/", "filter: web, web-*, prod, tier=front* (name, namespace, pod, label)"},
+	{"Esc", "back: out of the group, the filter, the selection"},
+	{"/", "filter by name, namespace, pod: web, web-*; label: tier=*"},
 	{"a", "show those that have ended, too, or not"},
 	{"g", "group by compose project, namespace, pod or label"},
 	{"", "Numbers"},
-	{"s", "choose what to sort by; rows are sorted every 3 s, by rates over some seconds"},
+	{"s", "sort by; rows move every 3 s, by rates of some seconds"},
 	{"r", "reverse the order"},
 	{"c", "choose columns"},
 	{"u", "bytes or bits, by 1024 or by 1000"},

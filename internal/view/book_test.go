@@ -421,7 +421,12 @@ func TestUnits(t *testing.T) {
 	if _, err := ParseUnit("nibbles"); err == nil {
 		t.Error("a unit that is none")
 	}
-	for n, want := range map[float64]string{0: "0", 0.01: "<0.1", 0.5: "0.5", 3: "3", 9.96: "10", 99.6: "100", 999: "999", 1000: "1.00k", 1e6: "1.00M", 123456: "123k"} {
+	for n, want := range map[float64]string{0: "0", 0.01: "<0.1", 0.5: "0.5", 3: "3.0", 9.96: "10", 1500: "1.50k"} {
+		if got := PerSecond(n); got != want {
+			t.Errorf("%v per second: %q, want %q", n, got, want)
+		}
+	}
+	for n, want := range map[float64]string{0: "0", 3: "3", 9.96: "10", 99.6: "100", 999: "999", 1000: "1.00k", 1e6: "1.00M", 123456: "123k"} {
 		if got := Number(n); got != want {
 			t.Errorf("%v: %q, want %q", n, got, want)
 		}

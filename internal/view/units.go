@@ -103,19 +103,25 @@ func Number(n float64) string {
 	for n >= 999.5 && power < len(prefixes)-1 {
 		n, power = n/1000, power+1
 	}
+	if power == 0 {
+		return strconv.FormatFloat(math.Round(n), 'f', 0, 64)
+	}
+	prefix := prefixes[power : power+1]
+	if prefix == "K" {
+		prefix = "k"
+	}
+	return Three(n) + prefix
+}
+
+// PerSecond returns a number of things per second, with a decimal where there are few: "0.3".
+func PerSecond(n float64) string {
 	switch {
-	case power > 0:
-		prefix := prefixes[power : power+1]
-		if prefix == "K" {
-			prefix = "k"
-		}
-		return Three(n) + prefix
 	case n > 0 && n < 0.05:
 		return "<0.1"
-	case n > 0 && n < 9.95 && n != math.Trunc(n):
+	case n > 0 && n < 9.95:
 		return strconv.FormatFloat(n, 'f', 1, 64)
 	}
-	return strconv.FormatFloat(math.Round(n), 'f', 0, 64)
+	return Number(n)
 }
 
 // Three returns a number below 1000 with three digits.
