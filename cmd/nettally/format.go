@@ -18,7 +18,7 @@ import (
 	"github.com/nettally/nettally/internal/view"
 )
 
-// formatHelp documents fields.
+// formatHelp documents formatted.
 const formatHelp = `A template of --format has .ID .Name .Runtime .Image .Namespace .Pod .User .Network .State .CountedBy
 .Labels, (.Label "KEY"), .Received .Transmitted .ReceiveRate .TransmitRate for people, and exactly .ReceivedBytes
 .ReceivedPackets .ReceivedSYN .ReceivedBytesPerSecond .ReceivedPacketsPerSecond .ReceivedSYNPerSecond, and the same
@@ -26,8 +26,8 @@ with Transmitted. What is not known is the text -, so compare numbers within {{i
 what is summed up by, and .Containers how many these are. Functions: json, join, split, lower, upper, truncate, pad.
 "table " before the template prints titles and aligns what \t is between. json is {{json .}}.`
 
-// fields are a container, or a sum over some, as a template has them. What is not known is notKnown.
-type fields struct {
+// formatted is a container, or a sum over some, as a template has it. What is not known is notKnown.
+type formatted struct {
 	ID, Name, Runtime, Image, Namespace, Pod, User, Network, State, CountedBy string
 
 	Labels     labelSet
@@ -42,7 +42,7 @@ type fields struct {
 }
 
 // Label returns the value of a label.
-func (l fields) Label(key string) string { return l.Labels[key] }
+func (l formatted) Label(key string) string { return l.Labels[key] }
 
 // notKnown is a number that is not known.
 type notKnown struct{}
@@ -63,7 +63,7 @@ func (s labelSet) String() string {
 	return strings.Join(all, ",")
 }
 
-// titles are those of the columns of a table, by the names of fields.
+// titles are those of the columns of a table, by the fields of formatted.
 type titles map[string]string
 
 // Label returns the title of a label's column.
@@ -155,7 +155,7 @@ func executed(t *template.Template, data any) (string, error) {
 }
 
 // print prints lines.
-func (f format) print(w io.Writer, lines []fields) error {
+func (f format) print(w io.Writer, lines []formatted) error {
 	if f.titles != nil {
 		return f.printTable(w, lines)
 	}
@@ -176,7 +176,7 @@ func (f format) print(w io.Writer, lines []fields) error {
 	return printText(w, all.String())
 }
 
-func (f format) printTable(w io.Writer, lines []fields) error {
+func (f format) printTable(w io.Writer, lines []formatted) error {
 	head, err := executed(f.titles, columnTitles)
 	if err != nil {
 		return fmt.Errorf("--format: %w", err)
@@ -195,7 +195,7 @@ func (f format) printTable(w io.Writer, lines []fields) error {
 }
 
 // printable returns a line whose texts may be printed.
-func (l fields) printable() fields {
+func (l formatted) printable() formatted {
 	for _, text := range []*string{&l.ID, &l.Name, &l.Runtime, &l.Image, &l.Namespace, &l.Pod, &l.User, &l.Network, &l.State} {
 		*text = printable(*text)
 	}
@@ -208,12 +208,12 @@ func (l fields) printable() fields {
 }
 
 // lines are what a format prints.
-func (l *list) lines(found *exporter.Containers) []fields {
+func (l *list) lines(found *exporter.Containers) []formatted {
 	containers := map[string]*exporter.Container{}
 	for i := range found.Containers {
 		containers[found.Containers[i].ID] = &found.Containers[i]
 	}
-	var lines []fields
+	var lines []formatted
 	for _, r := range l.rows(found) {
 		var words string
 		if c := containers[r.Key]; r.Container != nil && c != nil {
@@ -225,10 +225,10 @@ func (l *list) lines(found *exporter.Containers) []fields {
 }
 
 // fieldsOf is what a template has of a row.
-func fieldsOf(r *view.Row, id, state string) fields {
-	l := fields{Name: r.Key, Containers: r.Members}
+func fieldsOf(r *view.Row, id, state string) formatted {
+	l := formatted{Name: r.Key, Containers: r.Members}
 	if c := r.Container; c != nil {
-		l = fields{
+		l = formatted{
 			ID: id, Name: r.Label(), Runtime: c.Runtime, Image: c.Image, Namespace: c.Namespace, Pod: c.Pod, User: c.User,
 			Network: r.Network(), State: state, CountedBy: c.CountedBy, Labels: c.Labels, Containers: 1,
 		}

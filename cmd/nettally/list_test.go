@@ -305,7 +305,7 @@ func TestListRefuses(t *testing.T) {
 		{"--by label:", `--by: expected project, namespace, pod or label:KEY, got "label:"`},
 		{"--interval 10ms", `--interval: expected 500ms to 1h0m0s, got 10ms`},
 		{"--interval -1s", `--interval: expected 500ms to 1h0m0s, got -1s`},
-		{"--format {{.Nope}}", `--format: template: format:1:2: executing "format" at <.Nope>: can't evaluate field Nope in type main.fields`},
+		{"--format {{.Nope}}", `--format: template: format:1:2: executing "format" at <.Nope>: can't evaluate field Nope in type main.formatted`},
 		{"--format {{", `--format: template: format:1: unclosed action`},
 		{"-q --by pod", `--quiet and --by: give one of both`},
 		{"-o wide -q", `--output wide and --quiet: give one of both`},
