@@ -14,6 +14,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/internal/usage"
 )
@@ -115,6 +118,7 @@ func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
 	body := Containers{
 		Containers: containersOf(slices.DeleteFunc(snap.Containers, q.excludes)),
 		TakenAt:    snap.TakenAt.UTC(),
+		BootMS:     e.bootOf(&snap).Milliseconds(),
 		Source:     e.source,
 		NFLOG:      nflogStateOf(snap.Log),
 	}
@@ -122,6 +126,22 @@ func (e *Exporter) containers(w http.ResponseWriter, r *http.Request) {
 		body.Unowned = interfacesOf(snap.Unowned)
 	}
 	e.answer(w, body)
+}
+
+// bootOf returns CLOCK_BOOTTIME when the counters of a snapshot were read.
+func (e *Exporter) bootOf(snap *usage.Snapshot) time.Duration {
+	boot := e.boot()
+	if !snap.ReadAt.IsZero() {
+		boot -= max(snap.TakenAt.Sub(snap.ReadAt), 0)
+	}
+	return boot
+}
+
+// bootTime returns CLOCK_BOOTTIME.
+func bootTime() time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // only fails for clocks that there are not
+	return time.Duration(now.Nano())
 }
 
 func (e *Exporter) container(w http.ResponseWriter, r *http.Request) {

@@ -93,6 +93,8 @@ type Options struct {
 	Ready func() error
 	// Now is what time it is, for history until now; nil is time.Now.
 	Now func() time.Time
+	// Boot is CLOCK_BOOTTIME, which rates go by; nil is the host's.
+	Boot func() time.Duration
 	// Distrust says in one line why the host's clock is not trusted, "" while it is; nil: it
 	// always is.
 	Distrust func() string
@@ -117,6 +119,7 @@ type Exporter struct {
 
 	ready     func() error
 	now       func() time.Time
+	boot      func() time.Duration
 	distrust  func() string
 	source    string
 	build     BuildInfo
@@ -137,12 +140,15 @@ func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
 		snapshot: opts.Snapshot, rows: opts.History, live: opts.Live, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
-		now: opts.Now, distrust: opts.Distrust,
+		now: opts.Now, boot: opts.Boot, distrust: opts.Distrust,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
 		hosts: opts.Hosts, fronts: newFrontCounts(), times: defaultTimes,
 	}
 	if e.now == nil {
 		e.now = time.Now
+	}
+	if e.boot == nil {
+		e.boot = bootTime
 	}
 	if e.distrust == nil {
 		e.distrust = func() string { return "" }

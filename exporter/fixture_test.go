@@ -135,6 +135,7 @@ func options(snap usage.Snapshot) Options {
 		Settings: func() Settings { return Settings{MetricsRetention: 5 * time.Minute} },
 		Build:    build,
 		Source:   "bpf",
+		Boot:     func() time.Duration { return 1234567 * time.Microsecond },
 		Log:      slog.New(slog.DiscardHandler),
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/prometheus/common/model"
 )
 
 // ErrBadHistory is wrapped by the errors of Options.History that are the client's
@@ -24,7 +26,7 @@ var ErrBadHistory = errors.New("bad query")
 // HistoryQuery says what usage over time is asked for.
 type HistoryQuery struct {
 	From, To time.Time // widened to whole steps
-	Step     string    // "hour", "day" or "month"
+	Step     string    // "hour", "day", "week" or "month"
 	By       string    // "name", "container", "pod", "namespace" or "label:" and a key
 
 	// What the usage has to be of, each "" for any.
@@ -111,7 +113,7 @@ func (e *Exporter) history(w http.ResponseWriter, r *http.Request) {
 
 // parseHistory returns the query and the format of a query string.
 func parseHistory(raw string, now time.Time) (q HistoryQuery, format string, err error) {
-	p, err := parseParameters(raw, "by", "step", "from", "to", "name", "container", "namespace", "user", "label", "format")
+	p, err := parseParameters(raw, "by", "step", "since", "from", "to", "name", "container", "namespace", "user", "label", "format")
 	if err != nil {
 		return q, "", err
 	}
@@ -127,13 +129,13 @@ func parseHistory(raw string, now time.Time) (q HistoryQuery, format string, err
 
 // ParseHistoryQuery reads the parameters of a query by their names, as the URL of GET
 // /api/v1/history has them. What is missing or "" has its default: the last 24 hours, 30
-// days or 12 months until now. Times without an offset are in now's location.
+// days, 12 weeks or 12 months until now. Times without an offset are in now's location.
 //
 // The error begins with the name of the parameter that is wrong.
 func ParseHistoryQuery(parameters map[string]string, now time.Time) (HistoryQuery, error) {
 	label, value, _ := strings.Cut(parameters["label"], "=")
 	q := HistoryQuery{
-		Step:       cmp.Or(parameters["step"], "day"),
+		Step:       parameters["step"],
 		By:         cmp.Or(parameters["by"], "name"),
 		Name:       parameters["name"],
 		Container:  parameters["container"],
@@ -148,30 +150,70 @@ func ParseHistoryQuery(parameters map[string]string, now time.Time) (HistoryQuer
 	if label == "" && parameters["label"] != "" {
 		return q, fmt.Errorf("label: %q is neither KEY=VALUE nor KEY", parameters["label"])
 	}
+	return q, q.parseSpan(parameters, now)
+}
+
+// shortSpan is how little time may be asked for by since to be shown by hour.
+const shortSpan = 48 * time.Hour
+
+// parseSpan reads from when to when, and by the way the step where it is not given.
+func (q *HistoryQuery) parseSpan(parameters map[string]string, now time.Time) error {
 	var err error
 	if q.To, err = parseTime(parameters["to"], now); err != nil {
-		return q, fmt.Errorf("to: %w", err)
+		return fmt.Errorf("to: %w", err)
 	}
 	if q.To.IsZero() {
 		q.To = now
 	}
-	if q.From, err = parseTime(parameters["from"], now); err != nil {
-		return q, fmt.Errorf("from: %w", err)
+	beginning := "from"
+	if parameters["since"] != "" {
+		if beginning = "since"; parameters["from"] != "" {
+			return errors.New("since: from says the beginning already; give one of both")
+		}
+		q.From, err = parseSince(parameters["since"], q.To, now)
+	} else {
+		q.From, err = parseTime(parameters["from"], now)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", beginning, err)
+	}
+	if q.Step == "" {
+		q.Step = "day"
+		if beginning == "since" && q.To.Sub(q.From) < shortSpan {
+			q.Step = "hour" // a day would have more than what was asked for
+		}
 	}
 	if q.From.IsZero() {
 		q.From = q.start()
 	}
 	if !q.From.Before(q.To) {
-		return q, fmt.Errorf("from: %s is not before %s", q.From.Format(time.RFC3339), q.To.Format(time.RFC3339))
+		return fmt.Errorf("%s: %s is not before %s", beginning, q.From.Format(time.RFC3339), q.To.Format(time.RFC3339))
 	}
-	return q, nil
+	return nil
+}
+
+// parseSince reads a beginning: how long before to it is, or a moment.
+func parseSince(text string, to, now time.Time) (time.Time, error) {
+	if t, err := parseTime(text, now); err == nil {
+		return t, nil
+	}
+	ago, err := model.ParseDuration(text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither how long ago, such as 90m, 1h, 2d or 3w, nor a month such as 2026-11, "+
+			"nor a date or time as in from", text)
+	}
+	since := to.Add(-time.Duration(ago))
+	if since.Unix() < 0 {
+		since = time.Unix(0, 0).In(to.Location())
+	}
+	return since, nil
 }
 
 func (q HistoryQuery) check() error {
 	switch q.Step {
-	case "hour", "day", "month":
+	case "", "hour", "day", "week", "month":
 	default:
-		return fmt.Errorf("step: %q is neither hour nor day nor month", q.Step)
+		return fmt.Errorf("step: %q is neither hour nor day nor week nor month", q.Step)
 	}
 	key, isLabel := strings.CutPrefix(q.By, "label:")
 	switch {
@@ -196,6 +238,8 @@ func (q HistoryQuery) start() time.Time {
 		return last.Add(-23 * time.Hour)
 	case "day":
 		return last.AddDate(0, 0, -29)
+	case "week":
+		return last.AddDate(0, 0, -7*11)
 	}
 	return time.Date(last.Year(), last.Month()-11, 1, 0, 0, 0, 0, last.Location())
 }
@@ -210,8 +254,10 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 	}
 	// The + of an offset is a space to those who decode a query.
 	t, err := time.Parse(time.RFC3339, strings.Replace(text, " ", "+", 1))
-	if err != nil {
-		t, err = time.ParseInLocation(time.DateOnly, text, now.Location())
+	for _, layout := range [...]string{time.DateOnly, "2006-01"} {
+		if err != nil {
+			t, err = time.ParseInLocation(layout, text, now.Location())
+		}
 	}
 	if err != nil {
 		var seconds int64
@@ -219,8 +265,8 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 		t = time.Unix(seconds, 0).In(now.Location())
 	}
 	if err != nil || t.Unix() < 0 || t.Unix() >= endOfTime {
-		return time.Time{}, fmt.Errorf("%q is neither a date such as 2026-11-01 nor a time such as "+
-			"2026-11-01T13:00:00Z nor in seconds since 1970", text)
+		return time.Time{}, fmt.Errorf("%q is neither a date such as 2026-11-01 nor a month such as 2026-11 "+
+			"nor a time such as 2026-11-01T13:00:00Z nor in seconds since 1970", text)
 	}
 	return t, nil
 }

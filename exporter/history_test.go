@@ -42,6 +42,19 @@ func TestParseHistory(t *testing.T) {
 		{"by=name&step=day&format=csv", byName},
 		{"step=hour", with(func(q *HistoryQuery) { q.Step, q.From = "hour", at("2026-12-31T00:29:59.999999999+01:00") })},
 		{"step=month", with(func(q *HistoryQuery) { q.Step, q.From = "month", at("2026-01-01T00:00:00+01:00") })},
+		{"step=week", with(func(q *HistoryQuery) { q.Step, q.From = "week", at("2026-10-15T23:29:59.999999999+01:00") })},
+		{"since=1h", with(func(q *HistoryQuery) { q.Step, q.From = "hour", at("2026-12-31T22:30:00+01:00") })},
+		{"since=1h30m&to=2026-12-01T00:00:00%2B01:00", with(func(q *HistoryQuery) {
+			q.Step, q.From, q.To = "hour", at("2026-11-30T22:30:00+01:00"), at("2026-12-01T00:00:00+01:00")
+		})},
+		{"since=2d", with(func(q *HistoryQuery) { q.From = at("2026-12-29T23:30:00+01:00") })},
+		{"since=1h&step=week", with(func(q *HistoryQuery) { q.Step, q.From = "week", at("2026-12-31T22:30:00+01:00") })},
+		{"since=2026-11", with(func(q *HistoryQuery) { q.From = at("2026-11-01T00:00:00+01:00") })},
+		{"since=2026-12-31", with(func(q *HistoryQuery) { q.Step, q.From = "hour", at("2026-12-31T00:00:00+01:00") })},
+		{"since=90y", with(func(q *HistoryQuery) { q.From = at("1970-01-01T00:00:00Z") })},
+		{"from=2026-11&to=2026-12", with(func(q *HistoryQuery) {
+			q.From, q.To = at("2026-11-01T00:00:00+01:00"), at("2026-12-01T00:00:00+01:00")
+		})},
 		{"step=month&to=2026-12-01", with(func(q *HistoryQuery) {
 			q.Step, q.From, q.To = "month", at("2025-12-01T00:00:00+01:00"), at("2026-12-01T00:00:00+01:00")
 		})},
@@ -106,15 +119,22 @@ func (q HistoryQuery) encode() string {
 }
 
 func TestHistoryRefusals(t *testing.T) {
-	const times = " is neither a date such as 2026-11-01 nor a time such as 2026-11-01T13:00:00Z nor in seconds since 1970"
+	const times = " is neither a date such as 2026-11-01 nor a month such as 2026-11 nor a time such as 2026-11-01T13:00:00Z nor in seconds since 1970"
+	const ago = " is neither how long ago, such as 90m, 1h, 2d or 3w, nor a month such as 2026-11, nor a date or time as in from"
 	tests := []struct {
 		query, want string
 	}{
-		{"since=x", `query parameter "since": unknown; there are by, step, from, to, name, container, namespace, user, label, format`},
+		{"until=x", `query parameter "until": unknown; there are by, step, since, from, to, name, container, namespace, user, label, format`},
 		{"by=name&by=name", `query parameter by: given 2 times`},
 		{"by=image", `query parameter by: "image" is neither name nor container nor pod nor namespace nor label:KEY`},
 		{"by=label:", `query parameter by: "label:" is neither name nor container nor pod nor namespace nor label:KEY`},
-		{"step=week", `query parameter step: "week" is neither hour nor day nor month`},
+		{"step=year", `query parameter step: "year" is neither hour nor day nor week nor month`},
+		{"since=x", `query parameter since: "x"` + ago},
+		{"since=1x", `query parameter since: "1x"` + ago},
+		{"since=-1h", `query parameter since: "-1h"` + ago},
+		{"since=99999999999w", `query parameter since: "99999999999w"` + ago},
+		{"since=0s&to=2026-11-02T00:00:00Z", `query parameter since: 2026-11-02T00:00:00Z is not before 2026-11-02T00:00:00Z`},
+		{"since=1h&from=2026-11-01", `query parameter since: from says the beginning already; give one of both`},
 		{"format=xml", `query parameter format: "xml" is neither json nor csv`},
 		{"name=%5B", `query parameter name: "[" is not a glob: syntax error in pattern`},
 		{"label=%3Da", `query parameter label: "=a" is neither KEY=VALUE nor KEY`},

@@ -17,8 +17,10 @@ type Containers struct {
 	// known. It is nil, and not in the JSON, unless it was asked for.
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
-	Source  string      `json:"source"` // of the numbers: "bpf" or "proc"
-	NFLOG   *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
+	// BootMS is CLOCK_BOOTTIME in milliseconds at that time. Rates go by it: the wall clock may be set.
+	BootMS int64       `json:"boot_ms"`
+	Source string      `json:"source"` // of the numbers: "bpf" or "proc"
+	NFLOG  *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked
 }
 
 // Container is one container in JSON.
@@ -40,6 +42,10 @@ type Container struct {
 	Kernel      string            `json:"kernel"`       // "gvisor" or "kata", its own, or ""
 	OnHost      bool              `json:"on_host"`      // found in the host's network: IP has all of it
 	NoInterface bool              `json:"no_interface"` // none is known that leads out of its network
+	CountedBy   string            `json:"counted_by"`   // what tells what it used: "interfaces", "cgroup" or ""
+	SharesWith  string            `json:"shares_with"`  // the container whose interfaces it uses, or ""
+	PartOf      string            `json:"part_of"`      // the container whose numbers include these, or ""
+	Recalled    bool              `json:"recalled"`     // false: the totals may lack what was counted earlier
 	Accounted   bool              `json:"accounted"`
 	Reason      string            `json:"reason"` // why not accounted, or ""
 	Interfaces  []Interface       `json:"interfaces"`
@@ -169,6 +175,10 @@ func containerOf(c *usage.Container) Container {
 		Kernel:      c.Kernel,
 		OnHost:      c.OnHost,
 		NoInterface: c.NoInterface,
+		CountedBy:   countedBy(c),
+		SharesWith:  c.SharesWith,
+		PartOf:      c.PartOf(),
+		Recalled:    !c.Unrecalled,
 		Accounted:   c.Accounted(),
 		Reason:      string(c.Reason),
 		Interfaces:  interfacesOf(c.Interfaces),
@@ -182,6 +192,17 @@ func containerOf(c *usage.Container) Container {
 		Conntrack: conntrackOf(c.Conntrack),
 		NFLOG:     nflogOf(c.Logged),
 	}
+}
+
+// countedBy returns what tells what a container used.
+func countedBy(c *usage.Container) string {
+	switch _, byCgroup := c.Used(); {
+	case byCgroup:
+		return "cgroup"
+	case len(c.Interfaces) > 0:
+		return "interfaces"
+	}
+	return ""
 }
 
 func ipOf(t *usage.Traffic) *IP {

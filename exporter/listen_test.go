@@ -71,7 +71,7 @@ func TestServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := &Containers{Containers: containersOf(snapshot().Containers), TakenAt: noon, Source: "bpf", NFLOG: nflogStateOf(snapshot().Log)}
+		want := &Containers{Containers: containersOf(snapshot().Containers), TakenAt: noon, BootMS: 1234, Source: "bpf", NFLOG: nflogStateOf(snapshot().Log)}
 		if all {
 			want.Unowned = interfacesOf(snapshot().Unowned)
 		}

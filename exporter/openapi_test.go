@@ -224,7 +224,7 @@ func TestOpenAPIAnswers(t *testing.T) {
 		{"/api/v1/history", "GET", "/api/v1/history", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?by=label:team&step=month", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?format=csv", opts, 200, "text/csv"},
-		{"/api/v1/history", "GET", "/api/v1/history?step=week", opts, 400, "application/json"},
+		{"/api/v1/history", "GET", "/api/v1/history?step=year", opts, 400, "application/json"},
 		{"/api/v1/history", "POST", "/api/v1/history", opts, 405, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history", early, 503, "application/json"},
 		{"/api/v1/quotas", "GET", "/api/v1/quotas", opts, 200, "application/json"},

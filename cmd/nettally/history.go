@@ -25,8 +25,9 @@ import (
 // historyFlags are the parameters of exporter.ParseHistoryQuery.
 var historyFlags = [...]struct{ name, value, usage string }{
 	{"by", "name", "sum up by name, container, pod, namespace or label:`KEY`"},
-	{"step", "day", "hour, day or month"},
-	{"from", "", "since this `time`: 2026-11-01, 2026-11-01T13:00:00Z or seconds since 1970 (default 24 hours, 30 days or 12 months back)"},
+	{"step", "", "hour, day, week (from Monday) or month (default day, or hour where --since asks for less than two days)"},
+	{"since", "", "the last `time`, 90m, 1h, 2d or 3w, or since a beginning as --from has it"},
+	{"from", "", "since this `time`: 2026-11-01, 2026-11, 2026-11-01T13:00:00Z or seconds since 1970 (default 24 hours, 30 days, 12 weeks or 12 months back)"},
 	{"to", "", "until this `time`, in the same forms (default now)"},
 	{"name", "", "only containers with such a name, a `glob`"},
 	{"container", "", "only the container with this `id`, or with the id that begins so"},
@@ -39,13 +40,17 @@ func newHistory() *cobra.Command {
 	var output string
 	history := &cobra.Command{
 		Use:   "history",
-		Short: "Show what was used in each hour, day or month",
-		Example: `  nettally history --step hour --name 'web-*'
+		Short: "Show what was used in each hour, day, week or month",
+		Long: `Show what was used in each hour, day, week or month.
+
+By month, the table ends with what the running month will be if it goes on as until now.`,
+		Example: `  nettally history --since 2h --name 'web-*'
+  nettally history --step week --by label:com.docker.compose.project
   nettally history --step month --by label:team --from 2026-01-01 -o csv`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			print, ok := map[string]func(io.Writer, *exporter.History) error{
-				"table": printHistory,
+				"table": func(w io.Writer, h *exporter.History) error { return printHistory(w, h, untilNow(cmd, h)) },
 				"json":  printJSON[exporter.History],
 				"csv":   printCSV,
 			}[output]
@@ -78,12 +83,27 @@ func newHistory() *cobra.Command {
 		history.Flags().String(f.name, f.value, f.usage)
 	}
 	history.Flags().StringVarP(&output, "output", "o", "table", "table, json or csv")
+	completeWith(history, map[string][]string{
+		"output": {"table", "json", "csv"}, "step": {"hour", "day", "week", "month"},
+		"by": {"name", "container", "pod", "namespace", "label:"},
+	})
+	_ = history.RegisterFlagCompletionFunc("name", completeContainers) // see completeWith
 	return history
 }
 
-// printHistory prints a line per step and key, for people. Times are in the offset they
-// came with, which is the daemon's: in another one its days begin at odd hours.
-func printHistory(w io.Writer, h *exporter.History) error {
+// untilNow returns until when history has been: the moment that the daemon answered, or ours if
+// --to names another one.
+func untilNow(cmd *cobra.Command, h *exporter.History) time.Time {
+	if cmd.Flag("to").Value.String() == "" {
+		return h.To
+	}
+	return time.Now()
+}
+
+// printHistory prints a line per step and key, for people, and what the running month is
+// estimated to be. Times are in the offset they came with, which is the daemon's: in another one
+// its days begin at odd hours.
+func printHistory(w io.Writer, h *exporter.History, now time.Time) error {
 	if len(h.History) == 0 {
 		const minutes = "2006-01-02 15:04"
 		return say(w, "no usage from %s to %s", h.From.Format(minutes), h.To.Format(minutes))
@@ -92,20 +112,51 @@ func printHistory(w io.Writer, h *exporter.History) error {
 	for _, row := range h.History {
 		widest = max(widest, total(row))
 	}
-	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "month": "2006-01"}[h.Step]
-	t := newTable("START", keyTitle(h.By), "RECEIVED", "SENT", "REQUESTS", "RECEIVED + SENT")
-	t.bars = 5
-	for _, row := range h.History {
+	format := map[string]string{"hour": "2006-01-02 15:04", "day": time.DateOnly, "week": time.DateOnly, "month": "2006-01"}[h.Step]
+	t := newTable("START", keyTitle(h.By), "RECEIVED", "SYN", "TRANSMITTED", "SYN", "RECEIVED + TRANSMITTED")
+	t.bars = 6
+	add := func(start string, row exporter.HistoryRow, bar string) {
 		key := row.Key
 		if h.By == "container" {
 			key = usage.ShortID(key)
 		}
-		t.row(row.Start.Format(format), dash(key),
-			units.BytesSize(float64(row.Receive.Bytes)), units.BytesSize(float64(row.Transmit.Bytes)),
-			strconv.FormatUint(row.Receive.TCPSYN, 10), bar(total(row)/widest, lookOf(w)))
+		t.row(start, dash(key),
+			units.BytesSize(float64(row.Receive.Bytes)), strconv.FormatUint(row.Receive.TCPSYN, 10),
+			units.BytesSize(float64(row.Transmit.Bytes)), strconv.FormatUint(row.Transmit.TCPSYN, 10), bar)
+	}
+	for _, row := range h.History {
+		add(row.Start.Format(format), row, bar(total(row)/widest, lookOf(w)))
+	}
+	if h.Step == "month" {
+		for _, row := range estimated(h.History, now) {
+			add("estimated", row, "")
+		}
 	}
 	return t.print(w)
 }
+
+// estimateAfter is how much of a month has to have passed before it is estimated.
+const estimateAfter = time.Hour
+
+// estimated returns what will have been used at the end of the running month, by the time of it
+// that has passed: a row for each key that has one there.
+func estimated(rows []exporter.HistoryRow, now time.Time) (estimates []exporter.HistoryRow) {
+	for _, row := range rows {
+		passed := now.Sub(row.Start)
+		if !row.End.After(now) || passed < estimateAfter {
+			continue
+		}
+		whole := float64(row.End.Sub(row.Start)) / float64(passed)
+		grown := func(n uint64) uint64 { return uint64(min(float64(n)*whole, maxEstimate)) }
+		row.Receive.Bytes, row.Receive.TCPSYN = grown(row.Receive.Bytes), grown(row.Receive.TCPSYN)
+		row.Transmit.Bytes, row.Transmit.TCPSYN = grown(row.Transmit.Bytes), grown(row.Transmit.TCPSYN)
+		estimates = append(estimates, row)
+	}
+	return estimates
+}
+
+// maxEstimate is the highest number of history, as a float.
+const maxEstimate = 1 << 63
 
 func keyTitle(by string) string {
 	if label, ok := strings.CutPrefix(by, "label:"); ok {

@@ -92,11 +92,11 @@ func trimmed(table string) string {
 
 var first = time.Date(2026, 11, 1, 0, 0, 0, 0, time.FixedZone("", -5*3600))
 
-func row(days int, key string, received, sent, requests uint64) exporter.HistoryRow {
+func row(days int, key string, received, transmitted, syn uint64) exporter.HistoryRow {
 	return exporter.HistoryRow{
 		Start: first.AddDate(0, 0, days), End: first.AddDate(0, 0, days+1), Key: key,
-		Receive:  exporter.HistoryCounts{Bytes: received, Packets: received / 100, TCPSYN: requests},
-		Transmit: exporter.HistoryCounts{Bytes: sent, Packets: sent / 100},
+		Receive:  exporter.HistoryCounts{Bytes: received, Packets: received / 100, TCPSYN: syn},
+		Transmit: exporter.HistoryCounts{Bytes: transmitted, Packets: transmitted / 100},
 	}
 }
 
@@ -119,21 +119,26 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
 		}
 	}
-	expect("by name", `START       NAME  RECEIVED  SENT    REQUESTS
-2026-11-01  db    1B        0B      0
-2026-11-01  web   3GiB      1GiB    17
-2026-11-02  -     512MiB    512MiB  2
-2026-11-02  idle  0B        0B      0`, history())
+	expect("by name", `START       NAME  RECEIVED  SYN  TRANSMITTED  SYN
+2026-11-01  db    1B        0    0B           0
+2026-11-01  web   3GiB      17   1GiB         0
+2026-11-02  -     512MiB    2    512MiB       0
+2026-11-02  idle  0B        0    0B           0`, history())
 	if asked.By != "name" || asked.Step != "day" || asked.To.Sub(asked.From) < 28*24*time.Hour {
 		t.Errorf("asked by default: %+v", asked)
 	}
 
 	rows = rows[3:]
-	expect("nothing but zeros", `START    te�am  RECEIVED  SENT  REQUESTS
-2026-11  idle   0B        0B    0`, history("--by", "label:te\tam", "--step", "month"))
+	expect("nothing but zeros", `START    te�am  RECEIVED  SYN  TRANSMITTED  SYN
+2026-11  idle   0B        0    0B           0`, history("--by", "label:te\tam", "--step", "month"))
+	expect("by week", `START       POD   RECEIVED  SYN  TRANSMITTED  SYN
+2026-11-02  idle  0B        0    0B           0`, history("--by", "pod", "--step", "week", "--user", "1000"))
+	if asked.By != "pod" || asked.Step != "week" || asked.User != "1000" || asked.To.Sub(asked.From) < 76*24*time.Hour {
+		t.Errorf("asked by week: %+v", asked)
+	}
 	rows[0].Key = strings.Repeat("3f", 32)
-	expect("by container", `START             CONTAINER ID  RECEIVED  SENT  REQUESTS
-2026-11-02 00:00  3f3f3f3f3f3f  0B        0B    0`, history("--by", "container", "--step", "hour"))
+	expect("by container", `START             CONTAINER ID  RECEIVED  SYN  TRANSMITTED  SYN
+2026-11-02 00:00  3f3f3f3f3f3f  0B        0    0B           0`, history("--by", "container", "--step", "hour"))
 
 	rows = nil
 	expect("no usage", "no usage from 2026-11-01 00:00 to 2026-12-01 00:00",
@@ -167,11 +172,61 @@ func TestHistoryOfAnotherZone(t *testing.T) {
 		{[]string{"--from", "2026-11-01", "--to", "2026-11-02"}, first, first.AddDate(0, 0, 1)},
 		{[]string{"--from", "2026-11-01T00:00:00Z"}, first.Add(-5 * time.Hour), first.AddDate(0, 0, 20)},
 		{[]string{"--step", "month"}, first.AddDate(0, -11, 0), first.AddDate(0, 0, 20)},
+		{[]string{"--since", "2026-11"}, first, first.AddDate(0, 0, 20)},
+		{[]string{"--since", "2d"}, first.AddDate(0, 0, 18), first.AddDate(0, 0, 20)},
 	} {
 		mustOutput(t, append(append([]string{"history"}, test.args...), flags...)...)
 		if !asked.From.Equal(test.from) || !asked.To.Equal(test.to) {
 			t.Errorf("%v: asked from %s to %s, want from %s to %s", test.args, asked.From, asked.To, test.from, test.to)
 		}
+	}
+}
+
+// A month that runs ends with what it is going to be. One that has ended does not, nor any
+// other step, nor what programs read.
+func TestHistoryEstimated(t *testing.T) {
+	now := first.AddDate(0, 0, 10)
+	rows := []exporter.HistoryRow{row(-31, "web", 7, 7, 7), row(0, "db", 100, 0, 0), row(0, "web", 3<<20, 1<<20, 10)}
+	rows[0].End, rows[1].End, rows[2].End = first, first.AddDate(0, 0, 30), first.AddDate(0, 0, 30)
+	rows[1].Transmit.TCPSYN = 1
+	flags := serving(t, exporter.Options{
+		Snapshot: func(context.Context) (usage.Snapshot, error) { return usage.Snapshot{}, nil },
+		History:  func(context.Context, exporter.HistoryQuery) ([]exporter.HistoryRow, error) { return rows, nil },
+		Now:      func() time.Time { return now },
+	})
+	history := func(args ...string) string {
+		return trimmed(mustOutput(t, append(append([]string{"history"}, args...), flags...)...))
+	}
+	const counted = `START      NAME  RECEIVED  SYN  TRANSMITTED  SYN
+2026-10    web   7B        7    7B           0
+2026-11    db    100B      0    0B           1
+2026-11    web   3MiB      10   1MiB         0
+`
+	want := counted + `estimated  db    300B      0    0B           3
+estimated  web   9MiB      30   3MiB         0`
+	if diff := cmp.Diff(want, history("--step", "month")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for _, args := range [][]string{{"--step", "week"}, {"--step", "month", "-o", "csv"}, {"--step", "month", "-o", "json"}} {
+		if got := history(args...); strings.Contains(got, "estimated") {
+			t.Errorf("%v: %s", args, got)
+		}
+	}
+	for what, moment := range map[string]time.Time{"ended": first.AddDate(0, 0, 30), "begun a moment ago": first.Add(time.Minute)} {
+		if now = moment; strings.Contains(history("--step", "month"), "estimated") {
+			t.Errorf("a month that has %s is estimated", what)
+		}
+	}
+	now = first.AddDate(0, 0, 10)
+	rows[2].Receive.Bytes = 1<<64 - 1
+	if got := history("--step", "month"); !strings.Contains(got, "estimated  web   8EiB") {
+		t.Errorf("no end: %s", got)
+	}
+	// A --to is no moment until which was counted: the daemon counts until now.
+	rows[1].Start, rows[1].End = time.Now().Add(-2*time.Hour), time.Now().Add(2*time.Hour)
+	rows = rows[1:2]
+	if got := history("--step", "month", "--to", "2026-11-02"); !strings.Contains(got, "estimated  db    200B") && !strings.Contains(got, "estimated  db    199B") {
+		t.Errorf("until a --to: %s", got)
 	}
 }
 
@@ -205,7 +260,8 @@ func TestHistoryRefuses(t *testing.T) {
 		want  string
 	}{
 		{[]string{"-o", "wide"}, true, `wrong use: --output: expected table, json or csv, got "wide"`},
-		{[]string{"--step", "week"}, true, `wrong use: --step: "week" is neither hour nor day nor month`},
+		{[]string{"--step", "year"}, true, `wrong use: --step: "year" is neither hour nor day nor week nor month`},
+		{[]string{"--since", "1h", "--from", "2026-11-01"}, true, `wrong use: --since: from says the beginning already; give one of both`},
 		{[]string{"--by", "image"}, true, `wrong use: --by: "image" is neither name nor container nor pod nor namespace nor label:KEY`},
 		{[]string{"--from", "2026-12-01T00:00:00Z", "--to", "2026-11-01T00:00:00Z"}, true,
 			"wrong use: --from: 2026-12-01T00:00:00Z is not before 2026-11-01T00:00:00Z"},
@@ -279,6 +335,14 @@ func TestHistoryOfLedgerAlone(t *testing.T) {
 	flags := []string{"history", "--config", config, "--socket", filepath.Join(dir, "nobody")}
 	if got := mustOutput(t, flags...); !strings.Contains(got, " web   1.5GiB") {
 		t.Errorf("got %s", got)
+	}
+	for _, args := range [][]string{{"--since", "1h"}, {"--since", "2d", "--step", "week"}, {"--step", "month"}, {"--by", "pod"}} {
+		if got := mustOutput(t, append(flags, args...)...); !strings.Contains(got, " 1.5GiB") {
+			t.Errorf("%v: %s", args, got)
+		}
+	}
+	if got := mustOutput(t, append(flags, "--user", "*")...); !strings.HasPrefix(got, "no usage from ") {
+		t.Errorf("of users: %s", got)
 	}
 	_, err = output(t, append(flags, "--label", "team")...)
 	if err == nil || !strings.Contains(err.Error(), "names.labels") {

@@ -17,11 +17,16 @@ import (
 type look struct {
 	terminal bool
 	columns  int // of a terminal
+	rows     int // of a terminal
 	ascii    bool
 }
 
-// unknownColumns is how wide a terminal is that does not say it, as a serial console.
-const unknownColumns = 80
+// unknownColumns and unknownRows are how large a terminal is that does not say it, as a serial
+// console.
+const (
+	unknownColumns = 80
+	unknownRows    = 24
+)
 
 // lookOf returns what can be shown on a screen. On any other writer, text in UTF-8 can.
 func lookOf(w io.Writer) look {
@@ -42,9 +47,12 @@ func lookAt(w io.Writer) look {
 	if err != nil {
 		return l
 	}
-	l.terminal, l.columns = true, int(size.Col)
+	l.terminal, l.columns, l.rows = true, int(size.Col), int(size.Row)
 	if l.columns == 0 {
 		l.columns = unknownColumns
+	}
+	if l.rows == 0 {
+		l.rows = unknownRows
 	}
 	return l
 }

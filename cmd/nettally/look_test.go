@@ -71,15 +71,15 @@ func TestBarsWhereTheyAreSeen(t *testing.T) {
 		columns uint16
 		want    string
 	}{
-		{"C.UTF-8", 80, `START       NAME  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
-2026-11-01  東    1MiB      0B    0         ▏
-2026-11-01  web   3GiB      1GiB  17        ████████████████████`},
-		{"C", 0, `START       NAME  RECEIVED  SENT  REQUESTS  RECEIVED + SENT
-2026-11-01  ?     1MiB      0B    0         #
-2026-11-01  web   3GiB      1GiB  17        ####################`},
-		{"C.UTF-8", 63, `START       NAME  RECEIVED  SENT  REQUESTS
-2026-11-01  東    1MiB      0B    0
-2026-11-01  web   3GiB      1GiB  17`},
+		{"C.UTF-8", 80, `START       NAME  RECEIVED  SYN  TRANSMITTED  SYN  RECEIVED + TRANSMITTED
+2026-11-01  東    1MiB      0    0B           0    ▏
+2026-11-01  web   3GiB      17   1GiB         0    ████████████████████`},
+		{"C", 0, `START       NAME  RECEIVED  SYN  TRANSMITTED  SYN  RECEIVED + TRANSMITTED
+2026-11-01  ?     1MiB      0    0B           0    #
+2026-11-01  web   3GiB      17   1GiB         0    ####################`},
+		{"C.UTF-8", 72, `START       NAME  RECEIVED  SYN  TRANSMITTED  SYN
+2026-11-01  東    1MiB      0    0B           0
+2026-11-01  web   3GiB      17   1GiB         0`},
 	} {
 		t.Setenv("LC_ALL", test.locale)
 		if diff := cmp.Diff(test.want, onTerminal(t, test.columns, args...)); diff != "" {

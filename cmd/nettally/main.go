@@ -14,16 +14,19 @@ import (
 	_ "time/tzdata" // quotas have time zones, and a host may have no files of them
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/internal/testnet"
 )
 
-// Exit codes.
+// Exit codes. Only `quota list --check` has others, see verdict.
 const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// exitPipe is a shell's code for a program that SIGPIPE has ended: nobody reads any more.
+	exitPipe = 128 + int(unix.SIGPIPE)
 )
 
 // errUsage wraps errors about the command line.
@@ -42,9 +45,17 @@ func main() {
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
+	cmd, err := root.ExecuteContextC(ctx)
+	var found verdict
+	switch {
+	case err == nil:
 		return exitDone
+	case errors.Is(err, errNoReader):
+		return exitPipe
+	case errors.As(err, &found):
+		return int(found)
+	case checking(cmd):
+		return int(unknown(root.OutOrStdout(), err))
 	}
 	complain(root.ErrOrStderr(), err)
 	if errors.Is(err, errUsage) {

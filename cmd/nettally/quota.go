@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,11 +29,20 @@ func newQuota() *cobra.Command {
 
 func newQuotaList() *cobra.Command {
 	var output string
+	var check bool
 	list := &cobra.Command{
-		Use:   "list",
+		Use:   "list [NAME…]",
 		Short: "Show what was used of each quota, by key",
-		Args:  arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Long: `Show what was used of each quota, by key, or of those quotas that are named.
+
+With --check it prints one line as a plugin of Nagios does, and ends with its exit code:
+0 OK        no level fires
+1 WARNING   a level below 100 % fires, or the projection
+2 CRITICAL  a level of 100 % or more fires, or a rate
+3 UNKNOWN   that can't be told: nettally does not answer, or there is no quota`,
+		Example:           `  nettally quota list --check monthly-egress`,
+		ValidArgsFunction: completeQuotas,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			print, ok := map[string]func(io.Writer, *exporter.QuotaList) error{
 				"table": printQuotas,
 				"json":  printJSON[exporter.QuotaList],
@@ -48,11 +58,32 @@ func newQuotaList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := onlyQuotas(found, args); err != nil {
+				return err
+			}
+			if check {
+				return printVerdict(cmd.OutOrStdout(), found)
+			}
 			return print(cmd.OutOrStdout(), found)
 		},
 	}
 	list.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	list.Flags().BoolVar(&check, checkFlag, false, "print one line for Nagios and end with its exit code: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN")
+	list.MarkFlagsMutuallyExclusive(checkFlag, "output")
 	return list
+}
+
+// onlyQuotas leaves those with one of the names, or all where there is no name.
+func onlyQuotas(found *exporter.QuotaList, names []string) error {
+	for _, name := range names {
+		if !slices.ContainsFunc(found.Quotas, func(q exporter.Quota) bool { return q.Quota == name }) {
+			return fmt.Errorf("find quota %q: there is none; see `nettally quota list`", name)
+		}
+	}
+	found.Quotas = slices.DeleteFunc(found.Quotas, func(q exporter.Quota) bool {
+		return len(names) > 0 && !slices.Contains(names, q.Quota)
+	})
+	return nil
 }
 
 // printQuotas prints a line per key, and per quota without one, for people.
@@ -114,6 +145,8 @@ func newQuotaSet() *cobra.Command {
 		Short:   "Say what was used in the running period",
 		Example: "  nettally quota set monthly-egress 37.5GiB --key web",
 		Args:    arguments(cobra.ExactArgs(2)),
+
+		ValidArgsFunction: completeQuotas,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, err := loadClientConfig(cmd)
 			if err != nil {
@@ -168,6 +201,8 @@ func newQuotaReset() *cobra.Command {
 		Use:   "reset NAME",
 		Short: "Begin at 0 again within the running period",
 		Args:  arguments(cobra.ExactArgs(1)),
+
+		ValidArgsFunction: completeQuotas,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (key == "") != all {
 				return fmt.Errorf("%w: give either --key or --all: see `%s --help`", errUsage, cmd.CommandPath())

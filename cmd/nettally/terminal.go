@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 	"golang.org/x/text/runes"
 	"golang.org/x/text/transform"
 
@@ -35,19 +36,74 @@ func printable(text string) string { return view.Printable(text) }
 type display struct {
 	io.Writer
 	look
-	under io.Writer
+	under io.Writer // as it is: what is written here has to be printable
+}
+
+// errNoReader says that what commands print goes to a pipe that nobody reads any more, as that of
+// `nettally list | head -1`. The kernel ends a program there by SIGPIPE, unless whoever has
+// started it ignores that.
+var errNoReader = errors.New("nobody reads the output any more")
+
+// sink is a writer whose pipes end with errNoReader.
+type sink struct{ io.Writer }
+
+func (s sink) Write(text []byte) (int, error) {
+	n, err := s.Writer.Write(text)
+	if errors.Is(err, unix.EPIPE) {
+		err = errNoReader
+	}
+	return n, err
 }
 
 // screen is where commands write to. What could come through all the same is replaced there,
 // except for the ends of lines and the tabs that are our own.
 func screen(w io.Writer) io.Writer {
 	look := lookAt(w)
-	return &display{transform.NewWriter(w, runes.Map(func(r rune) rune {
+	return &display{under: w, look: look, Writer: transform.NewWriter(sink{w}, runes.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
 		return look.shown(r)
-	})), look, w}
+	}))}
+}
+
+// reprint prints something anew: on a terminal in the place of what is there, as much of it as
+// there is room for, and elsewhere behind it.
+func reprint(w io.Writer, print func(io.Writer) error) error {
+	s, ok := w.(*display)
+	if !ok || !s.terminal {
+		return print(w)
+	}
+	look := lookAt(s.under) // its size may have changed
+	var text bytes.Buffer
+	if err := print(&display{Writer: &text, look: look, under: &text}); err != nil {
+		return err
+	}
+	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K", "\x1b[J"
+	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	if room := max(look.rows-1, 1); len(lines) > room {
+		left := len(lines) - room + 1
+		lines = append(lines[:room-1], fmt.Sprintf("and %d lines more", left))
+	}
+	frame := home
+	for _, line := range lines {
+		line = strings.Map(look.shown, strings.ReplaceAll(line, "\t", "    "))
+		frame += view.Cut(line, look.columns, ">") + clearLine + "\n"
+	}
+	_, err := sink{s.under}.Write([]byte(frame + clearBelow))
+	return err
+}
+
+// printText prints lines of our own making, of which what is from outside was made printable.
+func printText(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// oneJSON returns a value as JSON in one line, where what is not shown on a screen is escaped.
+func oneJSON(w io.Writer, value any) (string, error) {
+	text, err := json.Marshal(value)
+	return string(escapeFor(lookOf(w), text, jsonEscape)), err
 }
 
 // terminalOf returns the terminal behind a screen, for [top.Run], which replaces what a terminal

@@ -98,6 +98,13 @@ func dayOf(t time.Time, in *time.Location) time.Time {
 	return begin(t.Year(), t.Month(), t.Day(), in)
 }
 
+// weekOf returns when the Monday of a moment's week began.
+func weekOf(t time.Time, in *time.Location) time.Time {
+	t = t.In(in)
+	sinceMonday := (int(t.Weekday()) + 6) % 7
+	return begin(t.Year(), t.Month(), t.Day()-sinceMonday, in)
+}
+
 // monthOf returns when the month of a moment began.
 func monthOf(t time.Time, in *time.Location) time.Time {
 	t = t.In(in)

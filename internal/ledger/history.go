@@ -28,10 +28,12 @@ const rowsMax = 100_000
 // Step is the length of a period of history.
 type Step string
 
-// The steps. Days and months begin with the calendar's.
+// The steps. Days, weeks and months begin with the calendar's, and a week on its Monday as in
+// ISO 8601.
 const (
 	Hour  Step = "hour"
 	Day   Step = "day"
+	Week  Step = "week"
 	Month Step = "month"
 )
 
@@ -124,8 +126,8 @@ func (l *Ledger) checkQuery(q Query) (Query, error) {
 	_, globErr := path.Match(q.Name, "")
 	var wrong string
 	switch {
-	case q.Step != Hour && q.Step != Day && q.Step != Month:
-		wrong = fmt.Sprintf("step %q, expected hour, day or month", q.Step)
+	case !slices.Contains([]Step{Hour, Day, Week, Month}, q.Step):
+		wrong = fmt.Sprintf("step %q, expected hour, day, week or month", q.Step)
 	case q.By != ByName && q.By != ByContainer && q.By != ByPod && q.By != ByNamespace && (!isLabel || label == ""):
 		wrong = fmt.Sprintf("by %q, expected name, container, pod, namespace or label:<name>", q.By)
 	case globErr != nil:
@@ -355,6 +357,8 @@ func (a *answer) begin(t time.Time) time.Time {
 		return hourOf(t, a.ledger.Location)
 	case Day:
 		return dayOf(t, a.ledger.Location)
+	case Week:
+		return weekOf(t, a.ledger.Location)
 	}
 	return monthOf(t, a.ledger.Location)
 }
@@ -366,6 +370,8 @@ func (a *answer) next(start time.Time) time.Time {
 		return start.Add(time.Hour)
 	case Day:
 		return begin(y, m, d+1, a.ledger.Location)
+	case Week:
+		return begin(y, m, d+7, a.ledger.Location)
 	default:
 		return begin(y, m+1, 1, a.ledger.Location)
 	}

@@ -49,12 +49,23 @@ func TestPeriods(t *testing.T) {
 		{"Europe/Berlin", "2026-10-25 12:00", 0, Day, "2026-10-25T00:00:00+02:00", "2026-10-26T00:00:00+01:00", 25 * time.Hour},
 		{"Europe/Berlin", "2026-03-31 23:59", 0, Month, "2026-03-01T00:00:00+01:00", "2026-04-01T00:00:00+02:00", 743 * time.Hour},
 		{"Europe/Berlin", "2026-12-31 23:59", 0, Month, "2026-12-01T00:00:00+01:00", "2027-01-01T00:00:00+01:00", 744 * time.Hour},
+		{"Europe/Berlin", "2026-03-29 12:00", 0, Week, "2026-03-23T00:00:00+01:00", "2026-03-30T00:00:00+02:00", 167 * time.Hour},
+		{"Europe/Berlin", "2026-10-19 00:00", 0, Week, "2026-10-19T00:00:00+02:00", "2026-10-26T00:00:00+01:00", 169 * time.Hour},
+		// The first week of 2027 begins with 4 January, and the one before has days of both years.
+		{"Europe/Berlin", "2027-01-03 23:59", 0, Week, "2026-12-28T00:00:00+01:00", "2027-01-04T00:00:00+01:00", 168 * time.Hour},
+		{"UTC", "2024-12-31 00:00", 0, Week, "2024-12-30T00:00:00Z", "2025-01-06T00:00:00Z", 168 * time.Hour},
+		{"UTC", "2024-03-01 00:00", 0, Week, "2024-02-26T00:00:00Z", "2024-03-04T00:00:00Z", 168 * time.Hour},
 		{"America/New_York", "2024-02-29 00:00", 0, Day, "2024-02-29T00:00:00-05:00", "2024-03-01T00:00:00-05:00", 24 * time.Hour},
 		// Midnight is skipped there, or comes twice.
 		{"Asia/Beirut", "2024-03-31 12:00", 0, Day, "2024-03-31T01:00:00+03:00", "2024-04-01T00:00:00+03:00", 23 * time.Hour},
 		{"Asia/Beirut", "2024-03-30 12:00", 0, Day, "2024-03-30T00:00:00+02:00", "2024-03-31T01:00:00+03:00", 24 * time.Hour},
 		{"America/Havana", "2024-11-03 12:00", 0, Day, "2024-11-03T00:00:00-04:00", "2024-11-04T00:00:00-05:00", 25 * time.Hour},
+		{"Asia/Beirut", "2024-03-31 12:00", 0, Week, "2024-03-25T00:00:00+02:00", "2024-04-01T00:00:00+03:00", 167 * time.Hour},
+		// A Monday without its midnight.
+		{"Asia/Tehran", "2021-03-24 12:00", 0, Week, "2021-03-22T01:00:00+04:30", "2021-03-29T00:00:00+04:30", 167 * time.Hour},
+		{"Asia/Tehran", "2021-03-15 12:00", 0, Week, "2021-03-15T00:00:00+03:30", "2021-03-22T01:00:00+04:30", 168 * time.Hour},
 		// A day that is missing.
+		{"Pacific/Apia", "2011-12-29 12:00", 0, Week, "2011-12-26T00:00:00-10:00", "2012-01-02T00:00:00+14:00", 144 * time.Hour},
 		{"Pacific/Apia", "2011-12-29 12:00", 0, Day, "2011-12-29T00:00:00-10:00", "2011-12-31T00:00:00+14:00", 24 * time.Hour},
 	}
 	for _, test := range tests {
@@ -94,6 +105,28 @@ func TestHistoryOverClockChanges(t *testing.T) {
 	b.tidyAll()
 	same(t, b.count("hours"), 0)
 	same(t, b.received(Query{Step: Day}), days)
+}
+
+// A week has the hours of its seven days, over the end of a year and as days too.
+func TestHistoryByWeek(t *testing.T) {
+	b := newBench(t)
+	b.in = location(t, "Europe/Berlin")
+	b.now = at(b.in, "2026-12-27 00:00") // a Sunday
+	b.restart()
+	for hour := range uint64(9 * 24) {
+		b.flush(record("a1", "web", 100*(hour+1)))
+		b.pass(time.Hour)
+	}
+	weeks := []string{"12-21 00:00 web 2400", "12-28 00:00 web 16800", "01-04 00:00 web 2400"}
+	same(t, b.received(Query{Step: Week}), weeks)
+	within := Query{Step: Week, From: at(b.in, "2027-01-01 13:00"), To: at(b.in, "2027-01-01 14:00")}
+	same(t, b.received(within), weeks[1:2])
+	b.keep[0] = 0
+	b.pass(day)
+	b.tidyAll()
+	same(t, b.count("hours"), 0)
+	same(t, b.received(Query{Step: Week}), weeks)
+	same(t, b.received(within), weeks[1:2])
 }
 
 // filled has 100 bytes of web in each hour of three days, and once 50 of each of others.
@@ -210,7 +243,7 @@ func TestBadQueries(t *testing.T) {
 		query Query
 		want  string
 	}{
-		{Query{Step: "week"}, `read history: bad query: step "week", expected hour, day or month`},
+		{Query{Step: "year"}, `read history: bad query: step "year", expected hour, day, week or month`},
 		{Query{By: "image"}, `read history: bad query: by "image", expected name, container, pod, namespace or label:<name>`},
 		{Query{By: "label:"}, `read history: bad query: by "label:", expected name, container, pod, namespace or label:<name>`},
 		{Query{Name: "[a"}, `read history: bad query: name "[a": syntax error in pattern`},
