@@ -164,10 +164,10 @@ func (h *Hub) Run(ctx context.Context) error {
 	if ticks == nil {
 		ticks = second.C
 	}
+	h.step(ctx) // before there are viewers
 	h.run(true)
 	defer h.run(false)
 	for {
-		h.step(ctx)
 		// Turns go by whole seconds since boot. A ticker that fires about when they begin would come
 		// now before, now after, and twice in one is once too few in another.
 		second.Reset(Shortest - h.Options.Boot()%Shortest)
@@ -177,6 +177,7 @@ func (h *Hub) Run(ctx context.Context) error {
 		case <-ticks:
 		case <-h.joined:
 		}
+		h.step(ctx)
 	}
 }
 
@@ -209,7 +210,7 @@ func (h *Hub) step(ctx context.Context) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if ringDue {
-		h.ring.take(h.Reading.Boot, h.containers)
+		h.ring.take(h.Reading, h.containers)
 	}
 	h.tell(due, boot)
 }

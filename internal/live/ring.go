@@ -59,10 +59,11 @@ func less(a, b uint64) uint64 {
 // ring is what was used in the last steps. A step is numbered by the time since boot when it
 // ends.
 type ring struct {
-	steps []ringStep // oldest first
-	last  map[string]lastTotal
-	at    int64             // the step that ended last, 0 for none
-	spans map[string][]span // oldest first
+	steps   []ringStep // oldest first
+	last    map[string]lastTotal
+	at      int64             // the step that ended last, 0 for none
+	reading Reading           // of its end
+	spans   map[string][]span // oldest first
 }
 
 type ringStep struct {
@@ -90,8 +91,8 @@ func (r *ring) due(boot time.Duration) bool { return int64(boot/StepOf) != r.at 
 
 // take ends a step. After a gap the growth belongs to no step, and the next one begins here. Files
 // may have been read before the step ended: such a reading ends none.
-func (r *ring) take(boot time.Duration, containers map[string]*tracked) {
-	number := int64(boot / StepOf)
+func (r *ring) take(reading Reading, containers map[string]*tracked) {
+	number := int64(reading.Boot / StepOf)
 	if r.at != 0 && number <= r.at {
 		return
 	}
@@ -114,7 +115,7 @@ func (r *ring) take(boot time.Duration, containers map[string]*tracked) {
 			step.cells = append(step.cells, cell{id, g})
 		}
 	}
-	r.last, r.at = last, number
+	r.last, r.at, r.reading = last, number, reading
 	if !whole {
 		return
 	}
@@ -152,9 +153,10 @@ func (r *ring) drop(number int64) {
 
 // Recent is what was used in the last 15 minutes. It belongs to the caller.
 type Recent struct {
-	End    time.Duration // of the last step, since boot
-	Series []Series      // of the 1,000 containers that used most, by id
-	Others Series        // of all others
+	Reading               // of that end, zero before there is one
+	End     time.Duration // of the last step, since boot
+	Series  []Series      // of the 1,000 containers that used most, by id
+	Others  Series        // of all others
 }
 
 // Series is a number of steps, oldest first.
@@ -173,11 +175,11 @@ func (h *Hub) Recent() Recent {
 
 func (r *ring) recent() Recent {
 	if len(r.steps) == 0 {
-		return Recent{}
+		return Recent{Reading: r.reading}
 	}
 	first, end := r.steps[0].number, r.steps[len(r.steps)-1].number
 	n := int(end-first) + 1
-	out := Recent{End: time.Duration(end) * StepOf, Others: Series{Steps: make([]*Growth, n)}}
+	out := Recent{Reading: r.reading, End: time.Duration(end) * StepOf, Others: Series{Steps: make([]*Growth, n)}}
 	series := map[string][]*Growth{}
 	for _, id := range r.busiest() {
 		series[id] = make([]*Growth, n)
