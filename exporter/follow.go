@@ -37,13 +37,17 @@ type Client struct {
 	user, password string
 	http           *http.Client
 	where          string // for errors
+	silentFor      time.Duration
 }
 
 // NewClient returns a client, which asks nothing yet. It returns an error if the URL is none, or
 // if the file of CAFile can't be read or has no certificate.
 func NewClient(o ClientOptions) (*Client, error) {
 	transport := &http.Transport{ResponseHeaderTimeout: 2 * time.Minute}
-	c := &Client{http: &http.Client{Transport: transport}, user: o.User, password: o.Password}
+	c := &Client{
+		http: &http.Client{Transport: transport, CheckRedirect: sentOn},
+		user: o.User, password: o.Password, silentFor: silentFor,
+	}
 	if o.URL == "" {
 		c.base, c.where = "http://nettally", o.Socket
 		transport.DialContext = dialer(o.Socket)
@@ -51,11 +55,13 @@ func NewClient(o ClientOptions) (*Client, error) {
 	}
 	u, err := url.Parse(o.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("parse URL %q: expected http://host:9819 or https://host:9819", o.URL)
+		return nil, fmt.Errorf("parse URL %q: expected http://host:9819 or https://host:9819", withoutUser(o.URL))
 	}
 	if u.User != nil && c.user == "" {
 		c.user = u.User.Username()
-		c.password, _ = u.User.Password()
+		if password, given := u.User.Password(); given {
+			c.password = password
+		}
 	}
 	u.User, u.RawQuery, u.Fragment = nil, "", ""
 	c.base, c.where = strings.TrimSuffix(u.String(), "/"), u.Redacted()
@@ -73,6 +79,23 @@ func NewClient(o ClientOptions) (*Client, error) {
 	}
 	return c, nil
 }
+
+// withoutUser returns what was to be a URL without what may be a user and a password.
+func withoutUser(text string) string {
+	at := strings.LastIndex(text, "@")
+	if at < 0 {
+		return text
+	}
+	scheme, _, ok := strings.Cut(text[:at], "//")
+	if !ok {
+		return text[at+1:]
+	}
+	return scheme + "//" + text[at+1:]
+}
+
+// sentOn leaves redirections to the caller: to another port or without TLS, net/http would take
+// the password along.
+func sentOn(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 func dialer(socket string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -119,7 +142,10 @@ func (c *Client) open(ctx context.Context, method, target string, content io.Rea
 		return response, nil
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	if to, err := response.Location(); err == nil && response.StatusCode/100 == 3 {
+		return nil, fmt.Errorf("%s: sent on to %q: ask there", response.Status, to.Redacted())
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, errorMost))
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +159,12 @@ type StreamEvent any
 // silentFor is how long a stream may be silent: there is a heartbeat every 15 s.
 const silentFor = 3 * heartbeat
 
+// errSilent is the error of a stream that is.
+var errSilent = errors.New("heard nothing for too long")
+
+// errorMost is how much of an answer that is no success is read.
+const errorMost = 64 << 10
+
 // eventMost is the longest event that is read: some thousands of containers take some MB.
 const eventMost = 256 << 20
 
@@ -142,11 +174,16 @@ const eventMost = 256 << 20
 // event after that has everything again, so whoever follows once more misses no total.
 func (c *Client) Follow(ctx context.Context, interval time.Duration) iter.Seq2[StreamEvent, error] {
 	return func(yield func(StreamEvent, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		silence := time.AfterFunc(silentFor, cancel)
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		silence := time.AfterFunc(c.silentFor, func() { cancel(errSilent) })
 		defer silence.Stop()
-		fail := func(err error) { yield(nil, fmt.Errorf("watch usage at %s: %w", c.where, err)) }
+		fail := func(err error) {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			yield(nil, fmt.Errorf("watch usage at %s: %w", c.where, err))
+		}
 		response, err := c.open(ctx, http.MethodGet, "/api/v1/stream?interval="+interval.String(), nil)
 		if err != nil {
 			fail(err)
@@ -157,7 +194,7 @@ func (c *Client) Follow(ctx context.Context, interval time.Duration) iter.Seq2[S
 		lines.Buffer(nil, eventMost)
 		var name string
 		for lines.Scan() {
-			silence.Reset(silentFor)
+			silence.Reset(c.silentFor)
 			line := lines.Bytes()
 			if kind, ok := bytes.CutPrefix(line, []byte("event: ")); ok {
 				name = string(kind)

@@ -71,6 +71,7 @@ func overSocket(r *http.Request) bool {
 type times struct {
 	header, body, answer, idle time.Duration
 	placeWait, slowAnswer      time.Duration
+	viewer                     time.Duration
 }
 
 // maxHeader is far more than Prometheus or a browser sends. net/http adds 4 KiB.

@@ -33,6 +33,7 @@ var defaultTimes = times{
 	idle:       2 * time.Minute,
 	placeWait:  placeWait,
 	slowAnswer: slowAnswer,
+	viewer:     slowViewer,
 }
 
 // Listeners are what [Exporter.Serve] serves on.

@@ -128,11 +128,12 @@ type StreamForemost struct {
 
 // Recent is the body of GET /api/v1/recent: what was used in the last 15 minutes, per step.
 type Recent struct {
-	StepMS     int64        `json:"step_ms"`
-	EndBootMS  int64        `json:"end_boot_ms"` // of the last step
-	Steps      int          `json:"steps"`       // how many there are in each list, oldest first
-	Containers []RecentUsed `json:"containers"`  // that used something
-	Others     RecentUsed   `json:"others"`      // beyond 1,000 containers in a step
+	StreamReading              // of the last step
+	StepMS        int64        `json:"step_ms"`
+	EndBootMS     int64        `json:"end_boot_ms"` // of the last step
+	Steps         int          `json:"steps"`       // how many there are in each list, oldest first
+	Containers    []RecentUsed `json:"containers"`  // that used something
+	Others        RecentUsed   `json:"others"`      // beyond the 1,000 that used most
 }
 
 // RecentUsed is what a container used in each step, null where that is not known.
@@ -202,6 +203,8 @@ func (e *Exporter) stream(w http.ResponseWriter, r *http.Request) {
 func (e *Exporter) show(ctx context.Context, w http.ResponseWriter, control *http.ResponseController, viewer *live.Viewer) {
 	silence := time.NewTicker(heartbeat)
 	defer silence.Stop()
+	deadline := func(t time.Time) { _ = control.SetWriteDeadline(t) } // a client that has gone fails the write
+	defer func() { deadline(time.Now().Add(e.times.viewer)) }()       // for the end of the answer
 	for {
 		var texts [][]byte
 		select {
@@ -218,7 +221,10 @@ func (e *Exporter) show(ctx context.Context, w http.ResponseWriter, control *htt
 		case <-silence.C:
 			texts = [][]byte{[]byte(":\n\n")}
 		}
-		_ = control.SetWriteDeadline(time.Now().Add(slowViewer)) // a client that has gone fails the write
+		deadline(time.Now().Add(e.times.viewer))
+		if ctx.Err() != nil {
+			return // it is cut off, and had a deadline
+		}
 		for _, text := range texts {
 			if _, err := w.Write(text); err != nil {
 				return
@@ -227,6 +233,7 @@ func (e *Exporter) show(ctx context.Context, w http.ResponseWriter, control *htt
 		if control.Flush() != nil {
 			return
 		}
+		deadline(time.Time{}) // one that passes ends a stream of HTTP/2, also where nothing is written
 	}
 }
 
@@ -340,8 +347,14 @@ func (e *Exporter) recent(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	used := e.live.Recent()
+	if used.TakenAt.IsZero() {
+		w.Header().Set("Retry-After", "1")
+		e.fail(w, http.StatusServiceUnavailable, live.ErrEnded)
+		return
+	}
 	body := Recent{
-		StepMS: live.StepOf.Milliseconds(), EndBootMS: used.End.Milliseconds(), Steps: len(used.Others.Steps),
+		StreamReading: readingOf(used.Reading),
+		StepMS:        live.StepOf.Milliseconds(), EndBootMS: used.End.Milliseconds(), Steps: len(used.Others.Steps),
 		Containers: make([]RecentUsed, len(used.Series)), Others: recentOf(&used.Others),
 	}
 	for i := range used.Series {

@@ -382,6 +382,7 @@ func TestAnHourOfViewers(t *testing.T) {
 	defer c.Close()
 	var watching sync.WaitGroup
 	received := make(chan map[string]uint64, viewers) // at a sample
+	begun := make(chan struct{}, viewers)             // who has been told everything
 	ctx, cancel := context.WithCancel(t.Context())
 	defer watching.Wait()
 	defer cancel()
@@ -397,6 +398,9 @@ func TestAnHourOfViewers(t *testing.T) {
 					for _, c := range e.Containers {
 						totals[c.ID] = c.Receive.Bytes
 					}
+					if e.Replace {
+						begun <- struct{}{}
+					}
 				case *StreamSample:
 					for _, c := range e.Containers {
 						totals[c.ID] = c.Receive.Bytes
@@ -411,6 +415,9 @@ func TestAnHourOfViewers(t *testing.T) {
 	}
 	for s.hub.Viewers() < viewers+1 {
 		time.Sleep(time.Millisecond)
+	}
+	for range viewers { // one that is told after a change gets no sample of it
+		<-begun
 	}
 	var heap []uint64
 	for second := range hour {

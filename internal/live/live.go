@@ -108,8 +108,8 @@ func bootTime() time.Duration {
 }
 
 // Join adds a viewer. Its first batch has everything there is, and comes at once; the others come
-// once per interval, which is rounded to seconds between [Shortest] and [Longest]. cut is called when the viewer is dropped, to
-// end what keeps it; it must not block.
+// once per interval, which is rounded to seconds between [Shortest] and [Longest]. cut is called
+// when the viewer is dropped, to end what keeps it; it must not block, nor call the hub.
 //
 // Returns [ErrEnded] while the hub does not run.
 func (h *Hub) Join(interval time.Duration, cut func()) (*Viewer, error) {
@@ -158,22 +158,26 @@ func (h *Hub) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
+	second := time.NewTimer(Shortest)
+	defer second.Stop()
 	ticks := h.Tick
 	if ticks == nil {
-		ticker := time.NewTicker(Shortest)
-		defer ticker.Stop()
-		ticks = ticker.C
+		ticks = second.C
 	}
+	h.step(ctx) // before there are viewers
 	h.run(true)
 	defer h.run(false)
 	for {
-		h.step(ctx)
+		// Turns go by whole seconds since boot. A ticker that fires about when they begin would come
+		// now before, now after, and twice in one is once too few in another.
+		second.Reset(Shortest - h.Options.Boot()%Shortest)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticks:
 		case <-h.joined:
 		}
+		h.step(ctx)
 	}
 }
 
@@ -199,12 +203,14 @@ func (h *Hub) step(ctx context.Context) {
 	}
 	// Who has just joined is content with a reading of the last second, if it is of quotas, too.
 	if fresh || ringDue || !h.watched || boot-h.Reading.Boot >= Shortest || boot < h.Reading.Boot {
-		h.read(ctx, watched)
+		if !h.read(ctx, watched) {
+			return
+		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if ringDue {
-		h.ring.take(h.Reading.Boot, h.containers)
+		h.ring.take(h.Reading, h.containers)
 	}
 	h.tell(due, boot)
 }

@@ -5,6 +5,7 @@ package live
 import (
 	"cmp"
 	"context"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -47,19 +48,20 @@ type gone struct {
 
 type alert struct {
 	quota.Alert
-	seq uint64
+	seq    uint64 // the reading that found its state
+	listed bool   // at the last reading of alerts
 }
 
 func newState() state {
 	return state{containers: map[string]*tracked{}, alerts: map[string]alert{}}
 }
 
-// read reads once.
-func (h *Hub) read(ctx context.Context, watched bool) {
+// read reads once. It reports whether it could: a reading that ctx has ended is dropped.
+func (h *Hub) read(ctx context.Context, watched bool) bool {
 	all := h.seq%wholeEvery == 0
 	snap := h.Read(ctx, all, watched)
 	if ctx.Err() != nil {
-		return // it may be in part
+		return false // it may be in part
 	}
 	h.seq++
 	h.watched = watched
@@ -81,6 +83,7 @@ func (h *Hub) read(ctx context.Context, watched bool) {
 	if watched && h.Quotas != nil {
 		h.readQuotas()
 	}
+	return true
 }
 
 // see takes in what a reading says of a container.
@@ -145,15 +148,7 @@ func (h *Hub) network(t *tracked) string {
 
 // readQuotas takes in alerts, and every 10 s how quotas stand.
 func (h *Hub) readQuotas() {
-	alerts := map[string]alert{}
-	for _, a := range h.Quotas.Alerts() {
-		seq := h.seq
-		if known, ok := h.alerts[a.ID]; ok && known.State == a.State {
-			seq = known.seq
-		}
-		alerts[a.ID] = alert{a, seq}
-	}
-	h.alerts = alerts
+	h.readAlerts()
 	if h.quotasSeq != 0 && h.Reading.Boot-h.quotasAt < quotasEvery {
 		return
 	}
@@ -163,6 +158,28 @@ func (h *Hub) readQuotas() {
 	standing.Quotas = standing.Quotas[:min(len(standing.Quotas), quotasMost)]
 	if h.quotasSeq == 0 || !reflect.DeepEqual(standing, h.quotas) {
 		h.quotas, h.quotasSeq = standing, h.seq
+	}
+}
+
+// readAlerts takes in alerts. Those that are listed no more have ended: where more than a thousand
+// end at once, as with a period, the last thousand are listed.
+func (h *Hub) readAlerts() {
+	for id, a := range h.alerts {
+		a.listed = false
+		h.alerts[id] = a
+	}
+	for _, a := range h.Quotas.Alerts() {
+		known, there := h.alerts[a.ID]
+		if !there || known.State != a.State || !known.StartsAt.Equal(a.StartsAt) || !known.EndsAt.Equal(a.EndsAt) {
+			known.seq = h.seq
+		}
+		h.alerts[a.ID] = alert{a, known.seq, true}
+	}
+	for id, a := range h.alerts {
+		if !a.listed && a.State == quota.Firing {
+			a.State, a.EndsAt, a.seq = quota.Resolved, h.TakenAt, h.seq
+			h.alerts[id] = a
+		}
 	}
 }
 
@@ -261,6 +278,7 @@ func (h *Hub) forget(least uint64) {
 	if len(h.gone) > goneMost {
 		h.gone, h.lost = nil, h.seq
 	}
+	maps.DeleteFunc(h.alerts, func(_ string, a alert) bool { return !a.listed && a.seq <= least })
 	if len(h.viewers) == 0 {
 		h.all, h.allSeq = nil, 0
 	}

@@ -29,8 +29,9 @@ const (
 	// pollEvery is how often the files are read. What passes between the last time and the
 	// end of a container without a host veth is lost.
 	pollEvery = 5 * time.Second
-	// atMostEvery bounds the readings for those who ask for numbers.
-	atMostEvery = time.Second
+	// atMostEvery bounds the readings for those who ask for numbers. It is less than the second
+	// after which a viewer asks again, since that is a bit more or less.
+	atMostEvery = 800 * time.Millisecond
 )
 
 // host is what the backend sees of the host: *watcher.Watcher.

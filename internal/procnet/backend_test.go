@@ -102,6 +102,18 @@ func TestCount(t *testing.T) {
 			w.t.Errorf("read at %s, taken at %s", s.ReadAt, s.TakenAt)
 		}
 	})
+	inBubble(t, "who asks each second, a bit early or late, gets newer numbers each time", func(w *world) {
+		last := w.backend.Snapshot().ReadAt
+		for i := range 30 {
+			w.pass(time.Second + time.Duration(4*(i%2)-2)*time.Millisecond)
+			w.yield(func() { w.backend.Refresh(w.t.Context()) })
+			at := w.backend.Snapshot().ReadAt
+			if !at.After(last) {
+				w.t.Errorf("asked %d times: read at %s again", i+1, at)
+			}
+			last = at
+		}
+	})
 }
 
 func TestEnd(t *testing.T) {
