@@ -27,6 +27,8 @@ func (e *Exporter) routes() http.Handler {
 	handle("/metrics", e.inPlace(e.metrics))
 	handle("/api/v1/containers", e.inPlace(e.containers))
 	handle("/api/v1/containers/{container}", e.inPlace(e.container))
+	handle("/api/v1/stream", http.HandlerFunc(e.stream))
+	handle("/api/v1/recent", e.inPlace(e.recent))
 	handle("/api/v1/history", e.inPlace(e.history))
 	handle("/api/v1/quotas", e.inPlace(e.listQuotas))
 	handle("/api/v1/alerts", e.inPlace(e.listAlerts))

@@ -62,7 +62,7 @@ type BuildInfo struct {
 // time to say so within the time for an answer.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Quotas, TestNotifier, Extra,
+// Options is what an exporter shows. All fields but History, Live, Quotas, TestNotifier, Extra,
 // Hosts and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
@@ -73,6 +73,8 @@ type Options struct {
 	// concurrently too. An error that wraps [ErrBadHistory] is answered 400, any other
 	// 503, as everything is if History is nil.
 	History func(ctx context.Context, q HistoryQuery) ([]HistoryRow, error)
+	// Live tells viewers what has changed; nil where nobody can watch, which is answered 503.
+	Live Live
 	// Quotas are shown, and changed over the unix socket; nil for none.
 	Quotas Quotas
 	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
@@ -106,7 +108,9 @@ type Options struct {
 type Exporter struct {
 	snapshot func(context.Context) (usage.Snapshot, error)
 	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
+	live     Live
 	quotas   Quotas
+	seats    seats
 
 	notifierTest func(context.Context, string) error
 
@@ -130,7 +134,7 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
+		snapshot: opts.Snapshot, rows: opts.History, live: opts.Live, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		now: opts.Now, distrust: opts.Distrust,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
@@ -157,6 +161,7 @@ func (e *Exporter) register(extra []prometheus.Collector) error {
 		reserved{e.collector},
 		buildInfo(e.build),
 		e.fronts,
+		e.viewers(),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	}
@@ -166,6 +171,13 @@ func (e *Exporter) register(extra []prometheus.Collector) error {
 		}
 	}
 	return nil
+}
+
+func (e *Exporter) viewers() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "nettally_stream_viewers",
+		Help: "Clients that watch usage live, by /api/v1/stream.",
+	}, func() float64 { return float64(e.seats.held()) })
 }
 
 func buildInfo(b BuildInfo) prometheus.Collector {

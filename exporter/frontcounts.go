@@ -39,7 +39,7 @@ func newFrontCounts() *frontCounts {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "nettally_http_refused_requests_total",
 			Help: "Requests that were not answered, or not wholly, by cause: busy (503, too many at a time), " +
-				"host (421, see exporter.hosts), slow (cut off while others waited).",
+				"host (421, see exporter.hosts), slow (cut off while others waited, or watched and did not keep up).",
 		}, []string{"listener", "cause"}),
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/nettally/nettally/internal/conntrack"
 	"github.com/nettally/nettally/internal/controller"
 	"github.com/nettally/nettally/internal/ledger"
+	"github.com/nettally/nettally/internal/live"
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/nflog"
 	"github.com/nettally/nettally/internal/quota"
@@ -87,6 +88,7 @@ type daemon struct {
 	requests *nflog.Counter // nil where firewall rules are not asked
 	quotas   *quota.Engine
 	notify   *notify.Dispatcher
+	live     *live.Hub
 	exporter *exporter.Exporter
 	listen   *exporter.Listeners
 
@@ -94,11 +96,11 @@ type daemon struct {
 
 	proc       bool // /proc is what counts
 	datapath   usage.Datapath
-	newControl func() (*counter, error)                    // once the accounts are open
-	refresh    func(context.Context)                       // brings the counters up to date, nil where they are
-	readings   func(all bool) usage.Snapshot               // says when they were brought, nil where they are
-	countSYN   func(ifindex int, receive, transmit uint64) // counts requests, nil where programs do
-	closers    []io.Closer                                 // in the order they were opened
+	newControl func() (*counter, error)                       // once the accounts are open
+	refresh    func(context.Context)                          // brings the counters up to date, nil where they are
+	readings   func(r *usage.Reader, all bool) usage.Snapshot // says when they were brought, nil where they are
+	countSYN   func(ifindex int, receive, transmit uint64)    // counts requests, nil where programs do
+	closers    []io.Closer                                    // in the order they were opened
 }
 
 // newDaemon opens all that can fail. On an error nothing stays open.
@@ -168,9 +170,11 @@ func (d *daemon) wire() (err error) {
 		Help: "1 if the configuration in force is the one in the file.",
 	})
 	d.reloadOK.Set(1)
+	d.live = d.newHub()
 	d.exporter, err = exporter.New(exporter.Options{
 		Snapshot: d.snapshot,
 		History:  d.history,
+		Live:     d.live,
 		Quotas:   d.quotas,
 
 		TestNotifier: d.testNotifier,
@@ -408,6 +412,7 @@ func (d *daemon) run(cmd *cobra.Command, hangup <-chan os.Signal) error {
 	told, done := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error { defer done(); return d.checkQuotas(ctx) })
 	group.Go(func() error { defer d.quotas.Flush(); return d.notify.Run(told) })
+	group.Go(func() error { return d.live.Run(ctx) })
 	group.Go(func() error { return d.exporter.Serve(ctx, d.listen) })
 	group.Go(func() error { return d.reloads(ctx, cmd, hangup) })
 
@@ -437,16 +442,37 @@ func (d *daemon) keep(ctx context.Context) error {
 	}
 }
 
+// changing returns how a reader of its own reads what changes. Where files are read, it is what
+// they said when they were read last: at each check that would cost too much.
+func (d *daemon) changing() func(all bool) usage.Snapshot {
+	reader := d.accounts.Reader()
+	if d.readings != nil {
+		return func(all bool) usage.Snapshot { return d.readings(reader, all) }
+	}
+	return reader.Changing
+}
+
+// newHub makes what viewers are told by. Files are read for them as for a scrape.
+func (d *daemon) newHub() *live.Hub {
+	read := d.changing()
+	return live.New(live.Options{
+		Read: func(ctx context.Context, all, watched bool) usage.Snapshot {
+			if watched && d.refresh != nil {
+				d.refresh(ctx)
+			}
+			return read(all)
+		},
+		Ready:  d.control.adopted,
+		Quotas: d.quotas,
+	})
+}
+
 // checkQuotas begins when all that an earlier process counted is known again: what is
 // missing would be taken for gone.
 func (d *daemon) checkQuotas(ctx context.Context) error {
 	select {
 	case <-d.control.adopted:
-		snapshot := d.accounts.Changing
-		if d.readings != nil {
-			snapshot = d.readings // reading all files at each check would cost too much
-		}
-		return d.quotas.Run(ctx, snapshot)
+		return d.quotas.Run(ctx, d.changing())
 	case <-ctx.Done():
 		return nil
 	}

@@ -148,11 +148,11 @@ func (b *Backend) Snapshot() usage.Snapshot {
 	return snap
 }
 
-// Changing is [usage.Accounts.Changing] as Snapshot is [usage.Accounts.Snapshot].
-func (b *Backend) Changing(all bool) usage.Snapshot {
+// Changing is [usage.Reader.Changing] as Snapshot is [usage.Accounts.Snapshot].
+func (b *Backend) Changing(r *usage.Reader, all bool) usage.Snapshot {
 	b.reading.RLock()
 	defer b.reading.RUnlock()
-	snap := b.Accounts.Changing(all)
+	snap := r.Changing(all)
 	snap.ReadAt = b.polled
 	return snap
 }

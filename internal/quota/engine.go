@@ -144,7 +144,7 @@ func (e *Engine) clear() {
 // more and returns nil. It never returns an error: a store that fails is tried again. At the
 // end it waits for two calls of the store at most, as long as these take.
 //
-// snapshot is called from one goroutine while there are rules: (*usage.Accounts).Changing. What
+// snapshot is called from one goroutine while there are rules: (*usage.Reader).Changing. What
 // is missing in it is taken for gone, and with all set it must be complete.
 func (e *Engine) Run(ctx context.Context, snapshot func(all bool) usage.Snapshot) error {
 	k := &keeper{Engine: e, results: make(chan result, 1)}

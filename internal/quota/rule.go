@@ -195,15 +195,13 @@ const (
 	sourceHTTP      = "http"      // by cgroup: what they carry
 )
 
-// counted returns what a container has used in its life, and where that comes from: its
-// cgroup on the host's network, whatever interfaces it has made beside that, and if it has no
-// interface of its own, as in another container's namespace. The owner of an interface that
-// others share has what they use, too.
+// counted returns what a container has used in its life, and where that comes from.
 func counted(c usage.Container) (usage.Traffic, string) {
-	if c.IP != nil && (c.OnHost || len(c.Interfaces) == 0) {
-		return *c.IP, sourceIP
+	used, byCgroup := c.Used()
+	if byCgroup {
+		return *used, sourceIP
 	}
-	return c.Traffic, sourceInterface
+	return *used, sourceInterface
 }
 
 // numbers are received bytes, packets and SYN, then those transmitted, then attempted, established,

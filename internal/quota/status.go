@@ -93,9 +93,7 @@ func (e *Engine) status(st *state) Status {
 			s.Projected, s.Predictable = st.project(e.last)
 		}
 	}
-	if s.Limit > 0 {
-		s.Ratio = s.Used / s.Limit
-	}
+	s.Ratio = e.ratio(st)
 	for i, percent := range r.AlertAt {
 		s.Levels = append(s.Levels, Level{strconv.Itoa(percent), i < int(st.level)})
 	}
@@ -103,6 +101,45 @@ func (e *Engine) status(st *state) Status {
 		s.Levels = append(s.Levels, Level{LevelProjection, st.projection == projected})
 	}
 	return s
+}
+
+// Foremost is the quota of a container that is used most.
+type Foremost struct {
+	Quota, Key string
+	Ratio      float64 // as that of a [Status]
+}
+
+// Foremost returns, for each container that a quota counts now, the quota of which most is used.
+func (e *Engine) Foremost() map[string]Foremost {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := map[string]Foremost{}
+	ratios := map[*state]float64{}
+	for id, k := range e.containers {
+		for _, st := range k.feeds {
+			ratio, known := ratios[st]
+			if !known {
+				ratio = e.ratio(st)
+				ratios[st] = ratio
+			}
+			if f, there := all[id]; !there || ratio > f.Ratio {
+				all[id] = Foremost{st.rule.Name, st.key, ratio}
+			}
+		}
+	}
+	return all
+}
+
+// ratio is that of a [Status].
+func (e *Engine) ratio(st *state) float64 {
+	used, limit := float64(st.used), float64(st.rule.Limit)
+	if st.rule.Rate != nil {
+		used, limit = e.rate(st), st.rule.Rate.Above
+	}
+	if limit > 0 {
+		return used / limit
+	}
+	return 0
 }
 
 // Alerts returns the alerts that fire, and the last thousand that were resolved, in

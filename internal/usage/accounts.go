@@ -100,6 +100,7 @@ type Accounts struct {
 	// Guarded by the mutex of Slots.
 	containers map[string]*account
 	guests     map[string]*guest // containers that have no account of their own
+	readers    int
 	opened     opened
 	restored   map[uint64]restored // attachments of an earlier process, by generation
 }
@@ -116,7 +117,7 @@ type account struct {
 	since      time.Time // it is so
 	stopped    time.Time // by Now
 	written    *Record   // what the ledger has
-	final      bool      // [Accounts.Changing] has returned its last numbers
+	final      uint8     // the readers that have its last numbers, a bit each
 
 	guests, failing int // of an account for others: its containers, and those not counted
 }

@@ -22,9 +22,10 @@ func ids(s Snapshot) map[string]uint64 {
 func TestChanging(t *testing.T) {
 	a, kernel, clock := newAccounts(t)
 	a.Kept = true
+	r, seldom := a.Reader(), a.Reader()
 	expect := func(when string, want int, packets uint64) {
 		t.Helper()
-		got := ids(a.Changing(false))
+		got := ids(r.Changing(false))
 		if len(got) != want || got["a"] != packets {
 			t.Errorf("%s: %v, want %d with %d packets", when, got, want, packets)
 		}
@@ -45,7 +46,13 @@ func TestChanging(t *testing.T) {
 	a.Written(a.Pending(true))
 	expect("written", 1, 111)
 	expect("final", 0, 0)
-	if got := ids(a.Changing(true)); got["a"] != 111 {
+	if got := ids(seldom.Changing(false)); got["a"] != 111 {
+		t.Errorf("another reader: %v", got)
+	}
+	if got := ids(seldom.Changing(false)); len(got) > 0 {
+		t.Errorf("another reader once more: %v", got)
+	}
+	if got := ids(r.Changing(true)); got["a"] != 111 {
 		t.Errorf("all: %v", got)
 	}
 	expect("final", 0, 0)
@@ -64,9 +71,9 @@ func TestChanging(t *testing.T) {
 // many that have ended.
 func BenchmarkEnded(b *testing.B) {
 	for _, ended := range []int{0, 5000} {
-		for name, look := range map[string]func(*Accounts) Snapshot{
-			"snapshot": (*Accounts).Snapshot,
-			"changing": func(a *Accounts) Snapshot { return a.Changing(false) },
+		for name, look := range map[string]func(*Accounts, *Reader) Snapshot{
+			"snapshot": func(a *Accounts, _ *Reader) Snapshot { return a.Snapshot() },
+			"changing": func(_ *Accounts, r *Reader) Snapshot { return r.Changing(false) },
 		} {
 			b.Run(fmt.Sprintf("%s/ended=%d", name, ended), func(b *testing.B) {
 				a := New(Options{Datapath: newSlots(), Retention: func() time.Duration { return time.Hour }})
@@ -78,10 +85,11 @@ func BenchmarkEnded(b *testing.B) {
 						a.Stop(id)
 					}
 				}
-				look(a)
+				r := a.Reader()
+				look(a, r)
 				b.ReportAllocs()
 				for b.Loop() {
-					look(a)
+					look(a, r)
 				}
 			})
 		}

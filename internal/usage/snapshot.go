@@ -47,19 +47,38 @@ func (a *Accounts) Snapshot() Snapshot {
 	return s
 }
 
+// Reader is who reads the accounts often and remembers what it has read: its cost goes by what
+// runs. It is for one goroutine.
+type Reader struct {
+	accounts *Accounts
+	bit      uint8 // of [account].final
+}
+
+// Reader returns a reader that has read nothing yet. There can be 8.
+func (a *Accounts) Reader() *Reader {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.readers++
+	return &Reader{a, 1 << (a.readers - 1)}
+}
+
 // Changing is [Accounts.Snapshot] without what concerns no container and, unless all is set,
 // without the containers that have ended and were in an earlier one of these with their last
-// numbers. It is for one caller, who asks often and remembers: its cost goes by what runs.
-func (a *Accounts) Changing(all bool) Snapshot {
+// numbers.
+func (r *Reader) Changing(all bool) Snapshot {
+	a := r.accounts
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Snapshot{TakenAt: a.Now()}
 	for _, c := range a.containers {
 		final := c.State == Stopped && !c.counting() && !c.unrecalled
-		if all || !final || !c.final {
+		if all || !final || c.final&r.bit == 0 {
 			s.add(a, c)
 		}
-		c.final = final
+		c.final &^= r.bit
+		if final {
+			c.final |= r.bit
+		}
 	}
 	s.sort()
 	return s

@@ -295,6 +295,32 @@ type Container struct {
 // Accounted says whether the container's traffic is counted.
 func (c Container) Accounted() bool { return c.Reason == Accounted }
 
+// Used returns what a container has used in its life, and whether its cgroup tells it: on the
+// host's network, whatever interfaces it has made beside that, and where it has no interface of
+// its own, as in another container's namespace. The owner of an interface that others share has
+// what they use, too.
+func (c *Container) Used() (t *Traffic, byCgroup bool) {
+	if c.IP != nil && (c.OnHost || len(c.Interfaces) == 0) {
+		return c.IP, true
+	}
+	return &c.Traffic, false
+}
+
+// PartOf returns the id of the container of the same user whose numbers include what this one
+// used, by its cgroup: the one around a nested container, or the owner of the interfaces that it
+// shares. It is "" where there is none, or none is known.
+func (c *Container) PartOf() string {
+	if _, byCgroup := c.Used(); !byCgroup {
+		return ""
+	}
+	for _, id := range []string{c.ParentID, c.SharesWith} {
+		if id != "" && UserOf(id) == c.User() {
+			return id
+		}
+	}
+	return ""
+}
+
 // Snapshot is the usage of the whole host at one moment. It belongs to the
 // caller.
 type Snapshot struct {
