@@ -98,6 +98,7 @@ export class Model {
   boot = 0; // boot_ms of the last sample
   waitingSince: number | null = null;
   started = false; // the first containers have come
+  identities = 0; // how often containers came, ended, went or had something new about them
 
   // The plot's points: times are the ends of what the rates of each point are about.
   times = new Float64Array(room); // boot_ms
@@ -146,10 +147,12 @@ export class Model {
         const { id, stopped_at } = body as { id: string; stopped_at: string };
         const row = this.rows.get(id);
         if (row) row.is = { ...row.is, state: "stopped", stopped_at };
+        this.identities++;
         return false;
       }
       case "removed":
         for (const id of (body as { ids: string[] }).ids) this.rows.delete(id);
+        this.identities++;
         return false;
       case "quota":
         ({ quotas: this.quotas, foremost: this.foremost } = body as QuotaEvent);
@@ -166,6 +169,7 @@ export class Model {
 
   private containers(event: ContainersEvent): boolean {
     this.source = event.source;
+    this.identities++;
     if (event.replace) {
       const there = new Set(event.containers.map((c) => c.id));
       for (const id of this.rows.keys()) if (!there.has(id)) this.rows.delete(id);

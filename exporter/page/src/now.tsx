@@ -190,12 +190,12 @@ const settle = 3_000; // ms that lines stay where they are
 
 /** The lines, in an order that changes every three seconds at most, and at once with the settings. */
 function useLines(model: Model, by: Order): Line[] {
-  const was = useRef<{ at: number; key: string; size: number; lines: Line[] } | undefined>(undefined);
+  const was = useRef<{ at: number; key: string; identities: number; lines: Line[] } | undefined>(undefined);
   const key = JSON.stringify([by.sort, by.reverse, by.filter, by.group, by.ended, [...by.closed]]);
   const now = performance.now();
   const old = was.current;
-  if (!old || old.key !== key || now - old.at >= settle || old.size !== model.rows.size) {
-    was.current = { at: now, key, size: model.rows.size, lines: linesOf(model, by) };
+  if (!old || old.key !== key || now - old.at >= settle || old.identities !== model.identities) {
+    was.current = { at: now, key, identities: model.identities, lines: linesOf(model, by) };
   }
   return was.current!.lines;
 }
