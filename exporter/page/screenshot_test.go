@@ -43,7 +43,7 @@ func TestScreenshots(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := open(t, h, shot.fragment, shot.prepare...)
 			for range 4 {
-				h.busy()
+				h.wave(uint64(h.boot/time.Second), 10)
 				h.second()
 			}
 			b.wait(`!document.body.innerText.includes("Reading the ledger") && !document.querySelector(".pulse:not(.on)")`)
@@ -128,27 +128,25 @@ func example(t *testing.T) *host {
 		return rows
 	}
 	for i := range 900 { // what the plot begins with
-		if i%10 == 0 {
-			h.wave(uint64(i))
-		}
+		h.wave(uint64(i), 10)
 		h.second()
 	}
 	return h
 }
 
-// wave lets each container move what ten seconds bring.
-func (h *host) wave(at uint64) {
+// wave lets each container move what a second brings, and little of it in another.
+func (h *host) wave(at, part uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, c := range h.all {
 		if len(c.Interfaces) == 0 {
 			continue
 		}
-		turn := (at/10*uint64(i+3)*2654435761 + uint64(i)*977) >> 7 % 64
-		receive := uint64(15-i) * uint64(15-i) * (60_000 + turn*1_500)
+		turn := (at/10*uint64(i*i+3)*2654435761 + at*uint64(i+1)*40503) >> 9 % 64
+		receive := uint64(15-i) * uint64(15-i) * (60_000 + turn*2_500) / part
 		if i == 4 && at > 300 && at < 620 {
 			receive *= 4
 		}
-		moved(c, receive, receive/3+turn*4000)
+		moved(c, receive, receive/3+turn*400)
 	}
 }

@@ -10,7 +10,7 @@ import { HistoryTable, steps } from "./history";
 import { QuotaTable } from "./quotas";
 import { Choice, Figure, Problem, Section, Source, Text, useFetch, useTick } from "./shared";
 import { StackPlot } from "./stackplot";
-import { countedBy, reason } from "./words";
+import { countedBy, inPart, reason } from "./words";
 
 export function Container({ id, unit }: { id: string; unit: Unit }) {
   const model = useTick();
@@ -68,17 +68,20 @@ function Exact({ title, of, field }: { title: string; of: unknown; field: string
   return <tr><th scope="row">{title}</th><Digits of={totals.receive[field]} /><Digits of={totals.transmit[field]} /></tr>;
 }
 
-/** A counter to the digit, which one click selects. */
+/** A counter to the digit, which one click selects. The gaps between groups are not copied. */
 function Digits({ of }: { of: unknown }) {
   if (of === null || of === undefined) return <td class="digits quiet">–</td>;
-  return <td class="digits">{digits(count(of))}</td>;
+  const groups = digits(count(of)).match(/\d{1,3}(?=(?:\d{3})*$)/g) ?? [];
+  return <td class="digits">{groups.map((g, i) => <span key={i}>{g}</span>)}</td>;
 }
 
 function Why({ c }: { c: Details }) {
   const shadowed = c.interfaces.filter((i) => i.reason === "shadowed").map((i) => safe(i.name));
   if (c.reason === "" && shadowed.length === 0) return null;
-  const [why, todo] = reason(c.reason || "shadowed");
-  return <p class="notice" role="note"><strong>{c.accounted ? "In part: " : "Not counted: "}</strong>{why} {todo}{shadowed.length > 0 && ` Interface: ${shadowed.join(", ")}.`}</p>;
+  const of = c.reason || "shadowed";
+  const [why, todo] = reason(of);
+  const some = c.accounted || c.ip !== null || inPart.has(of);
+  return <p class="notice" role="note"><strong>{some ? "In part: " : "Not counted: "}</strong>{why} {todo}{shadowed.length > 0 && ` Interface: ${shadowed.join(", ")}.`}</p>;
 }
 
 function History({ id, unit }: { id: string; unit: Unit }) {

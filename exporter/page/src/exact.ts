@@ -49,7 +49,7 @@ export function compare(a: Count, b: Count): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-/** All digits, in groups of three that are not part of what is copied. */
+/** All digits. */
 export function digits(v: Count): string {
   return v.toString();
 }

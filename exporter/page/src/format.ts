@@ -28,6 +28,7 @@ export function amount(bytes: number | Count, unit: Unit): Amount {
 
 function three(v: number, scaled: boolean): string {
   if (v === 0) return "0";
+  if (v < 0.05) return "<0.1";
   if (!scaled) return v < 9.95 && !Number.isInteger(v) ? v.toFixed(1) : v.toFixed(0);
   return v < 9.995 ? v.toFixed(2) : v < 99.95 ? v.toFixed(1) : v.toFixed(0);
 }

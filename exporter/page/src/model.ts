@@ -106,6 +106,8 @@ export class Model {
   receive = new Float32Array(room); // of the host
   transmit = new Float32Array(room);
 
+  fills = 0; // how often points came from the API
+
   private listeners = new Set<() => void>();
   /** Called when the points have a gap that the API can fill. */
   onGap: () => void = () => {};
@@ -297,6 +299,7 @@ export class Model {
    * point, and where it was not followed for a while.
    */
   fill(recent: Recent): void {
+    this.fills++;
     const plan = this.plan(recent);
     const times = plan.map((p) => p.at);
     const remap = (values: Float32Array) => {

@@ -311,7 +311,7 @@ function Table({ model, lines, by, shown, unit }: { model: Model; lines: Line[];
       <tbody ref={body}>
         {first > 0 && <tr key="above" aria-hidden="true" class="space"><td colSpan={shown.length} style={{ height: `${first * height}px` }} /></tr>}
         {lines.slice(first, last).map((line, i) => ("row" in line
-          ? <RowLine key={line.id} row={line.row} index={first + i} shown={shown} unit={unit} model={model} />
+          ? <RowLine key={line.id} row={line.row} index={first + i} shown={shown} unit={unit} model={model} inGroup={by.group !== ""} />
           : <GroupLine key={line.id} line={line} index={first + i} shown={shown} unit={unit} model={model} closed={by.closed} />))}
         {last < lines.length && <tr key="below" aria-hidden="true" class="space"><td colSpan={shown.length} style={{ height: `${(lines.length - last) * height}px` }} /></tr>}
         {lines.length === 0 && <tr class="empty"><td colSpan={shown.length}>{!model.started ? "Waiting for the first numbers…" : model.rows.size === 0 ? "No containers run here." : "No container passes the filter."}</td></tr>}
@@ -332,9 +332,9 @@ function Head({ id, by }: { id: string; by: Order }) {
   );
 }
 
-function RowLine({ row, index, shown, unit, model }: { row: Row; index: number; shown: string[]; unit: Unit; model: Model }) {
+function RowLine({ row, index, shown, unit, model, inGroup }: { row: Row; index: number; inGroup: boolean; shown: string[]; unit: Unit; model: Model }) {
   return (
-    <tr aria-rowindex={index + 2} data-id={row.is.id} class={`${row.stopped ? "ended" : ""} ${index % 2 ? "odd" : ""}`}>
+    <tr aria-rowindex={index + 2} data-id={row.is.id} class={`${row.stopped ? "ended" : ""} ${index % 2 ? "odd" : ""} ${inGroup ? "member" : ""}`}>
       {shown.map((id) => {
         const c = columns[id]!;
         const content = c.cell(row, unit, model);

@@ -8,6 +8,7 @@ export interface Layer {
   receive: Float32Array;
   transmit: Float32Array;
   colour: string;
+  below?: string; // of what is transmitted, where that is another one
 }
 
 /** What a plot shows: the ends of its points in seconds of wall time, and the layers from the axis outwards. */
@@ -114,7 +115,7 @@ export class Plot {
           y: { range: (_u, min, max) => [Math.min(min ?? 0, 0) * 1.05, Math.max(max ?? 0, 64) * 1.05] },
         },
         axes: [
-          { ...axis, values: (_u, splits) => splits.map((s) => clock(new Date(s * 1000)).replace(/:00$/, "")), space: 70 },
+          { ...axis, values: (_u, splits) => splits.map((s) => clock(new Date(s * 1000)).replace(/:00$/, "")), space: 70, size: 28 },
           { ...axis, size: 78, values: (_u, splits) => splits.map((s) => text(rate(Math.abs(s), this.unit))), space: 34,
             splits: (_u, _axis, min, max) => ticks(min, max, this.unit) },
         ],
@@ -163,7 +164,7 @@ export class Plot {
       for (const layer of layers) {
         const outer = new Float64Array(to);
         for (let i = from; i < to; i++) outer[i] = inner[i]! + sign * layer[side][i]! * scale;
-        fill(ctx, x, inner, outer, from, to, layer.colour);
+        fill(ctx, x, inner, outer, from, to, (side === "transmit" && layer.below) || layer.colour);
         inner = outer;
       }
     }

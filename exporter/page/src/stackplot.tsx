@@ -16,13 +16,14 @@ const reorder = 10_000; // ms between choices of those
 class Leaders {
   private colours = new Map<string, number>();
   private chosenAt = 0;
+  private fills = 0; // of the model, when they were chosen
   list: { row: Row; colour: number }[] = [];
 
   choose(model: Model): void {
     const now = performance.now();
     const gone = this.list.some(({ row }) => model.rows.get(row.is.id) !== row);
-    if (!gone && this.list.length > 0 && now - this.chosenAt < reorder) return;
-    this.chosenAt = now;
+    if (!gone && this.list.length > 0 && this.fills === model.fills && now - this.chosenAt < reorder) return;
+    [this.chosenAt, this.fills] = [now, model.fills];
     const sums: [number, Row][] = [];
     for (const row of model.rows.values()) {
       if (!row.track || model.isPart(row)) continue;
@@ -72,7 +73,8 @@ export function StackPlot({ unit, of }: { unit: Unit; of?: Row | undefined }) {
 
   const theme = () => {
     const style = getComputedStyle(into.current!);
-    colours.current = Array.from({ length: shown + 1 }, (_, i) => style.getPropertyValue(`--plot-${i}`).trim());
+    const names = [...Array.from({ length: shown + 1 }, (_, i) => `--plot-${i}`), "--receive", "--transmit"];
+    colours.current = names.map((name) => style.getPropertyValue(name).trim());
   };
   useEffect(() => {
     theme();
@@ -88,7 +90,7 @@ export function StackPlot({ unit, of }: { unit: Unit; of?: Row | undefined }) {
   let layers: Layer[] = [];
   if (plot.current || colours.current.length > 0) {
     if (!of) layers = layersOf(model, leaders, colours.current);
-    else if (of.track) layers = [{ receive: of.track.receive.subarray(begin, points), transmit: of.track.transmit.subarray(begin, points), colour: colours.current[0]! }];
+    else if (of.track) layers = [{ receive: of.track.receive.subarray(begin, points), transmit: of.track.transmit.subarray(begin, points), colour: colours.current[shown + 1]!, below: colours.current[shown + 2]! }];
   }
   useEffect(() => {
     const times = model.times.slice(begin, points);

@@ -35,10 +35,13 @@ export const reasons: Record<string, [why: string, todo: string]> = {
     "The log and nettally check name that program and its cgroup.",
   ],
   shadowed: [
-    "It is counted in part: the program of another ends the chain before packets reach nettally.",
+    "The program of another ends the chain before some packets reach nettally.",
     "Run nettally check: it names the interface. attach.mode: tcx comes before clsact's filters.",
   ],
 };
+
+/** The reasons that leave a part uncounted. */
+export const inPart = new Set(["several_networks", "interface_excluded", "partly_counted", "shadowed"]);
 
 export function reason(of: string): [why: string, todo: string] {
   return reasons[of] ?? [of === "" ? "It is counted." : of, "See the log of nettally."];
