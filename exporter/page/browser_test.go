@@ -220,7 +220,7 @@ func eval[T any](b *tab, expression string) T {
 func (b *tab) wait(expression string) {
 	b.t.Helper()
 	for begun, told := time.Now(), false; ; time.Sleep(20 * time.Millisecond) {
-		if eval[bool](b, "!!("+expression+")") {
+		if eval[bool](b, "(() => { try { return !!("+expression+") } catch { return false } })()") {
 			return
 		}
 		if !told && time.Since(begun) > 20*time.Second { // say what it waits for, and go on

@@ -60,7 +60,8 @@ func TestKeyboard(t *testing.T) {
 	h := example(t)
 	b := open(t, h, "")
 	b.wait(`document.querySelectorAll("tr[data-id]").length === 14`)
-	b.run(chromedp.KeyEvent("/"))
+	// chromedp would send the text of the key apart, which no browser does after a key is taken.
+	b.run(call(input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: "rawKeyDown", Key: "/"}), call(input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: "keyUp", Key: "/"}))
 	b.wait(`document.activeElement.id === "filter"`)
 	b.run(chromedp.KeyEvent("vpn"))
 	b.wait(`document.querySelectorAll("tr[data-id]").length === 1`)

@@ -13,7 +13,7 @@ export interface Address {
 }
 
 export function read(): Address {
-  const [path = "", query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
+  const [, path = "", query = ""] = /^#?\/?([^?]*)\??(.*)$/s.exec(location.hash) ?? [];
   const [view = "", ...rest] = path.split("/");
   let of = rest.join("/");
   try {

@@ -62,6 +62,9 @@ function UsedTable({ of, title, unit, caption, choose, chosen }: {
   );
 }
 
+/** What a field for dates takes; the address may have times. */
+const date = (text: string) => (/^\d{4}-\d\d-\d\d$/.test(text) ? text : "");
+
 /** What was used in each step, of everything that the parameters leave. */
 export function HistoryTable({ parameters, unit, caption }: { parameters: Record<string, string>; unit: Unit; caption: string }) {
   const api = path("api/v1/history", parameters);
@@ -96,8 +99,8 @@ export function History({ address, unit }: { address: Address; unit: Unit }) {
         <Field label="Name" value={get("name")} hint="web-*" set={(name) => change({ name })} />
         <Field label="Namespace" value={get("namespace")} set={(namespace) => change({ namespace })} />
         <Field label="Label" value={get("label")} hint="key=value" set={(label) => change({ label })} />
-        <label class="choice"><span>From</span><input type="date" value={get("from")} max={day(new Date())} onChange={(e) => change({ from: e.currentTarget.value })} /></label>
-        <label class="choice"><span>Until</span><input type="date" value={get("to")} onChange={(e) => change({ to: e.currentTarget.value })} /></label>
+        <label class="choice"><span>From</span><input type="date" value={date(get("from"))} max={day(new Date())} onChange={(e) => change({ from: e.currentTarget.value })} /></label>
+        <label class="choice"><span>Until</span><input type="date" value={date(get("to"))} onChange={(e) => change({ to: e.currentTarget.value })} /></label>
         <a class="button" href={path("api/v1/history", { ...parameters, format: "csv" })} download="nettally-history.csv">CSV</a>
       </div>
       <Problem of={fetched} />
