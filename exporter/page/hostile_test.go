@@ -92,7 +92,8 @@ func (b *tab) straight() {
 	wrong := eval[[]string](b, `(() => {
 		const wrong = [];
 		const wide = document.documentElement.scrollWidth;
-		if (wide > document.documentElement.clientWidth) wrong.push("the page is " + wide + " wide, the screen " + document.documentElement.clientWidth);
+		if (wide > document.documentElement.clientWidth) wrong.push("the page is " + wide + " wide, the screen " + document.documentElement.clientWidth + ": " +
+			[...document.querySelectorAll("main *")].filter((e) => e.getBoundingClientRect().right > document.documentElement.clientWidth && !e.closest(".scroll")).map((e) => e.tagName + "." + e.className).slice(0, 3));
 		for (const row of document.querySelectorAll("table.live tbody tr:not(.space):not(.empty)")) {
 			const high = row.getBoundingClientRect().height;
 			if (Math.abs(high - 32) > 1) wrong.push("a line is " + high + " high: " + row.innerText.slice(0, 60));

@@ -44,7 +44,7 @@ const columns: Record<string, Column> = {
     sum: (s) => <Figure of={s.some ? perSecond(s.rates.receivePackets + s.rates.transmitPackets) : null} />,
   },
   syn: {
-    title: "SYN", label: "TCP connection requests (SYN) a second", number: true, width: "w-small", key: (r) => r.smooth.syn,
+    title: "SYN", label: "SYN: TCP connection requests a second", number: true, width: "w-small", key: (r) => r.smooth.syn,
     cell: (r) => <Figure of={r.rates && perSecond(r.rates.receiveSYN + r.rates.transmitSYN)} />,
     sum: (s) => <Figure of={s.some ? perSecond(s.rates.receiveSYN + s.rates.transmitSYN) : null} />,
   },
