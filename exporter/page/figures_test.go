@@ -27,12 +27,12 @@ func TestFigures(t *testing.T) {
 	h := newHost(t)
 	h.thousand(1000)
 	b := open(t, h, "#/now")
-	b.run(call(performance.Enable, performance.EnableParams{}))
+	b.run(call(performance.Enable, performance.EnableParams{TimeDomain: performance.EnableTimeDomainThreadTicks}))
 	tick := func() { h.busy(); h.second() }
 	for range 30 {
 		tick()
 	}
-	b.wait(`document.querySelectorAll("tr[data-id]").length > 20`)
+	b.wait(`document.querySelectorAll("tr[data-id]").length > 10`)
 
 	// From the reading of the counters to the frame that has it.
 	var delays []float64

@@ -277,9 +277,12 @@ function useSlash(): void {
 }
 
 function Tools({ model, by, shown }: { model: Model; address: Address; by: Order; shown: string[] }) {
-  const labels = new Set<string>();
-  for (const row of model.rows.values()) for (const key of Object.keys(row.is.labels ?? {})) if (labels.size < 200) labels.add(key);
-  const choices = { ...groups, ...Object.fromEntries([...labels].sort().map((l) => [`label:${l}`, `label ${safe(l).slice(0, 60)}`])) };
+  const known = useMemo(() => {
+    const labels = new Set<string>();
+    for (const row of model.rows.values()) for (const key of Object.keys(row.is.labels ?? {})) if (labels.size < 200) labels.add(key);
+    return Object.fromEntries([...labels].sort().map((l) => [`label:${l}`, `label ${safe(l).slice(0, 60)}`]));
+  }, [model.identities]);
+  const choices: Record<string, string> = { ...groups, ...known };
   if (!(by.group in choices)) choices[by.group] = safe(by.group);
   const toggle = (id: string, on: boolean) => {
     const next = Object.keys(columns).filter((c) => (c === id ? on : shown.includes(c)));
