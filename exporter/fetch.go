@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"net/url"
 	"syscall"
@@ -113,29 +112,17 @@ func get(ctx context.Context, socket, target string) ([]byte, error) {
 }
 
 func ask(ctx context.Context, socket, method, target string, content io.Reader) ([]byte, error) {
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://nettally"+target, content)
+	c, err := NewClient(ClientOptions{Socket: socket})
 	if err != nil {
 		return nil, err
 	}
-	response, err := transport.RoundTrip(request)
+	defer c.Close()
+	response, err := c.open(ctx, method, target, content)
 	if err != nil {
-		return nil, dialError(err)
+		return nil, err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %w", response.Status, errorText(body))
-	}
-	return body, nil
+	return io.ReadAll(response.Body)
 }
 
 // dialError drops the socket's path from net's errors: the caller names it.

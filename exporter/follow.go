@@ -42,13 +42,11 @@ type Client struct {
 // NewClient returns a client, which asks nothing yet. It returns an error if the URL is none, or
 // if the file of CAFile can't be read or has no certificate.
 func NewClient(o ClientOptions) (*Client, error) {
-	transport := &http.Transport{ResponseHeaderTimeout: time.Minute}
+	transport := &http.Transport{ResponseHeaderTimeout: 2 * time.Minute}
 	c := &Client{http: &http.Client{Transport: transport}, user: o.User, password: o.Password}
 	if o.URL == "" {
 		c.base, c.where = "http://nettally", o.Socket
-		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", o.Socket)
-		}
+		transport.DialContext = dialer(o.Socket)
 		return c, nil
 	}
 	u, err := url.Parse(o.URL)
@@ -76,6 +74,12 @@ func NewClient(o ClientOptions) (*Client, error) {
 	return c, nil
 }
 
+func dialer(socket string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}
+}
+
 // Close gives up connections that are not in use.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
@@ -83,7 +87,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 //
 // Returns an error wrapping [ErrNotRunning] if nobody answers at the socket.
 func (c *Client) Get(ctx context.Context, target string, body any) error {
-	response, err := c.open(ctx, target)
+	response, err := c.open(ctx, http.MethodGet, target, nil)
 	if err != nil {
 		return fmt.Errorf("read %s from %s: %w", target, c.where, err)
 	}
@@ -94,9 +98,9 @@ func (c *Client) Get(ctx context.Context, target string, body any) error {
 	return nil
 }
 
-// open asks for a path, and returns an answer that is a success.
-func (c *Client) open(ctx context.Context, target string) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+target, nil)
+// open sends a request, and returns an answer that is a success.
+func (c *Client) open(ctx context.Context, method, target string, content io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, c.base+target, content)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +119,7 @@ func (c *Client) open(ctx context.Context, target string) (*http.Response, error
 		return response, nil
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	body, err := io.ReadAll(response.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +147,7 @@ func (c *Client) Follow(ctx context.Context, interval time.Duration) iter.Seq2[S
 		silence := time.AfterFunc(silentFor, cancel)
 		defer silence.Stop()
 		fail := func(err error) { yield(nil, fmt.Errorf("watch usage at %s: %w", c.where, err)) }
-		response, err := c.open(ctx, "/api/v1/stream?interval="+interval.String())
+		response, err := c.open(ctx, http.MethodGet, "/api/v1/stream?interval="+interval.String(), nil)
 		if err != nil {
 			fail(err)
 			return

@@ -28,7 +28,7 @@ import (
 
 // serve serves on loopback and a socket until the returned function, which
 // checks that the shutdown was clean, or the end of the test.
-func serve(t *testing.T, opts Options, webConfig string) (l *Listeners, socket string, stop func()) {
+func serve(t testing.TB, opts Options, webConfig string) (l *Listeners, socket string, stop func()) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "s")
 	l, err := Listen("127.0.0.1:0", socket, webConfig)

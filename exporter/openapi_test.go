@@ -190,6 +190,10 @@ func TestOpenAPIAnswers(t *testing.T) {
 	early.Snapshot = func(context.Context) (usage.Snapshot, error) {
 		return usage.Snapshot{}, errors.New("take over what was counted before: context deadline exceeded")
 	}
+	scene, watched := newScene(t, snapshot())
+	for range 30 { // some steps of the last 15 minutes
+		scene.change(func(snap *usage.Snapshot) { used(snap, "aaa111", 100) })
+	}
 	notReady := options(snapshot())
 	notReady.Ready = func() error { return errors.New("read cgroups: not yet") }
 	tests := []struct {
@@ -209,6 +213,14 @@ func TestOpenAPIAnswers(t *testing.T) {
 		{"/api/v1/containers/{container}", "GET", "/api/v1/containers/aaa", opts, 409, "application/json"},
 		{"/api/v1/containers", "GET", "/api/v1/containers", early, 503, "application/json"},
 		{"/api/v1/containers/{container}", "GET", "/api/v1/containers/aaa111", early, 503, "application/json"},
+		{"/api/v1/stream", "HEAD", "/api/v1/stream", watched, 200, "text/event-stream"},
+		{"/api/v1/stream", "GET", "/api/v1/stream?x=y", watched, 400, "application/json"},
+		{"/api/v1/stream", "POST", "/api/v1/stream", watched, 405, "application/json"},
+		{"/api/v1/stream", "GET", "/api/v1/stream", opts, 503, "application/json"},
+		{"/api/v1/recent", "GET", "/api/v1/recent", watched, 200, "application/json"},
+		{"/api/v1/recent", "GET", "/api/v1/recent?x=y", watched, 400, "application/json"},
+		{"/api/v1/recent", "POST", "/api/v1/recent", watched, 405, "application/json"},
+		{"/api/v1/recent", "GET", "/api/v1/recent", opts, 503, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?by=label:team&step=month", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?format=csv", opts, 200, "text/csv"},

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,7 +28,7 @@ type quotas struct {
 	err    error
 }
 
-func (q *quotas) Status() []quota.Status { return q.status }
+func (q *quotas) Status() []quota.Status { return slices.Clone(q.status) }
 func (q *quotas) Alerts() []quota.Alert  { return q.alerts }
 func (q *quotas) Set(name, key string, used uint64) error {
 	q.set = fmt.Sprint(name, " ", key, " ", used)

@@ -197,8 +197,8 @@ func (h *Hub) step(ctx context.Context) {
 	if len(due) == 0 && !ringDue {
 		return
 	}
-	// Who has just joined is content with a reading of the last second.
-	if fresh || ringDue || h.seq == 0 || boot-h.Reading.Boot >= Shortest || boot < h.Reading.Boot {
+	// Who has just joined is content with a reading of the last second, if it is of quotas, too.
+	if fresh || ringDue || !h.watched || boot-h.Reading.Boot >= Shortest || boot < h.Reading.Boot {
 		h.read(ctx, watched)
 	}
 	h.mu.Lock()

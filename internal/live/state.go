@@ -19,6 +19,7 @@ import (
 type state struct {
 	Reading
 	seq        uint64
+	watched    bool // the last reading was for viewers
 	containers map[string]*tracked
 	gone       []gone
 	lost       uint64 // gone has nothing of readings up to this one
@@ -61,6 +62,7 @@ func (h *Hub) read(ctx context.Context, watched bool) {
 		return // it may be in part
 	}
 	h.seq++
+	h.watched = watched
 	h.Reading = Reading{TakenAt: snap.TakenAt, Boot: h.Options.Boot()}
 	if !snap.ReadAt.IsZero() { // files were read earlier
 		age := max(snap.TakenAt.Sub(snap.ReadAt), 0)
@@ -87,17 +89,21 @@ func (h *Hub) see(c *usage.Container) {
 	t := h.containers[c.ID]
 	if t == nil {
 		t = &tracked{Container: now, identity: h.seq, total: h.seq}
+		t.StartedAt = time.Time{}
 		h.containers[c.ID] = t
-		if now.State == usage.Running {
-			t.started = h.seq
-		}
-	} else if now.Network = t.Network; !t.is(&now) { // the word for the network follows
+		t.State = usage.Stopped
+	}
+	now.Network = t.Network // the word for it follows
+	if !t.is(&now) {
 		t.identity = h.seq
-		if t.State != now.State && now.State == usage.Running {
-			t.started = h.seq
-		} else if t.State != now.State {
-			t.stopped = h.seq
-		}
+	}
+	// Between two readings it may have ended and begun again, or the other way round.
+	again := !t.StartedAt.Equal(now.StartedAt)
+	if now.State == usage.Running && (t.State == usage.Stopped || again) || now.State == usage.Stopped && again {
+		t.started = h.seq
+	}
+	if now.State == usage.Stopped && (t.State == usage.Running || again) || t.State == usage.Running && again {
+		t.stopped = h.seq
 	}
 	if t.Total != now.Total {
 		t.total = h.seq
@@ -166,7 +172,7 @@ func (h *Hub) since(sent uint64) []*Message {
 		return h.everything()
 	}
 	var changed []Container
-	var started, stopped []*Message
+	var lives []*Message
 	sample := Sample{Reading: h.Reading}
 	for _, t := range h.containers {
 		switch {
@@ -175,12 +181,7 @@ func (h *Hub) since(sent uint64) []*Message {
 		case t.total > sent:
 			sample.Totals = append(sample.Totals, t.Total)
 		}
-		if t.started > sent {
-			started = append(started, &Message{Event: Started{t.ID, t.Name}})
-		}
-		if t.stopped > sent {
-			stopped = append(stopped, &Message{Event: Stopped{t.ID, t.Name, t.StoppedAt}})
-		}
+		lives = append(lives, t.lives(sent)...)
 	}
 	var batch []*Message
 	if ids := h.goneSince(sent); len(ids) > 0 {
@@ -189,12 +190,26 @@ func (h *Hub) since(sent uint64) []*Message {
 	if len(changed) > 0 {
 		batch = append(batch, &Message{Event: Containers{Reading: h.Reading, Containers: inOrder(changed)}})
 	}
-	batch = append(append(batch, started...), stopped...)
+	batch = append(batch, lives...)
 	batch = append(batch, &Message{Event: sample})
 	if h.quotasSeq > sent {
 		batch = append(batch, &Message{Event: h.quotas})
 	}
 	return append(batch, h.alertsOf(func(a alert) bool { return a.seq > sent })...)
+}
+
+// lives returns that a container has begun and ended since a reading, what it does now last.
+func (t *tracked) lives(sent uint64) (messages []*Message) {
+	if t.started > sent {
+		messages = append(messages, &Message{Event: Started{t.ID, t.Name}})
+	}
+	if t.stopped > sent {
+		messages = append(messages, &Message{Event: Stopped{t.ID, t.Name, t.StoppedAt}})
+	}
+	if t.State == usage.Running {
+		slices.Reverse(messages)
+	}
+	return messages
 }
 
 // everything returns what a new viewer lacks.
