@@ -3,8 +3,10 @@
 package page_test
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
+	"image/png"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,10 +19,11 @@ import (
 	"github.com/nettally/nettally/internal/usage"
 )
 
-var screenshots = flag.String("screenshots", "", "the folder that TestScreenshots writes pictures of the page to; docs has those of the documents")
+var screenshots = flag.String("screenshots", "", "the folder that TestScreenshots writes pictures of the page to")
 
-// The pictures of the documents are made here, so that they show the page as it is:
-// go test ./exporter/page -run TestScreenshots -args -screenshots ../../docs
+// The pictures of the documents are made here, so that they show the page as it is: docs has
+// page-light.png, page-dark.png and page-phone.png.
+// go test ./exporter/page -run TestScreenshots -args -screenshots /tmp
 func TestScreenshots(t *testing.T) {
 	if *screenshots == "" {
 		t.Skip("-screenshots says where to")
@@ -52,7 +55,16 @@ func TestScreenshots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), picture, 0o644); err != nil {
+			// The browser hardly compresses.
+			decoded, err := png.Decode(bytes.NewReader(picture))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var small bytes.Buffer
+			if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, decoded); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), small.Bytes(), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		})
