@@ -6,9 +6,14 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
 	"image/png"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,13 +60,12 @@ func TestScreenshots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The browser hardly compresses.
 			decoded, err := png.Decode(bytes.NewReader(picture))
 			if err != nil {
 				t.Fatal(err)
 			}
 			var small bytes.Buffer
-			if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, decoded); err != nil {
+			if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, inFewColours(decoded)); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), small.Bytes(), 0o644); err != nil {
@@ -69,6 +73,21 @@ func TestScreenshots(t *testing.T) {
 			}
 		})
 	}
+}
+
+// inFewColours returns a picture in the 256 colours that it has most of.
+func inFewColours(picture image.Image) image.Image {
+	often := map[color.Color]int{}
+	size := picture.Bounds()
+	for y := size.Min.Y; y < size.Max.Y; y++ {
+		for x := size.Min.X; x < size.Max.X; x++ {
+			often[picture.At(x, y)]++
+		}
+	}
+	colours := slices.SortedFunc(maps.Keys(often), func(a, b color.Color) int { return often[b] - often[a] })
+	small := image.NewPaletted(size, colours[:min(len(colours), 256)])
+	draw.Draw(small, size, picture, size.Min, draw.Src)
+	return small
 }
 
 func exampleID(i int) string { return fmt.Sprintf("%064x", uint64(i+1)*0x9e3779b97f4a7c15) }
