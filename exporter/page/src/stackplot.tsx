@@ -23,6 +23,7 @@ class Leaders {
     const now = performance.now();
     const gone = this.list.some(({ row }) => model.rows.get(row.is.id) !== row);
     if (!gone && this.list.length > 0 && this.fills === model.fills && now - this.chosenAt < reorder) return;
+    if (this.fills === 0 && model.fills > 0) this.colours.clear(); // it was a guess, by some seconds
     [this.chosenAt, this.fills] = [now, model.fills];
     const sums: [number, Row][] = [];
     for (const row of model.rows.values()) {
