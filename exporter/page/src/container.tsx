@@ -8,7 +8,7 @@ import { amount, duration, moment, perSecond, rate, safe, type Unit } from "./fo
 import { link } from "./address";
 import { HistoryTable, steps } from "./history";
 import { QuotaTable } from "./quotas";
-import { Choice, Figure, Problem, Section, Source, Text, useFetch, useTick } from "./shared";
+import { Choice, Figure, Problem, Scroll, Section, Source, Text, useFetch, useTick } from "./shared";
 import { StackPlot } from "./stackplot";
 import { countedBy, inPart, reason } from "./words";
 
@@ -39,7 +39,7 @@ export function Container({ id, unit }: { id: string; unit: Unit }) {
       {row && <StackPlot key={id} unit={unit} of={row} />}
       {row && (
         <Section title="Exact totals">
-          <div class="scroll"><table class="exact" id="exact">
+          <Scroll label="Exact totals"><table class="exact" id="exact">
             <thead><tr><th scope="col" /><th scope="col">Received</th><th scope="col">Transmitted</th></tr></thead>
             <tbody>
               <Exact title="Bytes" of={row} key="bytes" field="bytes" />
@@ -47,7 +47,7 @@ export function Container({ id, unit }: { id: string; unit: Unit }) {
               <Exact title="SYN" of={row} field="tcp_syn" />
               {(row.receive.seeded_bytes !== 0 || row.transmit.seeded_bytes !== 0) && <Exact title="Seeded bytes, part of bytes" of={row} field="seeded_bytes" />}
             </tbody>
-          </table></div>
+          </table></Scroll>
           <p class="note">Counted {countedBy[row.is.counted_by] ?? safe(row.is.counted_by)}. A click on a number selects all its digits.
             {(row.receive.seeded_bytes !== 0 || row.transmit.seeded_bytes !== 0) && " Seeded is what the kernel had counted before nettally came: part of the totals, and of no rate, hour or quota."}</p>
         </Section>
@@ -100,7 +100,7 @@ function Interfaces({ c, unit }: { c: Details; unit: Unit }) {
   return (
     <>
       <Section title="Interfaces">
-        <div class="scroll"><table class="plain">
+        <Scroll label="Interfaces"><table class="plain">
           <thead><tr><th scope="col">Interface</th><th scope="col">In the host</th><th scope="col">Hook</th><th scope="col">Direction</th><th scope="col" class="number">Bytes</th><th scope="col" class="number">Packets</th><th scope="col" class="number">Kernel's bytes</th><th scope="col" class="number">Seeded</th><th scope="col" class="number">Mended</th><th scope="col" class="number">Dropped</th><th scope="col" class="number">Errors</th></tr></thead>
           <tbody>
             {c.interfaces.map((i) => (["receive", "transmit"] as const).map((d) => (
@@ -117,12 +117,12 @@ function Interfaces({ c, unit }: { c: Details; unit: Unit }) {
                 <td>{d === "receive" ? "received" : "transmitted"}</td><Digits of={c.ip![d].bytes} /><Digits of={c.ip![d].packets} /><td colSpan={5} /></tr>
             ))}
           </tbody>
-        </table></div>
+        </table></Scroll>
       </Section>
       <Section title="Protocols">
-        <div class="columns-of">
+        <Scroll label="Protocols" kind="columns-of">
           {ways.map(([name, way], i) => <Split key={i} name={name} way={way} unit={unit} />)}
-        </div>
+        </Scroll>
       </Section>
       {c.tcp && <TCP of={c.tcp} />}
     </>

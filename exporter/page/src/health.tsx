@@ -5,7 +5,7 @@ import { APIError, path } from "./api";
 import { count, digits, type Count } from "./exact";
 import { clock, safe } from "./format";
 import type { Row } from "./model";
-import { ContainerLink, Problem, Section, Source, useFetch, useTick } from "./shared";
+import { ContainerLink, Problem, Scroll, Section, Source, useFetch, useTick } from "./shared";
 import { reason } from "./words";
 
 interface HostState {
@@ -93,13 +93,13 @@ export function Health() {
       )}
       <Section title="Self-check, ledger and queues">
         {numbers.body === null ? <p class="note">{numbers.error ? safe(numbers.error) : "…"}</p> : (
-          <div class="scroll"><table class="plain">
+          <Scroll label="Self-check"><table class="plain">
             <thead><tr><th scope="col">What</th><th scope="col">Metric</th><th scope="col" class="number">Value</th></tr></thead>
             <tbody>{numbers.body.map((m) => {
               const [, words, good] = wanted.find(([name]) => name === m.name)!;
               return <tr key={m.name + m.labels}><td><span class={`dot ${good(Number(m.value)) ? "good" : "bad"}`} aria-hidden="true" />{words}{!good(Number(m.value)) && <span class="hidden"> (look at this)</span>}</td><td><code>{m.name}{m.labels && `{${safe(m.labels)}}`}</code></td><td class="digits">{m.value}</td></tr>;
             })}</tbody>
-          </table></div>
+          </table></Scroll>
         )}
       </Section>
       <Source of={["readyz", "version", hostPath, "api/v1/quotas", "metrics"]} />
@@ -111,7 +111,7 @@ function Uncounted({ rows }: { rows: Row[] }) {
   const by = new Map<string, Row[]>();
   for (const row of rows) by.set(row.is.reason, [...(by.get(row.is.reason) ?? []), row]);
   return (
-    <div class="scroll"><table class="plain">
+    <Scroll label="Not counted"><table class="plain">
       <thead><tr><th scope="col">Reason</th><th scope="col">Why, and what to do</th><th scope="col">Containers</th></tr></thead>
       <tbody>{[...by].map(([of, list]) => {
         const [why, todo] = reason(of);
@@ -120,7 +120,7 @@ function Uncounted({ rows }: { rows: Row[] }) {
             <td class="long">{list.slice(0, 50).map((row, i) => <span key={row.is.id}>{i > 0 && ", "}<ContainerLink row={row} /></span>)}{list.length > 50 && ` and ${list.length - 50} more`}</td></tr>
         );
       })}</tbody>
-    </table></div>
+    </table></Scroll>
   );
 }
 

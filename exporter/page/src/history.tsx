@@ -5,7 +5,7 @@ import { change, type Address } from "./address";
 import { path, type HistoryRow } from "./api";
 import { compare, count, digits, plus, type Count } from "./exact";
 import { amount, day, percent, safe, type Unit } from "./format";
-import { Bar, Choice, Field, Figure, Problem, Section, Source, Text, useFetch } from "./shared";
+import { Bar, Choice, Field, Figure, Problem, Scroll, Section, Source, Text, useFetch } from "./shared";
 
 export const steps: Record<string, string> = { hour: "hour", day: "day", month: "month" };
 const sums: Record<string, string> = { name: "name", container: "container", pod: "pod", namespace: "namespace" };
@@ -42,7 +42,7 @@ function UsedTable({ of, title, unit, caption, choose, chosen }: {
   const all = of.reduce<Used>((s, [, u]) => ({ receive: plus(s.receive, u.receive), transmit: plus(s.transmit, u.transmit) }), { receive: 0, transmit: 0 });
   const cells = (u: Used) => [u.receive, u.transmit, total(u)].map((v, i) => <td key={i} class="number" title={digits(v)}><Figure of={amount(v, unit)} /></td>);
   return (
-    <div class="scroll"><table class="plain used">
+    <Scroll label="Usage"><table class="plain used">
       <caption class="hidden">{caption}</caption>
       <thead><tr><th scope="col">{title}</th><th scope="col" class="number">Received</th><th scope="col" class="number">Transmitted</th><th scope="col" class="number">Total</th><th scope="col" class="bars"><span class="hidden">Share</span></th></tr></thead>
       <tbody>
@@ -58,7 +58,7 @@ function UsedTable({ of, title, unit, caption, choose, chosen }: {
         })}
       </tbody>
       {of.length > 1 && <tfoot><tr><th scope="row">All</th>{cells(all)}<td class="bars">{of.length > 1000 && `the first 1,000 of ${of.length} are shown`}</td></tr></tfoot>}
-    </table></div>
+    </table></Scroll>
   );
 }
 

@@ -5,7 +5,7 @@ import { useEffect } from "preact/hooks";
 import { change, type Address } from "./address";
 import type { Alert, Quota } from "./api";
 import { duration, moment, percent, safe, used } from "./format";
-import { Bar, Field, Problem, Section, Source, Text, useFetch, useTick } from "./shared";
+import { Bar, Field, Problem, Scroll, Section, Source, Text, useFetch, useTick } from "./shared";
 
 const most = 500; // rows of quotas that are shown
 
@@ -45,7 +45,7 @@ const soon = (text: string | null) => (text ? duration(Date.parse(text) - Date.n
 
 export function QuotaTable({ quotas }: { quotas: Quota[] }) {
   return (
-    <div class="scroll"><table class="plain quotalist">
+    <Scroll label="Quotas"><table class="plain quotalist">
       <thead><tr><th scope="col">Quota</th><th scope="col">Of</th><th scope="col" class="number">Used</th><th scope="col" class="number">Limit</th><th scope="col" class="bars">Share</th><th scope="col" class="number">Projected</th><th scope="col">Resets</th><th scope="col">Levels</th></tr></thead>
       <tbody>
         {quotas.map((q) => {
@@ -65,13 +65,13 @@ export function QuotaTable({ quotas }: { quotas: Quota[] }) {
           );
         })}
       </tbody>
-    </table></div>
+    </table></Scroll>
   );
 }
 
 function AlertTable({ alerts }: { alerts: Alert[] }) {
   return (
-    <div class="scroll"><table class="plain">
+    <Scroll label="Alerts"><table class="plain">
       <thead><tr><th scope="col">State</th><th scope="col">Quota</th><th scope="col">Of</th><th scope="col">Level</th><th scope="col">Since</th><th scope="col">Until</th><th scope="col">What</th></tr></thead>
       <tbody>
         {alerts.map((a) => (
@@ -82,6 +82,6 @@ function AlertTable({ alerts }: { alerts: Alert[] }) {
           </tr>
         ))}
       </tbody>
-    </table></div>
+    </table></Scroll>
   );
 }

@@ -93,6 +93,18 @@ export function Section({ title, children, aside }: { title: string; children: C
   return <section><div class="head"><h2>{title}</h2>{aside}</div>{children}</section>;
 }
 
+/** What may be wider than the screen scrolls by itself, also by keys where it does. */
+export function Scroll({ label, children, kind = "" }: { label: string; children: ComponentChildren; kind?: string }) {
+  const box = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    const e = box.current!;
+    const measure = new ResizeObserver(() => (e.scrollWidth > e.clientWidth ? (e.tabIndex = 0) : e.removeAttribute("tabindex")));
+    for (const each of [e, ...e.children]) measure.observe(each);
+    return () => measure.disconnect();
+  }, []);
+  return <div class={`scroll ${kind}`} ref={box} role="group" aria-label={label}>{children}</div>;
+}
+
 /** A bar of a share, for the eye alone: the number stands beside it. */
 export function Bar({ share, split, kind }: { share: number; split?: number; kind?: string }) {
   const width = (v: number) => `${Math.max(0, Math.min(1, v)) * 100}%`;
