@@ -114,7 +114,8 @@ type tab struct {
 
 	mu     sync.Mutex
 	faults []string
-	asked  []string // addresses
+
+	closing sync.WaitGroup // of dialogs
 }
 
 // open opens the page of a host in a profile of its own: without what other tests have left.
@@ -156,7 +157,6 @@ func (b *tab) hear(event any) {
 	fault := func(format string, args ...any) { b.faults = append(b.faults, fmt.Sprintf(format, args...)) }
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
-		b.asked = append(b.asked, e.Request.URL)
 		if !strings.HasPrefix(e.Request.URL, b.base) && !strings.HasPrefix(e.Request.URL, "data:") { // the browser's own icons are data
 			fault("request to %s", e.Request.URL)
 		}
@@ -171,10 +171,14 @@ func (b *tab) hear(event any) {
 		fault("console.%s", e.Type)
 	case *page.EventJavascriptDialogOpening:
 		fault("dialog: %s", e.Message)
+		b.closing.Go(func() { // the tab stands still while it is open
+			_ = chromedp.Do(b.ctx, call(page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{}))
+		})
 	}
 }
 
 func (b *tab) blameless() {
+	b.closing.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, f := range b.faults {
