@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { h, Fragment, createContext, type ComponentChildren } from "preact";
-import { useContext, useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { useContext, useEffect, useLayoutEffect, useReducer, useRef, useState } from "preact/hooks";
 import { APIError, get } from "./api";
 import type { Model, Row } from "./model";
 import { safe, type Amount } from "./format";
@@ -96,11 +96,13 @@ export function Section({ title, children, aside }: { title: string; children: C
 /** What may be wider than the screen scrolls by itself, also by keys where it does. */
 export function Scroll({ label, children, kind = "" }: { label: string; children: ComponentChildren; kind?: string }) {
   const box = useRef<HTMLDivElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const e = box.current!;
-    const measure = new ResizeObserver(() => (e.scrollWidth > e.clientWidth ? (e.tabIndex = 0) : e.removeAttribute("tabindex")));
-    for (const each of [e, ...e.children]) measure.observe(each);
-    return () => measure.disconnect();
+    const measure = () => (e.scrollWidth > e.clientWidth ? (e.tabIndex = 0) : e.removeAttribute("tabindex"));
+    const resized = new ResizeObserver(measure);
+    for (const each of [e, ...e.children]) resized.observe(each);
+    measure();
+    return () => resized.disconnect();
   }, []);
   return <div class={`scroll ${kind}`} ref={box} role="group" aria-label={label}>{children}</div>;
 }
