@@ -62,6 +62,8 @@ function UsedTable({ of, title, unit, caption, choose, chosen }: {
   );
 }
 
+const capital = (word: string) => word.charAt(0).toUpperCase() + word.slice(1);
+
 /** What a field for dates takes; the address may have times. */
 const date = (text: string) => (/^\d{4}-\d\d-\d\d$/.test(text) ? text : "");
 
@@ -73,7 +75,7 @@ export function HistoryTable({ parameters, unit, caption }: { parameters: Record
   if (!fetched.body) return fetched.error ? <Problem of={fetched} /> : <p class="note">Reading the ledger…</p>;
   const rows = [...sumBy(fetched.body.history, (r) => startOf(r.start, step))].reverse();
   if (rows.length === 0) return <p class="note">Nothing was counted in this time. What is counted comes here within some ten seconds.</p>;
-  return <div><Problem of={fetched} /><UsedTable of={rows} title={step[0]!.toUpperCase() + step.slice(1)} unit={unit} caption={caption} /><Source of={[api]} /></div>;
+  return <div><Problem of={fetched} /><UsedTable of={rows} title={capital(step)} unit={unit} caption={caption} /><Source of={[api]} /></div>;
 }
 
 export function History({ address, unit }: { address: Address; unit: Unit }) {
@@ -109,10 +111,10 @@ export function History({ address, unit }: { address: Address; unit: Unit }) {
       {rows.length > 0 && (
         <div class="two">
           <Section title={hasKey && key !== "" ? `By ${step}: ${safe(key)}` : `By ${step}`} aside={hasKey && key !== "" && <button type="button" onClick={() => change({ key: "" })}>Show all</button>}>
-            <UsedTable of={times} title={step[0]!.toUpperCase() + step.slice(1)} unit={unit} caption={`Usage by ${step}`} />
+            <UsedTable of={times} title={capital(step)} unit={unit} caption={`Usage by ${step}`} />
           </Section>
           <Section title={`By ${safe(by)}`} aside={first && all !== 0 && <span class="note">{safe(first[0]) || "(none)"}: {percent(Number(total(first[1])) / Number(all))}</span>}>
-            <UsedTable of={keys} title={safe(by)} unit={unit} caption={`Usage by ${safe(by)}`} choose={(k) => change({ key: k })} chosen={key} />
+            <UsedTable of={keys} title={capital(safe(by))} unit={unit} caption={`Usage by ${safe(by)}`} choose={(k) => change({ key: k })} chosen={key} />
           </Section>
         </div>
       )}
