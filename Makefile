@@ -7,8 +7,8 @@
 # make test-arm64 and test-32bit: the tests that need no root, built for arm64 and for 32 bits
 # make fuzz T=1m each fuzz target of all packages for a time, one after the other
 # make bench     the benchmarks whose figures the documents quote
-# make generate  the BPF objects, from their C source
-# make check     formatting, linters, import rules, and that the objects match the source
+# make generate  the BPF objects, from their C source, and the web page, from its TypeScript
+# make check     formatting, linters, types, import rules, and that what is generated matches its source
 # make install   the binary, the systemd unit and the reference configuration
 #
 # test, race, bench, generate and check install the Debian or Ubuntu packages that they
@@ -32,9 +32,10 @@ TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc
 	busybox:busybox-static tcpdump:tcpdump nft:nftables conntrack:conntrack ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 nginx:nginx-light curl:curl wrk:wrk dnsmasq:dnsmasq-base openssl:openssl tshark:tshark systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
-	mkfs.ext4:e2fsprogs gcc:gcc podman:podman tmux:tmux conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
-TEST_NEEDS_FILES := /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
+	mkfs.ext4:e2fsprogs gcc:gcc chromium:chromium podman:podman tmux:tmux conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
+TEST_NEEDS_FILES := /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf:fonts-dejavu-core /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
+CHECK_NEEDS := npm:npm
 
 # need installs the packages of the programs that are missing.
 define need
@@ -65,7 +66,7 @@ RACE := ./internal/controller ./internal/quota ./internal/usage ./internal/nflog
 	./exporter ./internal/live ./internal/names ./internal/conntrack ./internal/procnet ./internal/roster ./internal/wallclock ./internal/top ./configs ./cmd/nettally
 
 # Those with tests that need no root. names and notify would mostly wait, for others' daemons.
-UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./cmd/nettally ./internal/controller ./internal/procnet \
+UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./exporter/page/... ./cmd/nettally ./internal/controller ./internal/procnet \
 	./internal/roster ./internal/wallclock ./internal/usage ./internal/ledger ./internal/quota ./internal/live ./internal/view ./internal/top
 
 # How long make fuzz gives each target, as go test -fuzztime has it.
@@ -132,6 +133,9 @@ generate:
 
 check: generate
 	@git diff --exit-code -- bpf || { echo "bpf/: the objects do not match their source: run \`make generate\` and commit" >&2; exit 1; }
+	@[ -z "$$(git status --porcelain -- exporter/page/dist)" ] || { git diff --stat -- exporter/page/dist; echo "exporter/page/dist: the page does not match its source: run \`make generate\` and commit" >&2; exit 1; }
+	$(call need,$(CHECK_NEEDS))
+	cd exporter/page/src && npm ci --ignore-scripts --no-audit --no-fund --silent && node_modules/@typescript/typescript-*/lib/tsc -p .
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w: $$unformatted" >&2; exit 1; }
 	go mod tidy -diff
 	go vet ./...

@@ -18,12 +18,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nettally/nettally/exporter/page"
 	"github.com/nettally/nettally/internal/usage"
 )
 
 // routes returns the handler of all paths. What it answers by itself, unknown
 // paths and wrong methods too, is JSON.
-func (e *Exporter) routes(landing http.Handler) http.Handler {
+func (e *Exporter) routes() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, h http.Handler) { mux.Handle(pattern, readOnly(h)) }
 	handle("/metrics", e.inPlace(e.metrics))
@@ -40,10 +41,12 @@ func (e *Exporter) routes(landing http.Handler) http.Handler {
 	handle("/healthz", http.HandlerFunc(e.health))
 	handle("/readyz", http.HandlerFunc(e.readiness))
 	handle("/version", http.HandlerFunc(e.version))
-	handle("/{$}", landing)
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	none := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e.fail(w, http.StatusNotFound, fmt.Errorf("find page %q: there is none", r.URL.Path))
 	})
+	handle("/{$}", page.Handler(none))
+	handle(page.Assets, page.Handler(none))
+	mux.Handle("/", none)
 	return onlyPaths(mux)
 }
 

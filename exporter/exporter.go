@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package exporter shows usage as Prometheus metrics and JSON, on a TCP address
-// and on a unix socket. It computes nothing: every number is one of a
+// Package exporter shows usage as Prometheus metrics, as JSON and on a web page, on a TCP
+// address and on a unix socket. It computes nothing: every number is one of a
 // [usage.Snapshot], and both formats are made of the same snapshot function. Those
 // of the history are the ledger's, and those of quotas are the quotas'.
 package exporter
@@ -21,7 +21,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/nettally/nettally/internal/quota"
 	"github.com/nettally/nettally/internal/usage"
@@ -156,11 +155,7 @@ func New(opts Options) (*Exporter, error) {
 	if err := e.register(opts.Extra); err != nil {
 		return nil, err
 	}
-	landing, err := landingPage(opts.Build)
-	if err != nil {
-		return nil, fmt.Errorf("make landing page: %w", err)
-	}
-	e.handler = e.routes(landing)
+	e.handler = e.routes()
 	return e, nil
 }
 
@@ -271,23 +266,4 @@ func (g gatherer) Gather() ([]*dto.MetricFamily, error) {
 // errorLog is a logger for libraries that want one of package log.
 func errorLog(logger *slog.Logger) *log.Logger {
 	return slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
-}
-
-func landingPage(build BuildInfo) (http.Handler, error) {
-	return web.NewLandingPage(web.LandingConfig{
-		Name:        "nettally",
-		Description: "Network traffic of every container on this host",
-		Version:     build.Version,
-		Profiling:   "false", // there is no /debug/pprof
-		Links: []web.LandingLinks{
-			{Address: "/metrics", Text: "Metrics", Description: "for Prometheus"},
-			{Address: "/api/v1/containers", Text: "Containers", Description: "as JSON"},
-			{Address: "/api/v1/history", Text: "History", Description: "usage by day, as JSON or CSV"},
-			{Address: "/api/v1/quotas", Text: "Quotas", Description: "and how they stand, as JSON"},
-			{Address: "/api/v1/alerts", Text: "Alerts", Description: "as JSON"},
-			{Address: "/readyz", Text: "Readiness"},
-			{Address: "/healthz", Text: "Health"},
-			{Address: "/version", Text: "Version"},
-		},
-	})
 }
