@@ -17,7 +17,7 @@ type Containers struct {
 	// known. It is nil, and not in the JSON, unless it was asked for.
 	Unowned []Interface `json:"unowned,omitzero"`
 	TakenAt time.Time   `json:"taken_at"`
-	// BootMS is CLOCK_BOOTTIME in milliseconds at that time. Rates go by it: the wall clock may be set.
+	// BootMS is CLOCK_BOOTTIME in milliseconds at that time. Rates go by it: the wall clock may jump.
 	BootMS int64       `json:"boot_ms"`
 	Source string      `json:"source"` // of the numbers: "bpf" or "proc"
 	NFLOG  *NFLOGState `json:"nflog"`  // nil where firewall rules are not asked

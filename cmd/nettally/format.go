@@ -26,7 +26,7 @@ with Transmitted. What is not known is the text -, so compare numbers within {{i
 what is summed up by, and .Containers how many these are. Functions: json, join, split, lower, upper, truncate, pad.
 "table " before the template prints titles and aligns what \t is between. json is {{json .}}.`
 
-// formatted is a container, or a sum over some, as a template has it. What is not known is notKnown.
+// formatted is a container, or a sum over some, as a template has it. What is unknown is notKnown.
 type formatted struct {
 	ID, Name, Runtime, Image, Namespace, Pod, User, Network, State, CountedBy string
 

@@ -53,7 +53,7 @@ func unknown(w io.Writer, reason error) verdict {
 // than 4 KiB of it.
 const judged = 20
 
-// printVerdict prints how quotas stand in one line, as the guidelines for plugins of Nagios have it, and
+// printVerdict prints how quotas stand in one line, in the form of the Nagios plugin guidelines, and
 // returns the verdict.
 func printVerdict(w io.Writer, found *exporter.QuotaList) error {
 	keys := slices.DeleteFunc(slices.Clone(found.Quotas), func(q exporter.Quota) bool { return q.Key == "" && q.Used == 0 })
