@@ -58,6 +58,10 @@ ARCHITECTURES := amd64 arm64 arm 386 riscv64 ppc64le s390x
 # optimizations out, which take half of its time and find no error.
 TESTED := arm64 arm
 
+# The others are built with the tag `portable`, which leaves out what only ever runs on the builder's machine: the page's
+# bundler and the tests in a browser, whose libraries take longer to compile than all the rest.
+PORTABLE := -tags portable
+
 # What may differ by architecture of the analyzers of go vet. The rest has run for this one.
 PORTABLE_VET := -asmdecl -atomic -buildtag -directive -shift -stringintconv -unsafeptr
 
@@ -97,7 +101,7 @@ race:
 # here, and have run natively with it in `test`. Short, since the emulator is some 20 times slower.
 test-arm64:
 	$(call need,qemu-aarch64:qemu-user setpriv:util-linux)
-	GOARCH=arm64 NETTALLY_REQUIRE_ALL= go test -short -p 2 -timeout 60m \
+	GOARCH=arm64 NETTALLY_REQUIRE_ALL= go test $(PORTABLE) -short -p 2 -timeout 60m \
 		-exec "$(CURDIR)/.ci/unprivileged qemu-aarch64" $(UNPRIVILEGED)
 
 # What is wrong on 32 bits shows here: for 386 where the kernel runs that, and else for arm in an
@@ -105,7 +109,7 @@ test-arm64:
 test-32bit:
 	$(call need,qemu-arm:qemu-user setpriv:util-linux)
 	@if GOARCH=386 go run ./cmd/nettally version >/dev/null 2>&1; then arch=386 emulator=; else arch=arm emulator=qemu-arm; fi; \
-	set -x; GOARCH=$$arch NETTALLY_REQUIRE_ALL= go test -short -p 2 -timeout 60m \
+	set -x; GOARCH=$$arch NETTALLY_REQUIRE_ALL= go test $(PORTABLE) -short -p 2 -timeout 60m \
 		-exec "$(CURDIR)/.ci/unprivileged $$emulator" $(UNPRIVILEGED)
 
 # The targets are those that the packages have, and a failure does not keep the next from its
@@ -140,10 +144,10 @@ check: generate
 	go mod tidy -diff
 	go vet ./...
 	@for arch in $(filter-out $(shell go env GOHOSTARCH),$(ARCHITECTURES)); do \
-		echo "GOARCH=$$arch go build ./... && go vet ./..."; \
+		echo "GOARCH=$$arch go build $(PORTABLE) ./... && go vet $(PORTABLE) ./..."; \
 		case " $(TESTED) " in *" $$arch "*) flags=;; *) flags='-gcflags=all=-N -l';; esac; \
-		GOARCH=$$arch go build $${flags:+"$$flags"} ./...; \
-		GOARCH=$$arch go vet $${flags:+"$$flags"} $(PORTABLE_VET) ./...; \
+		GOARCH=$$arch go build $(PORTABLE) $${flags:+"$$flags"} ./...; \
+		GOARCH=$$arch go vet $(PORTABLE) $${flags:+"$$flags"} $(PORTABLE_VET) ./...; \
 	done
 	go tool staticcheck ./...
 	go tool depguard ./...

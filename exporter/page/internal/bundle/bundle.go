@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !portable
+
 // Command bundle makes the files of the page from their TypeScript: those that package page
 // embeds. It is run by go generate, in exporter/page.
 package main
