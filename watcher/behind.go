@@ -185,7 +185,7 @@ func (l link) stays() bool {
 // linksIn dumps the links of a namespace that the one of conn has a number for. The numbers
 // in the answer are those of the latter, too.
 func linksIn(conn *netlink.Conn, number int) (links []link, err error) {
-	payload, err := linkRequest(0, "")
+	payload, err := linkRequest(0, "", rtextSkipStats)
 	if err != nil {
 		return nil, err
 	}

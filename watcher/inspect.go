@@ -52,7 +52,7 @@ type Interface struct {
 	Behind Behind
 	Via    []int
 	// Passed is what the kernel had counted on an end of a pair that does not lead to the host, and on
-	// a tun device, just before it was found out what is behind. Nil where that is not known.
+	// a tun device, at the moment that Up is of. Nil where that is not known.
 	Passed *LinkCounters
 	// Idle: it is a tun device that nobody holds, or that is down.
 	Idle bool
@@ -98,7 +98,7 @@ func (w *Watcher) Inspect(c Container) (Sandbox, error) {
 // fillSandbox lists a namespace's interfaces and finds their host veths. of is the container,
 // nil if it does not matter what is its own.
 func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
-	inner, err := listLinks(netns, "")
+	inner, err := listCounted(netns)
 	if err != nil && !errors.Is(err, ErrPartial) {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -121,12 +121,12 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 		if v, ok := candidates[l.index]; ok && s.NetNSID >= 0 && v.NetNSID == s.NetNSID && v.PeerIndex == l.index {
 			i.HostIndex = v.Index
 		}
+		if of != nil && i.HostIndex == 0 && (i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun") {
+			i.Passed = l.passed
+		}
 		s.Interfaces = append(s.Interfaces, i)
 	}
 	if of != nil {
-		if err := notePassed(netns, s.Interfaces); err != nil {
-			return err
-		}
 		if err := w.lookBehind(of, netns, inner, s.Interfaces); err != nil {
 			return err
 		}
@@ -140,39 +140,6 @@ func (w *Watcher) fillSandbox(s *Sandbox, netns int, of *own) error {
 	}
 	s.Given, err = w.given(s.Interfaces, inner, netns)
 	return err
-}
-
-// notePassed reads the counters of what may be found to stay inside.
-func notePassed(netns int, interfaces []Interface) error {
-	staysInside := func(i Interface) bool {
-		return i.HostIndex == 0 && (i.Kind == "veth" || i.Kind == "netkit" || i.Kind == "tun")
-	}
-	if !slices.ContainsFunc(interfaces, staysInside) {
-		return nil
-	}
-	conn, err := dial(netns, 0)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	for n := range interfaces {
-		if !staysInside(interfaces[n]) {
-			continue
-		}
-		if err := expect(conn); err != nil {
-			return err
-		}
-		passed, err := getStats(conn, interfaces[n].Index, nil)
-		if errors.Is(err, ErrGone) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read counters: %w", err)
-		}
-		passed = passed.fromOtherEnd()
-		interfaces[n].Passed = &passed
-	}
-	return nil
 }
 
 // noteBehind notes what was found out about links.

@@ -33,8 +33,9 @@ type link struct {
 	ethernet  bool // its packets begin with an Ethernet header
 	loopback  bool
 	up        bool
-	carrier   bool // IFF_LOWER_UP
-	queues    int  // of a tun device, which processes hold
+	carrier   bool          // IFF_LOWER_UP
+	queues    int           // of a tun device, which processes hold
+	passed    *LinkCounters // at the same moment; nil if it was not asked for
 
 	// What else was found out, see lookBehind and markHeld.
 	behind  Behind
@@ -76,14 +77,19 @@ func (w *Watcher) HostVeths() ([]HostVeth, error) {
 
 // listLinks dumps the links of a kind, or all. It says ErrPartial only after
 // several attempts.
-func listLinks(netns int, kind string) ([]link, error) {
+func listLinks(netns int, kind string) ([]link, error) { return list(netns, kind, rtextSkipStats) }
+
+// listCounted dumps all links with what passed them, of the moment that the rest is of, too.
+func listCounted(netns int) ([]link, error) { return list(netns, "", 0) }
+
+func list(netns int, kind string, filter uint32) ([]link, error) {
 	conn, err := dial(netns, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	for attempt := 1; ; attempt++ {
-		links, err := dumpLinks(conn, kind)
+		links, err := dumpLinks(conn, kind, filter)
 		if !errors.Is(err, ErrPartial) || attempt == listAttempts {
 			return links, err
 		}
@@ -95,9 +101,9 @@ const rtextSkipStats = 1 << 3
 
 // linkRequest asks for one link, or with index 0 for all or those of a kind. A
 // kernel may ignore the kind.
-func linkRequest(index int, kind string) ([]byte, error) {
+func linkRequest(index int, kind string, filter uint32) ([]byte, error) {
 	attrs := netlink.NewAttributeEncoder()
-	attrs.Uint32(unix.IFLA_EXT_MASK, rtextSkipStats)
+	attrs.Uint32(unix.IFLA_EXT_MASK, filter)
 	if kind != "" {
 		attrs.Nested(unix.IFLA_LINKINFO, func(info *netlink.AttributeEncoder) error {
 			info.String(unix.IFLA_INFO_KIND, kind)
@@ -110,8 +116,8 @@ func linkRequest(index int, kind string) ([]byte, error) {
 	return append(header, b...), err
 }
 
-func dumpLinks(conn *netlink.Conn, kind string) ([]link, error) {
-	payload, err := linkRequest(0, kind)
+func dumpLinks(conn *netlink.Conn, kind string, filter uint32) ([]link, error) {
+	payload, err := linkRequest(0, kind, filter)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +135,7 @@ func dumpLinks(conn *netlink.Conn, kind string) ([]link, error) {
 
 // getLink asks for one link. The error is ENODEV if there is none.
 func getLink(conn *netlink.Conn, index int) (link, error) {
-	request, err := linkRequest(index, "")
+	request, err := linkRequest(index, "", rtextSkipStats)
 	if err != nil {
 		return link{}, err
 	}
@@ -175,6 +181,11 @@ func parseLink(b []byte) (link, error) {
 			l.bridged = attrs.Uint32() != 0
 		case unix.IFLA_NEW_NETNSID:
 			l.moved, l.movedTo = true, int(attrs.Int32())
+		case unix.IFLA_STATS64:
+			if value := attrs.Bytes(); len(value) >= sizeofLinkStats {
+				read := parseLinkStats(value)
+				l.passed = &read.LinkCounters
+			}
 		case unix.IFLA_LINKINFO:
 			attrs.Nested(func(info *netlink.AttributeDecoder) error {
 				for info.Next() {

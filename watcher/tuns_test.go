@@ -3,7 +3,10 @@
 package watcher
 
 import (
+	"bytes"
+	"fmt"
 	"os"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -65,5 +68,42 @@ func TestHolds(t *testing.T) {
 				t.Errorf("held: %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+// TestPassedWhileDown has a tap device come up while the namespace is looked at, again and again:
+// where it was found down, nothing had passed yet. What passes after that is to be made up for.
+func TestPassedWhileDown(t *testing.T) {
+	need.Root(t)
+	i := newInspected(t, newCgroup(t, hierarchies(t)["v2"]))
+	startIn(t, i.inner, i.dir())
+	frame := bytes.Repeat([]byte{0xff}, 100)
+	for round := range 300 {
+		name := fmt.Sprint("lan", round)
+		tap := openTap(t, i.inner, name)
+		device, err := i.inner.LinkByName(name)
+		check(t, err)
+		var coming sync.WaitGroup
+		coming.Go(func() {
+			check(t, i.inner.LinkSetUp(device))
+			for range 5 {
+				_, err := tap.Write(frame)
+				check(t, err)
+			}
+		})
+		for up := false; !up; {
+			s, err := i.Inspect(i.container)
+			check(t, err)
+			for _, found := range s.Interfaces {
+				if found.Name != name {
+					continue
+				}
+				if up = found.Up; !up && found.Passed != nil && *found.Passed != (LinkCounters{}) {
+					t.Errorf("down, and %+v passed", *found.Passed)
+				}
+			}
+		}
+		coming.Wait()
+		check(t, tap.Close())
 	}
 }
