@@ -177,7 +177,7 @@ func (d *daemon) agree(t *testing.T, scrape func() (string, error)) {
 			return err
 		}
 		after := d.list()
-		before.TakenAt = after.TakenAt
+		before.TakenAt, before.BootMS = after.TakenAt, after.BootMS
 		if diff := cmp.Diff(before, after); diff != "" {
 			return fmt.Errorf("containers counted during the scrape (-before +after):\n%s", diff)
 		}
