@@ -6,9 +6,9 @@ package page_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,37 +17,33 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-var figures = flag.Bool("figures", false, "measure what TestFigures logs")
-
-// What the page costs a browser with 1,000 containers that all move something. It is measured,
-// not tested, since it is the machine's:
-// go test ./exporter/page -run TestFigures -v -args -figures
-func TestFigures(t *testing.T) {
-	if !*figures {
-		t.Skip("-figures measures")
-	}
-	h := newHost(t)
+// BenchmarkPage is what the page costs a browser with 1,000 containers that all move something: the
+// times from a reading to its picture and of a sort, a filter and a group, and the CPU time of a
+// tick on the main thread.
+func BenchmarkPage(b *testing.B) {
+	var said strings.Builder
+	h := newHost(b)
 	h.thousand(1000)
-	b := open(t, h, "#/now")
-	b.run(call(performance.Enable, performance.EnableParams{TimeDomain: performance.EnableTimeDomainThreadTicks}))
+	tab := open(b, h, "#/now")
+	tab.run(call(performance.Enable, performance.EnableParams{TimeDomain: performance.EnableTimeDomainThreadTicks}))
 	tick := func() { h.busy(); h.second() }
 	for range 30 {
 		tick()
 	}
-	b.wait(`document.querySelectorAll("tr[data-id]").length > 10`)
+	tab.wait(`document.querySelectorAll("tr[data-id]").length > 10`)
 
 	// From the reading of the counters to the frame that has it.
 	var delays []float64
 	for range 15 {
-		eval[string](b, `(window.shown = new Promise((done) => { const old = document.querySelector(".pulse time").innerText;
+		eval[string](tab, `(window.shown = new Promise((done) => { const old = document.querySelector(".pulse time").innerText;
 			const o = new MutationObserver(() => { if (document.querySelector(".pulse time").innerText !== old) { o.disconnect(); requestAnimationFrame(() => setTimeout(() => done(Date.now()))); } });
 			o.observe(document.querySelector(".pulse"), {subtree: true, childList: true, characterData: true}); }), "")`)
 		h.busy()
 		begun := time.Now()
 		h.second()
-		delays = append(delays, eval[float64](b, "window.shown")-float64(begun.UnixMicro())/1000)
+		delays = append(delays, eval[float64](tab, "window.shown")-float64(begun.UnixMicro())/1000)
 	}
-	t.Logf("from the reading to the picture: %s", spread(delays))
+	fmt.Fprintf(&said, "from the reading to the picture: %s\n", spread(delays))
 
 	for name, do := range map[string]string{
 		"sort":   `[...document.querySelectorAll("thead button")][TURN % 5].click()`,
@@ -56,24 +52,25 @@ func TestFigures(t *testing.T) {
 	} {
 		var took []float64
 		for i := range 12 {
-			took = append(took, eval[float64](b, `new Promise((done) => { const TURN = `+fmt.Sprint(i)+`; const begun = performance.now(); `+do+
+			took = append(took, eval[float64](tab, `new Promise((done) => { const TURN = `+fmt.Sprint(i)+`; const begun = performance.now(); `+do+
 				`; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(performance.now() - begun)))); })`))
 		}
-		t.Logf("%s, to the frame after the one that has it: %s", name, spread(took))
+		fmt.Fprintf(&said, "%s, to the frame after the one that has it: %s\n", name, spread(took))
 	}
 
-	b.hash("#/now")
-	before := measured(b)
+	tab.hash("#/now")
+	before := measured(tab)
 	const ticks = 30
 	for range ticks {
 		tick()
 		time.Sleep(100 * time.Millisecond) // each gets a frame of its own
 	}
-	after := measured(b)
+	after := measured(tab)
 	for _, name := range []string{"TaskDuration", "ScriptDuration", "LayoutDuration", "RecalcStyleDuration"} {
-		t.Logf("a tick on the main thread, %s: %.1f ms", name, (after[name]-before[name])*1000/ticks)
+		fmt.Fprintf(&said, "a tick on the main thread, %s: %.1f ms\n", name, (after[name]-before[name])*1000/ticks)
 	}
-	t.Logf("heap of JavaScript: %.1f MB", after["JSHeapUsedSize"]/1e6)
+	fmt.Fprintf(&said, "heap of JavaScript: %.1f MB\n", after["JSHeapUsedSize"]/1e6)
+	b.Log(said.String())
 }
 
 func measured(b *tab) map[string]float64 {

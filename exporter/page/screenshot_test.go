@@ -6,6 +6,7 @@ package page_test
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"image"
@@ -26,15 +27,13 @@ import (
 	"github.com/nettally/nettally/internal/usage"
 )
 
-var screenshots = flag.String("screenshots", "", "the folder that TestScreenshots writes pictures of the page to")
+var screenshots = flag.String("screenshots", "", "the folder that TestScreenshots leaves pictures of the page in")
 
 // The pictures of the documents are made here, so that they show the page as it is: docs has
 // page-light.png, page-dark.png and page-phone.png.
 // go test ./exporter/page -run TestScreenshots -args -screenshots /tmp
 func TestScreenshots(t *testing.T) {
-	if *screenshots == "" {
-		t.Skip("-screenshots says where to")
-	}
+	folder := cmp.Or(*screenshots, t.TempDir())
 	h := example(t)
 	for name, shot := range map[string]struct {
 		fragment string
@@ -66,19 +65,29 @@ func TestScreenshots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			wide := decoded.Bounds().Dx()
+			if eval[int](b, "document.documentElement.scrollWidth > innerWidth ? 1 : 0") == 1 {
+				t.Error("the page is wider than the window")
+			}
+			if n := colours(decoded); n < 20 || wide < 700 {
+				t.Errorf("a picture %d pixels wide with %d colours: nothing is on it", wide, n)
+			}
 			var small bytes.Buffer
 			if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, inFewColours(decoded)); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), small.Bytes(), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(folder, name+".png"), small.Bytes(), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		})
 	}
 }
 
-// inFewColours returns a picture in the 256 colours that it has most of.
-func inFewColours(picture image.Image) image.Image {
+// colours counts the colours of a picture.
+func colours(picture image.Image) int { return len(howOften(picture)) }
+
+// howOften says how many pixels of a picture have each colour.
+func howOften(picture image.Image) map[color.Color]int {
 	often := map[color.Color]int{}
 	size := picture.Bounds()
 	for y := size.Min.Y; y < size.Max.Y; y++ {
@@ -86,8 +95,14 @@ func inFewColours(picture image.Image) image.Image {
 			often[picture.At(x, y)]++
 		}
 	}
-	colours := slices.SortedFunc(maps.Keys(often), func(a, b color.Color) int { return often[b] - often[a] })
-	small := image.NewPaletted(size, colours[:min(len(colours), 256)])
+	return often
+}
+
+// inFewColours returns a picture in the 256 colours that it has most of.
+func inFewColours(picture image.Image) image.Image {
+	often, size := howOften(picture), picture.Bounds()
+	most := slices.SortedFunc(maps.Keys(often), func(a, b color.Color) int { return often[b] - often[a] })
+	small := image.NewPaletted(size, most[:min(len(most), 256)])
 	draw.Draw(small, size, picture, size.Min, draw.Src)
 	return small
 }
