@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -657,16 +658,32 @@ func TestRecentIsBounded(t *testing.T) {
 		}
 		h.pass(10)
 	}
+	boundedRecent(t, h, n)
+	heap := func() uint64 {
+		var memory runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&memory)
+		return memory.HeapAlloc
+	}
+	before := heap()
+	h.hub.ring.steps = nil
+	const stated = Steps * cellsMost * 64
+	freed := before - heap()
+	runtime.KeepAlive(h)
+	if freed < stated/2 || freed > stated+stated/5 {
+		t.Errorf("the steps took %d bytes, want some %d", freed, stated)
+	}
+}
+
+// boundedRecent expects 1,000 of n containers by themselves, and the rest in others.
+func boundedRecent(t *testing.T, h *host, n int) {
+	t.Helper()
 	r := h.hub.Recent()
 	got := sums(r)
-	if others := uint64(Steps * 500 * 501 / 2); got[""] != others || got[fmt.Sprint(n-1)] != Steps*n {
-		t.Errorf("others %d, want %d; the busiest %d, want %d", got[""], others, got[fmt.Sprint(n-1)], Steps*n)
+	if others, most := uint64(Steps*500*501/2), uint64(Steps*n); got[""] != others || got[fmt.Sprint(n-1)] != most {
+		t.Errorf("others %d, want %d; the busiest %d, want %d", got[""], others, got[fmt.Sprint(n-1)], most)
 	}
-	cells := 0
-	for _, s := range h.hub.ring.steps {
-		cells += cap(s.cells)
-	}
-	if cells > Steps*n || len(h.hub.ring.spans) != n || len(r.Series) != cellsMost {
-		t.Errorf("%d cells, %d spans, %d series", cells, len(h.hub.ring.spans), len(r.Series))
+	if len(h.hub.ring.spans) != n || len(r.Series) != cellsMost {
+		t.Errorf("%d spans, %d series", len(h.hub.ring.spans), len(r.Series))
 	}
 }

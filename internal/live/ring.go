@@ -125,7 +125,7 @@ func (r *ring) take(reading Reading, containers map[string]*tracked) {
 	for _, c := range step.cells[min(len(step.cells), cellsMost):] {
 		step.others = step.others.plus(c.Growth)
 	}
-	step.cells = slices.Clip(step.cells[:min(len(step.cells), cellsMost)])
+	step.cells = slices.Clone(step.cells[:min(len(step.cells), cellsMost)]) // the rest of the array is let go
 	r.steps = append(r.steps, step)
 	r.drop(number - Steps)
 }
