@@ -35,6 +35,7 @@ func (e *Exporter) routes() http.Handler {
 	handle("/api/v1/history", e.inPlace(e.history))
 	handle("/api/v1/quotas", e.inPlace(e.listQuotas))
 	handle("/api/v1/alerts", e.inPlace(e.listAlerts))
+	handle("/api/v1/checks", e.inPlace(e.checks))
 	mux.Handle("/api/v1/quotas/{name}/set", changes(e.changeQuota(false)))
 	mux.Handle("/api/v1/quotas/{name}/reset", changes(e.changeQuota(true)))
 	mux.Handle("/api/v1/notifiers/{name}/test", changes(http.HandlerFunc(e.testNotifier)))

@@ -62,8 +62,8 @@ type BuildInfo struct {
 // time to say so within the time for an answer.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Live, Quotas, TestNotifier, Extra,
-// Hosts and Ready are needed.
+// Options is what an exporter shows. All fields but History, Live, Quotas, TestNotifier, Checks,
+// Extra, Hosts and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
 	// goroutines at a time. It may wait until the usage is complete; when the
@@ -80,6 +80,9 @@ type Options struct {
 	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
 	// notifiers. An error that wraps quota.ErrUnknown is answered 404, any other 502.
 	TestNotifier func(ctx context.Context, name string) error
+	// Checks checks what the host can do, and stops when the context ends. It is called at most
+	// once per minute, and by one goroutine at a time. Nil is answered 503.
+	Checks func(ctx context.Context) []Check
 	// Settings returns the settings in force. Like Snapshot it is called
 	// concurrently.
 	Settings func() Settings
@@ -112,6 +115,7 @@ type Exporter struct {
 	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
 	live     Live
 	quotas   Quotas
+	checker  *checker
 	seats    seats
 
 	notifierTest func(context.Context, string) error
@@ -149,6 +153,7 @@ func New(opts Options) (*Exporter, error) {
 	if e.boot == nil {
 		e.boot = bootTime
 	}
+	e.checker = newChecker(opts.Checks, e.boot)
 	if e.distrust == nil {
 		e.distrust = func() string { return "" }
 	}

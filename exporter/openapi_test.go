@@ -194,6 +194,8 @@ func TestOpenAPIAnswers(t *testing.T) {
 	for range 30 { // some steps of the last 15 minutes
 		scene.change(func(snap *usage.Snapshot) { used(snap, "aaa111", 100) })
 	}
+	checked := options(snapshot())
+	checked.Checks = func(context.Context) []Check { return []Check{{"kernel", VerdictOK, "Linux 6.12.48"}} }
 	notReady := options(snapshot())
 	notReady.Ready = func() error { return errors.New("read cgroups: not yet") }
 	tests := []struct {
@@ -221,6 +223,10 @@ func TestOpenAPIAnswers(t *testing.T) {
 		{"/api/v1/recent", "GET", "/api/v1/recent?x=y", watched, 400, "application/json"},
 		{"/api/v1/recent", "POST", "/api/v1/recent", watched, 405, "application/json"},
 		{"/api/v1/recent", "GET", "/api/v1/recent", opts, 503, "application/json"},
+		{"/api/v1/checks", "GET", "/api/v1/checks", checked, 200, "application/json"},
+		{"/api/v1/checks", "GET", "/api/v1/checks?x=y", checked, 400, "application/json"},
+		{"/api/v1/checks", "POST", "/api/v1/checks", checked, 405, "application/json"},
+		{"/api/v1/checks", "GET", "/api/v1/checks", opts, 503, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?by=label:team&step=month", opts, 200, "application/json"},
 		{"/api/v1/history", "GET", "/api/v1/history?format=csv", opts, 200, "text/csv"},

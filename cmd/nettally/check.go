@@ -21,6 +21,7 @@ import (
 
 	"github.com/nettally/nettally/bpf"
 	"github.com/nettally/nettally/configs"
+	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/ledger"
 	"github.com/nettally/nettally/internal/names"
 	"github.com/nettally/nettally/internal/testnet"
@@ -118,22 +119,44 @@ func newCheck() *cobra.Command {
 	}
 }
 
+// make makes a check, and says in one line how it ended.
+func (c check) make() exporter.Check {
+	found, err := c.run()
+	verdict := exporter.VerdictOK
+	switch {
+	case err == nil:
+	case c.required:
+		verdict, found = exporter.VerdictFailed, err.Error()
+	case errors.Is(err, names.ErrAbsent):
+		verdict, found = exporter.VerdictNone, err.Error()
+	default:
+		verdict, found = exporter.VerdictWarning, err.Error()
+	}
+	return exporter.Check{Name: c.name, Verdict: verdict, Found: strings.ReplaceAll(found, "\n", "; ")}
+}
+
+// findings makes checks, until the context ends.
+func findings(ctx context.Context, all []check) (made []exporter.Check) {
+	for _, c := range all {
+		if ctx.Err() != nil {
+			break
+		}
+		made = append(made, c.make())
+	}
+	return made
+}
+
 // report prints a line per check. Its error says that a required one failed.
 func report(w io.Writer, all []check) error {
 	var failed []string
 	for _, c := range all {
-		found, err := c.run()
-		verdict := "ok"
-		switch {
-		case err != nil && c.required:
-			verdict, found = "FAILED", err.Error()
-			failed = append(failed, c.name)
-		case errors.Is(err, names.ErrAbsent):
-			verdict, found = "none", err.Error()
-		case err != nil:
-			verdict, found = "warning", err.Error()
+		made := c.make()
+		verdict := string(made.Verdict)
+		if made.Verdict == exporter.VerdictFailed {
+			verdict = "FAILED"
+			failed = append(failed, made.Name)
 		}
-		if err := say(w, "%-8s %-12s %s", verdict, c.name, strings.ReplaceAll(found, "\n", "; ")); err != nil {
+		if err := say(w, "%-8s %-12s %s", verdict, made.Name, made.Found); err != nil {
 			return err
 		}
 	}

@@ -178,6 +178,9 @@ func (d *daemon) wire() (err error) {
 		Quotas:   d.quotas,
 
 		TestNotifier: d.testNotifier,
+		Checks: func(ctx context.Context) []exporter.Check {
+			return findings(ctx, checks(ctx, d.config.Load()))
+		},
 		Settings: func() exporter.Settings {
 			c := d.config.Load()
 			return exporter.Settings{

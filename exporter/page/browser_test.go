@@ -205,7 +205,7 @@ func (b *tab) run(actions ...action) {
 type action = chromedp.Action[chromedp.Void]
 
 // call is a command of the browser's protocol.
-func call[P any](command cdp.Command[P, cdp.Empty], parameters P) action {
+func call[P, R any](command cdp.Command[P, R], parameters P) action {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, command, parameters)
 		return err

@@ -42,6 +42,7 @@ type host struct {
 	foremost map[string]quota.Foremost
 	rows     func(exporter.HistoryQuery) []exporter.HistoryRow
 	unready  error
+	checks   []exporter.Check
 	distrust string
 
 	daemon atomic.Pointer[daemon]
@@ -95,6 +96,7 @@ func (h *host) start() {
 			}
 			return h.rows(q), nil
 		},
+		Checks:   func(context.Context) []exporter.Check { h.mu.Lock(); defer h.mu.Unlock(); return h.checks },
 		Settings: func() exporter.Settings { return exporter.Settings{MetricsRetention: time.Minute} },
 		Source:   "bpf",
 		Build:    exporter.BuildInfo{Version: "1.2.3", Revision: "abcdef0123456789", GoVersion: "go1.26"},

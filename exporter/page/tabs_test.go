@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
 	"github.com/nettally/nettally/internal/usage"
@@ -40,6 +41,36 @@ func TestEightTabsShareAStream(t *testing.T) {
 	if most, begun := h.most.Load(), h.begun.Load(); most != 1 || begun != 1 {
 		t.Errorf("%d streams, %d at once: want one", begun, most)
 	}
+}
+
+// A browser without shared workers has a stream for each tab that is looked at.
+func TestWithoutSharedWorkers(t *testing.T) {
+	h := newHost(t)
+	h.add("aaa111", "web")
+	b := open(t, h, "", call(page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: "delete window.SharedWorker"}))
+	if kind := eval[string](b, "typeof SharedWorker"); kind != "undefined" {
+		t.Fatalf("SharedWorker is a %s", kind)
+	}
+	h.second()
+	b.wait(cellOf("aaa111", "rx") + ` === "0 B/s"`)
+	h.pass("aaa111", 2048, 0)
+	h.second()
+	b.wait(cellOf("aaa111", "rx") + ` === "2.00 KiB/s"`)
+
+	h.kill()
+	b.wait(`document.querySelector(".banner").innerText.includes("Waiting for nettally")`)
+	h.pass("aaa111", 20*1024, 0)
+	h.gap(20 * time.Second)
+	h.start()
+	b.wait(cellOf("aaa111", "rx") + ` === "1.00 KiB/s"`)
+
+	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewWindow(false))
+	defer cancel()
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
+		t.Fatal(err)
+	}
+	b.wait(`document.visibilityState === "hidden"`)
+	until(func() bool { return h.streams.Load() == 0 })
 }
 
 // Nobody looks at a tab behind another one: then there is no stream. It goes on where it was.

@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/usage"
@@ -182,6 +183,12 @@ func TestHealth(t *testing.T) {
 	h.mu.Lock()
 	h.unready = errors.New("find containers: the hierarchy was unmounted")
 	h.distrust = "unproven since the boot"
+	h.checks = []exporter.Check{
+		{Name: "kernel", Verdict: exporter.VerdictOK, Found: "Linux 6.12.48"},
+		{Name: "names.podman", Verdict: exporter.VerdictNone, Found: "podman is not there"},
+		{Name: "inotify", Verdict: exporter.VerdictWarning, Found: "little <b>for</b> a host with many containers"},
+		{Name: "cgroups", Verdict: exporter.VerdictFailed, Found: "mount cgroup2"},
+	}
 	h.mu.Unlock()
 	b := open(t, h, "#/health")
 	for _, want := range []string{
@@ -189,6 +196,16 @@ func TestHealth(t *testing.T) {
 		"NFLOG group 5", "6 were lost", "host_network", "node-exporter", "Turn accounting.cgroup on", "shadowed", "shop-db-1", `nettally_uncounted_packets_total{cause="no_row"}`,
 	} {
 		b.wait(fmt.Sprintf(`document.querySelector(".health").innerText.includes(%q)`, want))
+	}
+	lines := eval[[][]string](b, `[...document.querySelectorAll(".checks tbody tr")].map((tr) => [...tr.cells].map((c) => c.innerText).concat(tr.querySelector(".dot").classList[1]))`)
+	want := [][]string{
+		{"kernel", "ok", "Linux 6.12.48", "good"},
+		{"names.podman", "none", "podman is not there", "unknown"},
+		{"inotify", "warning", "little <b>for</b> a host with many containers", "warn"},
+		{"cgroups", "failed", "mount cgroup2", "bad"},
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("checks (-want +got):\n%s", diff)
 	}
 }
 
@@ -210,7 +227,7 @@ func TestAContainer(t *testing.T) {
 func TestLinks(t *testing.T) {
 	h := newHost(t)
 	b := open(t, h, "")
-	for _, path := range []string{"metrics", "api/v1/containers", "api/v1/history", "api/v1/quotas", "api/v1/alerts", "readyz", "healthz", "version"} {
+	for _, path := range []string{"metrics", "api/v1/containers", "api/v1/history", "api/v1/quotas", "api/v1/alerts", "api/v1/checks", "readyz", "healthz", "version"} {
 		if !eval[bool](b, fmt.Sprintf(`document.querySelector('footer a[href="%s"]') !== null`, path)) {
 			t.Errorf("the foot has no link to %s", path)
 		}

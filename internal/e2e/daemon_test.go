@@ -291,6 +291,24 @@ func (d *daemon) counted(id string, count int) {
 	})
 }
 
+// keyed waits until a quota has a key. A quota counts from the first check after the first start,
+// and what a container used before that is none of it.
+func (d *daemon) keyed(quota, key string) {
+	d.t.Helper()
+	d.poll("keyed", func() error {
+		list, err := exporter.FetchQuotas(d.t.Context(), d.socket)
+		if err != nil {
+			return err
+		}
+		for _, q := range list.Quotas {
+			if q.Quota == quota && q.Key == key {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s has no key %s", quota, key)
+	})
+}
+
 // interfaces returns the names of a container's interfaces.
 func interfaces(c exporter.Container) (names []string) {
 	for _, i := range c.Interfaces {

@@ -34,7 +34,7 @@ quotas:
 	s.attacker.run("mkdir", s.in("own")...) // which keeps the directory around it
 	claim := s.claim(victim)
 	s.d = s.begin()
-	s.keyed("users", s.id(claim)) // else the victim would be there at the first check, which is no news then
+	s.d.keyed("users", s.id(claim))
 	s.victim = s.containerWith(testnet.ContainerOptions{ID: victim}, "")
 	s.d.counted(s.victim.ID, 1)
 	s.exact(s.victim)
@@ -107,23 +107,6 @@ func (s *siege) packets(id string) uint64 {
 	s.t.Helper()
 	c := nettest.Must(s.d.container(id))(s.t)
 	return c.Receive.Packets + c.Transmit.Packets
-}
-
-// keyed waits until a quota has a key.
-func (s *siege) keyed(name, key string) {
-	s.t.Helper()
-	s.d.poll("keyed", func() error {
-		var found exporter.QuotaList
-		if err := json.Unmarshal([]byte(nettest.Must(s.d.get("/api/v1/quotas"))(s.t)), &found); err != nil {
-			return err
-		}
-		for _, q := range found.Quotas {
-			if q.Quota == name && q.Key == key {
-				return nil
-			}
-		}
-		return fmt.Errorf("%s has no key %s", name, key)
-	})
 }
 
 // used expects a quota to have counted so many packets for a key.

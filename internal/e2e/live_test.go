@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -120,12 +119,13 @@ func TestWatchLive(t *testing.T) {
 	quotas := "\nquotas: [{name: little, match: {}, per: container, count: transmit_bytes, limit: 5kB, period: {every: day}, alert_at: [100], notify: []}]"
 	d := startDaemon(t, on{host}, only(c)+quotas)
 	d.counted(c.ID, 1)
+	d.keyed("little", c.ID)
 	w := d.watch()
 	d.exactly(c, peer)
 	w.agrees(d, c.ID)
 	d.poll("an alert is told", func() error {
-		if w.saw("firing little") != 1 {
-			return errors.New("none yet")
+		if n := w.saw("firing little"); n != 1 {
+			return fmt.Errorf("%d were told, want 1", n)
 		}
 		return nil
 	})

@@ -104,6 +104,7 @@ func (q *quotaRun) run() {
 		}
 		return err
 	})
+	q.d.keyed("egress", "web")
 }
 
 func (q *quotaRun) send(datagrams int) {

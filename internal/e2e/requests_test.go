@@ -660,6 +660,7 @@ func TestQuotaOfRequests(t *testing.T) {
 			return nil
 		})
 	}
+	w.d.keyed("asked", "server")
 	ask(9)
 	used(false)
 	w.d.kill()

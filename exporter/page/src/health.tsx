@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { h, type ComponentChildren } from "preact";
+import { h, Fragment, type ComponentChildren } from "preact";
 import { APIError, path } from "./api";
 import { count, digits, type Count } from "./exact";
 import { clock, safe } from "./format";
 import type { Row } from "./model";
 import { ContainerLink, Problem, Scroll, Section, Source, useFetch, useTick } from "./shared";
 import { reason } from "./words";
+
+interface Checks {
+  checked_at: string;
+  checks: { name: string; verdict: string; found: string }[];
+}
 
 interface HostState {
   source: string;
@@ -56,8 +61,18 @@ async function metrics(of: string, signal: AbortSignal): Promise<Metric[]> {
   return found;
 }
 
+type Judgment = "good" | "warn" | "bad" | "unknown";
+
+function judge(good: boolean | null): Judgment {
+  return good === null ? "unknown" : good ? "good" : "bad";
+}
+
+function Dot({ of }: { of: Judgment }) {
+  return <span class={`dot ${of}`} aria-hidden="true" />;
+}
+
 function Fact({ title, good, children }: { title: string; good: boolean | null; children: ComponentChildren }) {
-  return <div><dt>{title}</dt><dd><span class={`dot ${good === null ? "unknown" : good ? "good" : "bad"}`} aria-hidden="true" />{children}</dd></div>;
+  return <div><dt>{title}</dt><dd><Dot of={judge(good)} />{children}</dd></div>;
 }
 
 export function Health() {
@@ -66,6 +81,7 @@ export function Health() {
   const version = useFetch<{ version: string; revision: string; go_version: string }>("version");
   const host = useFetch<HostState>(hostPath, 15_000);
   const quotas = useFetch<{ clock_distrust: string }>("api/v1/quotas", 15_000);
+  const checks = useFetch<Checks>("api/v1/checks", 60_000);
   const numbers = useFetch<Metric[]>(metricsPath, 30_000, metrics);
   const v = version.body;
   const log = host.body?.nflog;
@@ -83,7 +99,10 @@ export function Health() {
           {log && <Fact title={`NFLOG group ${log.group}`} good={log.bound && count(log.lost) === 0}>{log.bound ? "read" : "can't be had now; the log says why"}. {digits(count(log.logged))} packets came, {digits(count(log.lost))} were lost, {digits(count(log.overruns))} times the queue was full, {digits(count(log.ignored))} asked for no connection, {digits(count(log.unattributed))} are of no container that is known.</Fact>}
         </dl>
         <Problem of={host} />
-        <p class="note"><code>nettally check</code> in a terminal says more: what this host can do, and what to mend.</p>
+      </Section>
+      <Section title="What this host can do, and what to mend">
+        <Problem of={checks} />
+        {checks.body === null ? checks.error === "" && <p class="note">…</p> : <CheckLines of={checks.body} />}
       </Section>
       <Section title={rows.length === 0 ? "Not counted: none" : "Not counted, or in part"}>
         {rows.length === 0 ? <p class="note">All containers that run are counted.</p> : <Uncounted rows={rows} />}
@@ -97,13 +116,27 @@ export function Health() {
             <thead><tr><th scope="col">What</th><th scope="col">Metric</th><th scope="col" class="number">Value</th></tr></thead>
             <tbody>{numbers.body.map((m) => {
               const [, words, good] = wanted.find(([name]) => name === m.name)!;
-              return <tr key={m.name + m.labels}><td><span class={`dot ${good(Number(m.value)) ? "good" : "bad"}`} aria-hidden="true" />{words}{!good(Number(m.value)) && <span class="hidden"> (look at this)</span>}</td><td><code>{m.name}{m.labels && `{${safe(m.labels)}}`}</code></td><td class="digits">{m.value}</td></tr>;
+              return <tr key={m.name + m.labels}><td><Dot of={judge(good(Number(m.value)))} />{words}{!good(Number(m.value)) && <span class="hidden"> (look at this)</span>}</td><td><code>{m.name}{m.labels && `{${safe(m.labels)}}`}</code></td><td class="digits">{m.value}</td></tr>;
             })}</tbody>
           </table></Scroll>
         )}
       </Section>
-      <Source of={["readyz", "version", hostPath, "api/v1/quotas", "metrics"]} />
+      <Source of={["readyz", "version", hostPath, "api/v1/quotas", "api/v1/checks", "metrics"]} />
     </div>
+  );
+}
+
+const verdicts: Record<string, Judgment> = { ok: "good", none: "unknown", warning: "warn", failed: "bad" };
+
+function CheckLines({ of }: { of: Checks }) {
+  return (
+    <>
+      <Scroll label="Checks"><table class="plain checks">
+        <thead><tr><th scope="col">Check</th><th scope="col">Verdict</th><th scope="col">What was found</th></tr></thead>
+        <tbody>{of.checks.map((c) => <tr key={c.name}><th scope="row"><code>{c.name}</code></th><td><Dot of={verdicts[c.verdict] ?? "unknown"} />{c.verdict}</td><td class="long">{safe(c.found)}</td></tr>)}</tbody>
+      </table></Scroll>
+      <p class="note">As <code>nettally check</code> says it in a terminal, at {clock(new Date(of.checked_at))}.</p>
+    </>
   );
 }
 

@@ -26,6 +26,7 @@ const links: [path: string, text: string, what: string][] = [
   ["api/v1/history", "History", "usage by day, as JSON or CSV"],
   ["api/v1/quotas", "Quotas", "and how they stand, as JSON"],
   ["api/v1/alerts", "Alerts", "as JSON"],
+  ["api/v1/checks", "Checks", "of what this host can do, as JSON"],
   ["readyz", "Readiness", ""],
   ["healthz", "Health", ""],
   ["version", "Version", ""],
