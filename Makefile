@@ -84,18 +84,18 @@ build:
 run: build
 	$(AS_ROOT) bin/nettally run
 
-# Two packages at a time, which mostly wait for something, each once: those of race under the race
-# detector only. Then the tests of the whole, with the machine to themselves. Never from the
+# Four packages at a time, which mostly wait for something, each once: those of race under the race
+# detector only. Then the tests of the whole, with the machine to themselves, and four at a time. Never from the
 # cache, since it does not know the kernel, Docker and the rest that the tests are about.
 test: build race
-	$(AS_ROOT) go test -count 1 -p 2 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
-	$(AS_ROOT) go test -count 1 -timeout 60m ./internal/e2e
+	$(AS_ROOT) go test -count 1 -p 4 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
+	$(AS_ROOT) go test -count 1 -parallel 4 -timeout 60m ./internal/e2e
 
 # The race detector needs cgo. SQLite, which is C in Go's clothes, keeps its own memory and
 # would be several times slower under it: the tests of the ledger would run into its limits.
 race:
 	$(call need,$(TEST_NEEDS),$(TEST_NEEDS_FILES))
-	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p 2 -timeout 60m $(RACE)
+	$(AS_ROOT) env CGO_ENABLED=1 go test -race -gcflags 'modernc.org/...=-race=false' -count 1 -p 4 -timeout 60m $(RACE)
 
 # Without NETTALLY_REQUIRE_ALL, also in CI: the tests that need root or programs are skipped
 # here, and have run natively with it in `test`. Short, since the emulator is some 20 times slower.

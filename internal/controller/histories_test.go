@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/watcher"
 )
@@ -37,7 +38,7 @@ const someVeths = 4
 // is wanted on, by one slot, and its owner has what the kernel says, but for what a process
 // that was killed had not seeded yet. No total was ever more than that.
 func TestHistories(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(need.Tries(300)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := &history{kernel: newKernel(t), Rand: rand.New(rand.NewPCG(seed, 1)), owners: map[int]string{}, lost: map[int][2]uint64{}, unseen: map[int][2]uint64{}, kills: seed%2 == 0}

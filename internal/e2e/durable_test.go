@@ -30,8 +30,10 @@ import (
 // scrapes sees a total go down or away, and in the end the totals are the kernel's.
 func TestStreamOverRestarts(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	for hook, kills := range map[string]int{"clsact": 10, "tcx": 6} {
 		t.Run(hook, func(t *testing.T) {
+			t.Parallel()
 			docker := dockerhost.Start(t, dockerhost.Options{})
 			d := startDaemon(t, docker, onlyDocker(docker)+everyFamily+fmt.Sprintf("\nattach: {mode: %s}", hook))
 			p := startPair(t, docker, d)

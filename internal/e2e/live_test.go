@@ -113,6 +113,7 @@ func (w *spectator) agrees(d *daemon, id string) {
 // kill -9 goes on: what passed while nobody counted aloud is there, over the time that it took.
 func TestWatchLive(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	host := nettest.Host(t)
 	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
 	peer := nettest.Agent(t, host)
@@ -180,6 +181,7 @@ func TestWatchLive(t *testing.T) {
 // The last 15 minutes have what a container used while nobody watched.
 func TestRecentWithoutViewers(t *testing.T) {
 	need.Root(t)
+	t.Parallel()
 	host := nettest.Host(t)
 	c := nettest.Container(t, host, testnet.ContainerOptions{LikeDocker: true})
 	peer := nettest.Agent(t, host)

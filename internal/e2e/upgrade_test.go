@@ -53,8 +53,12 @@ var earlierBinary = sync.OnceValues(func() (string, error) {
 func TestUpgradeFromEarlier(t *testing.T) {
 	need.Root(t)
 	need.Commit(t, earlier)
+	t.Parallel()
 	for _, hook := range []string{"clsact", "tcx"} {
-		t.Run(hook, func(t *testing.T) { testUpgrade(t, hook) })
+		t.Run(hook, func(t *testing.T) {
+			t.Parallel()
+			testUpgrade(t, hook)
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -336,7 +337,7 @@ func TestShortLives(t *testing.T) {
 	}
 	live(0, 100)
 	keys, documents, before := b.used(), len(b.store.documents), heap()
-	live(100, 100_000)
+	live(100, need.Tries(100_000))
 	same(t, b.used(), keys)
 	same(t, len(b.store.documents), documents)
 	same(t, len(b.engine.containers), 1)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/nettally/nettally/internal/testnet/need"
 )
 
 // kept returns the keys of documents that begin with a prefix, without it.
@@ -255,6 +257,7 @@ func TestOutboxIsBounded(t *testing.T) {
 
 // While the disk fails, what was told leaves nothing behind but a bounded number of keys.
 func TestOutboxIsBoundedWhileDiskFails(t *testing.T) {
+	need.Native(t)
 	o := newOutbox(slog.New(slog.DiscardHandler))
 	o.route(map[string]Means{"n": ByDelivery})
 	for i := range goneMax + goneMax/4 {
