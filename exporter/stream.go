@@ -67,11 +67,21 @@ type StreamContainer struct {
 	CountedBy string            `json:"counted_by"` // "interfaces", "cgroup" or ""
 	Recalled  bool              `json:"recalled"`   // false: the totals may lack what was counted earlier
 	PartOf    string            `json:"part_of"`    // the container whose numbers include these
+	ParentID  string            `json:"parent_id"`  // the container that it is nested in, whose tcp includes this one's
 	Accounted bool              `json:"accounted"`
 	Reason    string            `json:"reason"`
 	Kernel    string            `json:"kernel"`
 	Receive   StreamCounts      `json:"receive"`
 	Transmit  StreamCounts      `json:"transmit"`
+	TCP       *StreamTCP        `json:"tcp"` // nil where connections are not counted
+}
+
+// StreamTCP is what became of the TCP connections of a container's sockets, as in [TCP].
+type StreamTCP struct {
+	Connects        uint64 `json:"connects"`
+	Accepts         uint64 `json:"accepts"`
+	ConnectFailures uint64 `json:"connect_failures"`
+	Resets          uint64 `json:"resets"`
 }
 
 // StreamCounts is one direction, as the container sees it.
@@ -93,6 +103,7 @@ type StreamTotal struct {
 	ID       string       `json:"id"`
 	Receive  StreamCounts `json:"receive"`
 	Transmit StreamCounts `json:"transmit"`
+	TCP      *StreamTCP   `json:"tcp"`
 }
 
 // StreamStarted says that a container runs.
@@ -301,20 +312,27 @@ func streamContainerOf(c *live.Container) StreamContainer {
 		Labels: labels, Cgroup: c.Cgroup, State: string(c.State), StartedAt: utc(c.StartedAt), StoppedAt: utc(c.StoppedAt),
 		Network: c.Network, CountedBy: string(c.CountedBy), Recalled: c.Recalled, PartOf: c.PartOf,
 		Accounted: c.Accounted(), Reason: string(c.Reason), Kernel: c.Kernel,
-		Receive: streamCountsOf(c.Receive), Transmit: streamCountsOf(c.Transmit),
+		ParentID: c.ParentID, Receive: streamCountsOf(c.Receive), Transmit: streamCountsOf(c.Transmit), TCP: streamTCPOf(c.TCP),
 	}
 }
 
 func streamSampleOf(s *live.Sample) StreamSample {
 	out := StreamSample{StreamReading: readingOf(s.Reading), Containers: make([]StreamTotal, len(s.Totals))}
 	for i, t := range s.Totals {
-		out.Containers[i] = StreamTotal{t.ID, streamCountsOf(t.Receive), streamCountsOf(t.Transmit)}
+		out.Containers[i] = StreamTotal{t.ID, streamCountsOf(t.Receive), streamCountsOf(t.Transmit), streamTCPOf(t.TCP)}
 	}
 	return out
 }
 
 func streamCountsOf(a live.Amount) StreamCounts {
 	return StreamCounts{Volume(a.Volume), a.SYN, a.Seeded.Bytes, a.Seeded.Packets}
+}
+
+func streamTCPOf(c live.Connections) *StreamTCP {
+	if !c.Known {
+		return nil
+	}
+	return &StreamTCP{c.Connects, c.Accepts, c.Failures, c.Resets}
 }
 
 func streamQuotaOf(q *live.QuotaState) StreamQuota {

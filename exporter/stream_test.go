@@ -115,6 +115,20 @@ func used(snap *usage.Snapshot, id string, bytes uint64) {
 	}
 }
 
+// opened lets a container open a connection, and fail to open two.
+func opened(snap *usage.Snapshot, id string) {
+	for i := range snap.Containers {
+		if c := &snap.Containers[i]; c.ID == id {
+			now := usage.TCP{}
+			if c.TCP != nil {
+				now = *c.TCP
+			}
+			now.Connects, now.ConnectFailures, now.Resets = now.Connects+1, now.ConnectFailures+2, now.Resets+3
+			c.TCP = &now
+		}
+	}
+}
+
 // Each event is as it is documented, and the client reads it back.
 func TestStreamIsAsDocumented(t *testing.T) {
 	doc := readDocument(t)
@@ -253,14 +267,17 @@ func TestStreamEqualsContainers(t *testing.T) {
 		told := map[string]StreamTotal{}
 		by := map[string]string{}
 		for _, c := range first.Containers {
-			told[c.ID] = StreamTotal{c.ID, c.Receive, c.Transmit}
+			told[c.ID] = StreamTotal{c.ID, c.Receive, c.Transmit, c.TCP}
 			by[c.ID] = c.CountedBy
 		}
 		if diff := cmp.Diff(map[string]string{"aaa111": "interfaces", "aaa222": "", "bbb333": "interfaces", "ccc444": "cgroup"}, by); diff != "" {
 			t.Errorf("counted by (-want +got):\n%s", diff)
 		}
 		for range 3 {
-			s.change(func(snap *usage.Snapshot) { used(snap, "aaa111", 12345) })
+			s.change(func(snap *usage.Snapshot) {
+				used(snap, "aaa111", 12345)
+				opened(snap, "aaa111")
+			})
 			sample := expect[*StreamSample](t, next)
 			if len(sample.Containers) != 1 {
 				t.Errorf("%d in a sample where one has changed", len(sample.Containers))
@@ -281,6 +298,9 @@ func TestStreamEqualsContainers(t *testing.T) {
 			if by[c.ID] == "cgroup" {
 				want.Receive = StreamCounts{Volume: c.IP.Receive.Volume, TCPSYN: c.IP.Receive.TCPSYN}
 				want.Transmit = StreamCounts{Volume: c.IP.Transmit.Volume, TCPSYN: c.IP.Transmit.TCPSYN}
+			}
+			if c.TCP != nil {
+				want.TCP = &StreamTCP{c.TCP.Connects, c.TCP.Accepts, c.TCP.ConnectFailures, c.TCP.Resets}
 			}
 			if diff := cmp.Diff(want, told[c.ID]); diff != "" {
 				t.Errorf("%s (-containers +stream):\n%s", c.Name, diff)

@@ -95,10 +95,10 @@ Sums by --by leave out containers whose traffic is in the numbers of another one
 	return cmd
 }
 
-// sortable returns the columns that there are here: quotas are not.
+// sortable returns the columns that there are here: quotas and connections are not.
 func sortable() (names []string) {
 	for _, c := range view.Columns {
-		if c != view.QuotaUsed {
+		if c != view.QuotaUsed && c != view.OpenedRate && c != view.FailedRate {
 			names = append(names, string(c))
 		}
 	}

@@ -45,6 +45,28 @@ func TestNumbersAreTheAPIs(t *testing.T) {
 	}
 }
 
+// TCP connections have columns, and tiles in a container's page.
+func TestConnections(t *testing.T) {
+	h := newHost(t)
+	h.add("aaa111", "web", func(c *usage.Container) { c.TCP = &usage.TCP{Connects: 100, Accepts: 20, ConnectFailures: 3} })
+	h.add("bbb222", "db")
+	b := open(t, h, "#/now?cols=name,connections,failures")
+	h.second()
+	b.wait(cellOf("aaa111", "connections") + ` === "0 /s"`)
+	h.change("aaa111", func(c *usage.Container) { c.TCP = &usage.TCP{Connects: 107, Accepts: 30, ConnectFailures: 5} })
+	h.second()
+	b.wait(cellOf("aaa111", "connections") + ` === "17 /s"`)
+	for id, want := range map[string][2]string{"aaa111": {"17 /s", "2 /s"}, "bbb222": {"–", "–"}} {
+		if got := [2]string{b.cell(id, "connections"), b.cell(id, "failures")}; got != want {
+			t.Errorf("%s shows %q, want %q", id, got, want)
+		}
+	}
+	b.hash("#/container/aaa111")
+	h.change("aaa111", func(c *usage.Container) { c.TCP = &usage.TCP{Connects: 110, Accepts: 30, ConnectFailures: 6} })
+	h.second()
+	b.wait(`document.querySelector(".tiles").innerText.toLowerCase().replace(/\s+/g, " ").includes("tcp connections 3 /s failed 1 /s")`)
+}
+
 func TestTrafficAppearsByItself(t *testing.T) {
 	h := newHost(t)
 	h.add("aaa111", "web")

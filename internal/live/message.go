@@ -39,10 +39,20 @@ type Amount struct {
 	Seeded usage.Volume // the part that belongs to no time
 }
 
+// Connections are the TCP connections of a container's sockets in its life.
+type Connections struct {
+	Known    bool   // whether they are counted; the numbers are 0 where they are not
+	Connects uint64 // established by an attempt
+	Accepts  uint64
+	Failures uint64 // attempts that ended otherwise
+	Resets   uint64
+}
+
 // Total is what a container has used in its life.
 type Total struct {
 	ID                string
 	Receive, Transmit Amount
+	TCP               Connections
 }
 
 // CountedBy says what a container's totals are counted by.
@@ -69,6 +79,7 @@ type Container struct {
 	// Recalled is false while it is not known what was counted earlier: the totals will jump.
 	Recalled bool
 	PartOf   string // the container whose numbers include these, or ""
+	ParentID string // the container that it is nested in, whose connections include its own, or ""
 	Reason   usage.Reason
 	Kernel   string
 }
@@ -79,7 +90,7 @@ func (c *Container) Accounted() bool { return c.Reason == usage.Accounted }
 // is says whether the two are the same but for their totals.
 func (c *Container) is(d *Container) bool {
 	return c.Name == d.Name && c.State == d.State && c.Reason == d.Reason && c.CountedBy == d.CountedBy &&
-		c.Recalled == d.Recalled && c.PartOf == d.PartOf && c.Network == d.Network && c.User == d.User &&
+		c.Recalled == d.Recalled && c.PartOf == d.PartOf && c.ParentID == d.ParentID && c.Network == d.Network && c.User == d.User &&
 		c.Runtime == d.Runtime && c.Image == d.Image && c.Namespace == d.Namespace && c.Pod == d.Pod &&
 		c.Cgroup == d.Cgroup && c.Kernel == d.Kernel && c.StartedAt.Equal(d.StartedAt) &&
 		c.StoppedAt.Equal(d.StoppedAt) && maps.Equal(c.Labels, d.Labels)

@@ -301,11 +301,18 @@ func containerOf(c *usage.Container) Container {
 		by = ByNothing
 	}
 	return Container{
-		Total: Total{ID: c.ID, Receive: amountOf(&used.Receive), Transmit: amountOf(&used.Transmit)},
+		Total: Total{c.ID, amountOf(&used.Receive), amountOf(&used.Transmit), connectionsOf(c.TCP)},
 		User:  c.User(), Name: c.Name, Runtime: c.Runtime, Image: c.Image, Namespace: c.Namespace, Pod: c.Pod,
 		Labels: c.Labels, Cgroup: c.Cgroup, State: c.State, StartedAt: c.StartedAt, StoppedAt: c.StoppedAt,
-		CountedBy: by, Recalled: !c.Unrecalled, PartOf: c.PartOf(), Reason: c.Reason, Kernel: c.Kernel,
+		CountedBy: by, Recalled: !c.Unrecalled, PartOf: c.PartOf(), ParentID: c.ParentID, Reason: c.Reason, Kernel: c.Kernel,
 	}
+}
+
+func connectionsOf(t *usage.TCP) Connections {
+	if t == nil {
+		return Connections{}
+	}
+	return Connections{true, t.Connects, t.Accepts, t.ConnectFailures, t.Resets}
 }
 
 func amountOf(c *usage.Counts) Amount {

@@ -41,6 +41,8 @@ var columns = []column{
 	{id: "transmit-rate", title: "transmit", about: "transmitted per second", group: perSecond, amount: true, sheds: 1},
 	{id: "packets", title: "packets", about: "packets per second, both directions", group: perSecond, width: 8, sheds: 5},
 	{id: "syn", title: "SYN", about: "connection requests (SYN) per second, both directions", group: perSecond, width: 6, sheds: 4},
+	{id: "connections", title: "conns", about: "TCP connections per second, begun or accepted", group: perSecond, width: 6, extra: true, sheds: 6},
+	{id: "failures", title: "failed", about: "TCP connections per second that were begun and failed", group: perSecond, width: 6, extra: true, sheds: 6},
 	{id: "received", title: "receive", about: "received in total", group: totals, amount: true, sheds: 2},
 	{id: "transmitted", title: "transmit", about: "transmitted in total", group: totals, amount: true, sheds: 2},
 	{id: "trend", title: "last %d min", about: "plot of both directions, in steps of 10 s", width: 12, left: true, sheds: 8},
@@ -249,6 +251,20 @@ func (m *model) value(c *column, r *view.Row) (string, lipgloss.Style) {
 			return m.number(float64(r.Receive.Total.SYN)+float64(r.Transmit.Total.SYN), r.Counted, view.Number)
 		}
 		return m.number(r.Receive.Rate.SYN+r.Transmit.Rate.SYN, r.Known, view.PerSecond)
+	case "connections":
+		if m.shows == onlyTotals {
+			return m.number(float64(r.TCP.Total.Opened), r.TCP.Counted, view.Number)
+		}
+		return m.number(r.TCP.Rate.Opened, r.TCP.Known, view.PerSecond)
+	case "failures":
+		if m.shows == onlyTotals {
+			return m.number(float64(r.TCP.Total.Failed), r.TCP.Counted, view.Number)
+		}
+		text, style := m.number(r.TCP.Rate.Failed, r.TCP.Known, view.PerSecond)
+		if r.TCP.Rate.Failed > 0 {
+			style = warning
+		}
+		return text, style
 	case "trend":
 		receive, transmit := m.shown().Trace(r, c.width)
 		return m.plot(receive, transmit), accent

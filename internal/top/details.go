@@ -232,6 +232,10 @@ func (p *page) summary(r *view.Row) {
 	rate("bytes per second", r.Known, r.Receive.Rate.Bytes, r.Transmit.Rate.Bytes, p.m.settings.Unit.Format)
 	rate("packets per second", r.Known, r.Receive.Rate.Packets, r.Transmit.Rate.Packets, view.PerSecond)
 	rate("SYN per second", r.Known, r.Receive.Rate.SYN, r.Transmit.Rate.SYN, view.PerSecond)
+	if r.TCP.Known {
+		texts := []string{view.PerSecond(r.TCP.Rate.Opened) + "/s opened", view.PerSecond(r.TCP.Rate.Failed) + "/s failed"}
+		p.row("TCP connections", plain, texts, numberWidth, true)
+	}
 	if r.Counted {
 		p.numbers("bytes", r.Receive.Total.Bytes, r.Transmit.Total.Bytes)
 		p.numbers("packets", r.Receive.Total.Packets, r.Transmit.Total.Packets)

@@ -443,6 +443,41 @@ func TestQuotaAndStates(t *testing.T) {
 	s.has(" 99%", "120%", "!name-c", "not counted: attach failed", "counted in part: shadowed", "–")
 }
 
+// TCP connections have columns, and a line in the details.
+func TestConnections(t *testing.T) {
+	s := newScreen(t, 160, 40, func(o *Options) {
+		o.Settings.Columns, o.Settings.Sort = []string{"receive-rate", "connections", "failures"}, view.FailedRate
+	})
+	tell := func(a, b uint64) {
+		with := func(n uint64) func(*exporter.StreamContainer) {
+			return func(c *exporter.StreamContainer) {
+				c.TCP = &exporter.StreamTCP{Connects: 7 * n, Accepts: 10 * n, ConnectFailures: 3 * n}
+			}
+		}
+		s.there(s.container("a", with(a)), s.container("b", with(b)), s.container("c"))
+		s.clock, s.boot = s.clock.Add(time.Second), s.boot+1000
+	}
+	tell(1000, 1000)
+	tell(1001, 1002)
+	rows := func() (rows []string) {
+		for _, name := range []string{"name-b", "name-a", "name-c"} { // as they are sorted
+			for _, l := range s.lines() {
+				if strings.Contains(l, name) {
+					rows = append(rows, strings.Join(strings.Fields(l), " "))
+				}
+			}
+		}
+		return rows
+	}
+	if diff := cmp.Diff([]string{"name-b 0 B 34 6.0", "name-a 0 B 17 3.0", "name-c 0 B – –"}, rows()); diff != "" {
+		t.Errorf("rates (-want +got):\n%s", diff)
+	}
+	s.keys("t", "t")
+	s.has("17.0k", "3.01k")
+	s.keys("t", "home", "enter")
+	s.has("34/s opened", "6.0/s failed")
+}
+
 // Whatever the size, lines are no wider than the screen, and no more than it has.
 func TestSizesAndHostileTexts(t *testing.T) {
 	texts := []string{hostile, strings.Repeat("n", 200), strings.Repeat("東", 200), "שלום-עולם", "e" + strings.Repeat("\u0301", 300), "", "\xff\xfe", "👍👩‍👩‍👧"}

@@ -354,6 +354,7 @@ var helpTexts = [][2]string{
 	{"", "Words"},
 	{"receive", "what the container received; transmit is what it sent"},
 	{"SYN", "TCP connection requests, in both directions"},
+	{"conns", "TCP connections that it began or accepted; failed: that it began in vain"},
 	{"quota", "how much of its most used quota is used"},
 	{"!", "not counted, or in part; the state says why"},
 	{"x", "has ended; these are its last numbers"},

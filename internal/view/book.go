@@ -52,6 +52,7 @@ type entry struct {
 	smooth   [2]Rate
 	smoothed bool
 	counted  [2]Counts // since zeroed
+	tcp      tcpEntry
 	trace    Trace
 }
 
@@ -59,6 +60,7 @@ type entry struct {
 type reading struct {
 	boot              int64
 	receive, transmit exporter.StreamCounts
+	tcp               *exporter.StreamTCP
 }
 
 // NewBook returns an empty book.
@@ -119,7 +121,7 @@ func (b *Book) Containers(e *exporter.StreamContainers) {
 	b.source = e.Source
 	for i := range e.Containers {
 		c := &e.Containers[i]
-		now := reading{e.BootMS, c.Receive, c.Transmit}
+		now := reading{e.BootMS, c.Receive, c.Transmit, c.TCP}
 		known, ok := before[c.ID]
 		switch {
 		case ok:
@@ -140,12 +142,12 @@ func (b *Book) Sample(e *exporter.StreamSample) {
 	changed := make(map[string]reading, len(e.Containers))
 	for i := range e.Containers {
 		c := &e.Containers[i]
-		changed[c.ID] = reading{boot, c.Receive, c.Transmit}
+		changed[c.ID] = reading{boot, c.Receive, c.Transmit, c.TCP}
 	}
 	for id, c := range b.containers {
 		now, ok := changed[id]
 		if !ok {
-			now = reading{boot, c.identity.Receive, c.identity.Transmit}
+			now = reading{boot, c.identity.Receive, c.identity.Transmit, c.identity.TCP}
 		}
 		c.take(now)
 	}
@@ -172,7 +174,7 @@ func (b *Book) Quotas(foremost map[string]exporter.StreamForemost) { b.foremost 
 func (b *Book) Zero() {
 	b.zeroed = b.takenAt
 	for _, c := range b.containers {
-		c.counted = [2]Counts{}
+		c.counted, c.tcp.counted = [2]Counts{}, Connections{}
 	}
 }
 
@@ -196,19 +198,20 @@ func (b *Book) read(boot int64, at time.Time) {
 // open returns the entry of a container that was not known. If it has started since [Book.Zero],
 // all that it has used counts from then, but for what was seeded.
 func (b *Book) open(c *exporter.StreamContainer, now reading) *entry {
-	opened := &entry{identity: *c, boot: now.boot, base: now}
+	e := &entry{identity: *c, boot: now.boot, base: now, tcp: tcpEntry{base: now.tcp}}
 	if !b.zeroed.IsZero() && c.StartedAt != nil && c.StartedAt.After(b.zeroed) {
-		opened.counted = [2]Counts{organic(c.Receive), organic(c.Transmit)}
+		e.counted = [2]Counts{organic(c.Receive), organic(c.Transmit)}
+		e.tcp.counted = connections(c.TCP)
 	}
-	return opened
+	return e
 }
 
 // identify takes who a container is now, with its totals.
 func (e *entry) identify(c *exporter.StreamContainer, now reading) {
 	sameCount := e.identity.CountedBy == c.CountedBy && e.identity.Recalled == c.Recalled
-	receive, transmit := e.identity.Receive, e.identity.Transmit
+	receive, transmit, tcp := e.identity.Receive, e.identity.Transmit, e.identity.TCP
 	e.identity = *c
-	e.identity.Receive, e.identity.Transmit = receive, transmit
+	e.identity.Receive, e.identity.Transmit, e.identity.TCP = receive, transmit, tcp
 	if sameCount {
 		e.take(now)
 		return
@@ -218,7 +221,7 @@ func (e *entry) identify(c *exporter.StreamContainer, now reading) {
 
 // take takes new totals.
 func (e *entry) take(now reading) {
-	step, stepOK := growth(reading{e.boot, e.identity.Receive, e.identity.Transmit}, now)
+	step, stepOK := growth(reading{e.boot, e.identity.Receive, e.identity.Transmit, nil}, now)
 	if !stepOK {
 		e.restart(now)
 		return
@@ -226,8 +229,9 @@ func (e *entry) take(now reading) {
 	for i := range e.counted {
 		e.counted[i] = e.counted[i].plus(step[i])
 	}
+	e.tcp.count(e.identity.TCP, now.tcp)
 	e.trace.add(e.boot, now.boot, step[0].Bytes, step[1].Bytes)
-	e.identity.Receive, e.identity.Transmit, e.boot = now.receive, now.transmit, now.boot
+	e.note(now)
 
 	elapsed := now.boot - e.base.boot
 	if elapsed < shortest {
@@ -238,21 +242,28 @@ func (e *entry) take(now reading) {
 	for i := range e.rates {
 		e.rates[i] = grown[i].over(elapsed)
 	}
-	e.smoothen(elapsed)
+	weight := 1 - math.Exp(-float64(elapsed)/memory)
+	e.smoothen(weight)
+	e.tcp.measure(now.tcp, elapsed, weight)
+}
+
+// note takes down the totals of a reading.
+func (e *entry) note(now reading) {
+	e.identity.Receive, e.identity.Transmit, e.identity.TCP, e.boot = now.receive, now.transmit, now.tcp, now.boot
 }
 
 // restart takes totals that can't be compared with those before.
 func (e *entry) restart(now reading) {
-	e.identity.Receive, e.identity.Transmit, e.boot = now.receive, now.transmit, now.boot
+	e.note(now)
 	e.base, e.known, e.rates = now, false, [2]Rate{}
+	e.tcp.restart(now.tcp)
 }
 
 // memory is the time in milliseconds after which a smoothed rate has forgotten two thirds.
 const memory = 5000
 
 // smoothen moves the smoothed rates towards the rates.
-func (e *entry) smoothen(elapsed int64) {
-	weight := 1 - math.Exp(-float64(elapsed)/memory)
+func (e *entry) smoothen(weight float64) {
 	if !e.smoothed {
 		e.smoothed, weight = true, 1
 	}

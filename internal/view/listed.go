@@ -30,7 +30,10 @@ func Identity(c *exporter.Container) exporter.StreamContainer {
 		ID: c.ID, Name: c.Name, Runtime: c.Runtime, Image: c.Image, Namespace: c.Namespace, Pod: c.Pod,
 		User: c.User, Labels: c.Labels, Cgroup: c.Cgroup, State: c.State, StartedAt: c.StartedAt, StoppedAt: c.StoppedAt,
 		CountedBy: c.CountedBy, Recalled: c.Recalled, PartOf: c.PartOf,
-		Accounted: c.Accounted, Reason: c.Reason, Kernel: c.Kernel,
+		Accounted: c.Accounted, Reason: c.Reason, Kernel: c.Kernel, ParentID: c.ParentID,
+	}
+	if t := c.TCP; t != nil {
+		s.TCP = &exporter.StreamTCP{Connects: t.Connects, Accepts: t.Accepts, ConnectFailures: t.ConnectFailures, Resets: t.Resets}
 	}
 	if c.CountedBy == "cgroup" && c.IP != nil {
 		s.Receive, s.Transmit = streamed(c.IP.Receive.Volume, c.IP.Receive.TCPSYN), streamed(c.IP.Transmit.Volume, c.IP.Transmit.TCPSYN)

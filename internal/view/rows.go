@@ -28,7 +28,9 @@ type Row struct {
 	Transmit  Flow
 	Smooth    [2]Rate                  // receive and transmit, over some seconds
 	Foremost  *exporter.StreamForemost // the quota of which it has used most, nil if there is none
-	within    []string                 // the containers whose numbers include these
+	TCP       TCP
+	within    []string // the containers whose numbers include these
+	around    []string // the containers that it is nested in, whose connections include these
 	trace     []*Trace
 }
 
@@ -55,8 +57,9 @@ func (b *Book) Row(id string) (Row, bool) {
 
 func (b *Book) row(c *entry) Row {
 	totals := [2]Counts{total(c.identity.Receive), total(c.identity.Transmit)}
+	opened := connections(c.identity.TCP)
 	if !b.zeroed.IsZero() {
-		totals = c.counted
+		totals, opened = c.counted, c.tcp.counted
 	}
 	identity := c.identity
 	r := Row{
@@ -66,7 +69,9 @@ func (b *Book) row(c *entry) Row {
 		Receive:  Flow{totals[0], c.rates[0]},
 		Transmit: Flow{totals[1], c.rates[1]},
 		Smooth:   c.smooth,
-		within:   b.within(identity.PartOf),
+		TCP:      TCP{identity.TCP != nil, c.tcp.known, opened, c.tcp.rate, c.tcp.smooth},
+		within:   b.chain(&identity, func(c *exporter.StreamContainer) string { return c.PartOf }),
+		around:   b.chain(&identity, func(c *exporter.StreamContainer) string { return c.ParentID }),
 		trace:    []*Trace{&c.trace},
 	}
 	if f, ok := b.foremost[identity.ID]; ok {
@@ -75,17 +80,17 @@ func (b *Book) row(c *entry) Row {
 	return r
 }
 
-// within returns the containers whose numbers include those of one that is part of another.
-func (b *Book) within(partOf string) []string {
+// chain returns the container that outer names for one, the one that it names for that, and so on.
+func (b *Book) chain(c *exporter.StreamContainer, outer func(*exporter.StreamContainer) string) []string {
 	const deepest = 8 // nested containers; also what ends a circle
 	var ids []string
-	for partOf != "" && len(ids) < deepest {
-		ids = append(ids, partOf)
-		c, ok := b.containers[partOf]
+	for next := outer(c); next != "" && len(ids) < deepest; {
+		ids = append(ids, next)
+		e, ok := b.containers[next]
 		if !ok {
 			break
 		}
-		partOf = c.identity.PartOf
+		next = outer(&e.identity)
 	}
 	return ids
 }
@@ -132,7 +137,11 @@ func Sum(key string, rows []Row) Row {
 		if r.Foremost != nil && (sum.Foremost == nil || r.Foremost.Ratio > sum.Foremost.Ratio) {
 			sum.Foremost = r.Foremost
 		}
-		if !r.Counted || slices.ContainsFunc(r.within, func(id string) bool { return there[id] && id != r.Key }) {
+		has := func(id string) bool { return there[id] && id != r.Key }
+		if !slices.ContainsFunc(r.around, has) {
+			sum.TCP = sum.TCP.plus(r.TCP)
+		}
+		if !r.Counted || slices.ContainsFunc(r.within, has) {
 			continue
 		}
 		sum.Counted, sum.Known = true, sum.Known || r.Known
@@ -280,12 +289,14 @@ const (
 	TransmitTotal Column = "transmitted"
 	PacketRate    Column = "packets"
 	SYNRate       Column = "syn"
+	OpenedRate    Column = "connections"
+	FailedRate    Column = "failures"
 	QuotaUsed     Column = "quota"
 	StateWords    Column = "state"
 )
 
 // Columns are all of them, in the order of a table.
-var Columns = []Column{Name, ReceiveRate, TransmitRate, ReceiveTotal, TransmitTotal, PacketRate, SYNRate, QuotaUsed, StateWords}
+var Columns = []Column{Name, ReceiveRate, TransmitRate, ReceiveTotal, TransmitTotal, PacketRate, SYNRate, OpenedRate, FailedRate, QuotaUsed, StateWords}
 
 // ParseColumn reads the name of a column.
 func ParseColumn(text string) (Column, error) {
@@ -314,6 +325,15 @@ func (r *Row) number(c Column, smooth bool) (float64, bool) {
 		return rates[0].Packets + rates[1].Packets, r.Known
 	case SYNRate:
 		return rates[0].SYN + rates[1].SYN, r.Known
+	case OpenedRate, FailedRate:
+		rate := r.TCP.Rate
+		if smooth {
+			rate = r.TCP.Smooth
+		}
+		if c == FailedRate {
+			return rate.Failed, r.TCP.Known
+		}
+		return rate.Opened, r.TCP.Known
 	case QuotaUsed:
 		if r.Foremost == nil {
 			return 0, false

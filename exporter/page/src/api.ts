@@ -30,6 +30,7 @@ export interface Identity {
   counted_by: string;
   recalled: boolean;
   part_of: string;
+  parent_id: string;
   accounted: boolean;
   reason: string;
   kernel: string;
@@ -38,6 +39,7 @@ export interface Identity {
 export interface Numbers {
   receive: Totals;
   transmit: Totals;
+  tcp: { connects: Count; accepts: Count; connect_failures: Count; resets: Count } | null;
 }
 
 export interface ContainersEvent {
@@ -157,7 +159,7 @@ export interface Interface {
 }
 
 /** A container with all its numbers. */
-export interface Details extends Omit<Identity, "network" | "counted_by" | "part_of" | "recalled"> {
+export interface Details extends Omit<Identity, "network" | "counted_by" | "part_of" | "parent_id" | "recalled"> {
   network_mode: string;
   parent_id: string;
   on_host: boolean;

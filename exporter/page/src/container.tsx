@@ -35,6 +35,8 @@ export function Container({ id, unit }: { id: string; unit: Unit }) {
         <div><dt>Transmitted</dt><dd><Figure of={row?.counted ? amount(row.transmit.bytes, unit) : null} /></dd></div>
         <div><dt>Packets</dt><dd><Figure of={row?.rates ? perSecond(row.rates.receivePackets + row.rates.transmitPackets) : null} /></dd></div>
         <div><dt>SYN</dt><dd><Figure of={row?.rates ? perSecond(row.rates.receiveSYN + row.rates.transmitSYN) : null} /></dd></div>
+        {row?.connections && <div><dt>TCP connections</dt><dd><Figure of={perSecond(row.connections.opened)} /></dd></div>}
+        {row?.connections && <div><dt>Failed</dt><dd><Figure of={perSecond(row.connections.failed)} /></dd></div>}
       </dl>
       {row && <StackPlot key={id} unit={unit} of={row} />}
       {row && (

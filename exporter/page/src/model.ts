@@ -24,12 +24,20 @@ export interface Rates {
   transmitSYN: number;
 }
 
+/** TCP connections: those that were established, and those that the container began in vain. */
+export interface Connections<T> {
+  opened: T;
+  failed: T;
+}
+
 /** A container that the stream tells of. */
 export class Row {
   receive: Direction;
   transmit: Direction;
   rates: Rates | null = null; // null while none is known
-  smooth = { receive: 0, transmit: 0, packets: 0, syn: 0 }; // bytes and numbers a second, to sort by
+  tcp: Connections<Count> | null; // null where they are not counted
+  connections: Connections<number> | null = null; // a second, null while that is not known
+  smooth = { receive: 0, transmit: 0, packets: 0, syn: 0, opened: 0, failed: 0 }; // bytes and numbers a second, to sort by
   track: Track | null = null; // null while nothing has passed
   project: string;
   text: string; // what a filter looks at
@@ -41,6 +49,7 @@ export class Row {
   ) {
     this.receive = directionOf(numbers.receive);
     this.transmit = directionOf(numbers.transmit);
+    this.tcp = connectionsOf(numbers);
     this.project = projectOf(is);
     this.text = textOf(is);
   }
@@ -59,6 +68,10 @@ function directionOf(t: Totals): Direction {
     bytes: count(t.bytes), packets: count(t.packets), tcp_syn: count(t.tcp_syn),
     seeded_bytes: count(t.seeded_bytes), seeded_packets: count(t.seeded_packets),
   };
+}
+
+function connectionsOf({ tcp }: Numbers): Connections<Count> | null {
+  return tcp && { opened: plus(count(tcp.connects), count(tcp.accepts)), failed: count(tcp.connect_failures) };
 }
 
 function projectOf(is: Identity): string {
@@ -209,6 +222,7 @@ export class Model {
       if (row.at >= event.boot_ms) continue;
       row.at = event.boot_ms; // it did not change
       if (row.counted) row.rates = still;
+      if (row.tcp) row.connections = none;
     }
     const elapsed = event.boot_ms - this.boot;
     this.smooth(elapsed);
@@ -225,10 +239,14 @@ export class Model {
   private renew(row: Row, numbers: Numbers, at: number, same: boolean): void {
     const receive = directionOf(numbers.receive);
     const transmit = directionOf(numbers.transmit);
+    const tcp = connectionsOf(numbers);
     const elapsed = (at - row.at) / 1000;
-    if (!same || elapsed < 0) row.rates = null;
-    else if (elapsed > 0) row.rates = ratesOf(row, receive, transmit, elapsed);
-    [row.receive, row.transmit, row.at] = [receive, transmit, at];
+    if (!same || elapsed < 0) row.rates = row.connections = null;
+    else if (elapsed > 0) {
+      row.rates = ratesOf(row, receive, transmit, elapsed);
+      row.connections = connectionsBetween(row.tcp, tcp, elapsed);
+    }
+    [row.receive, row.transmit, row.tcp, row.at] = [receive, transmit, tcp, at];
     if (!row.counted) row.rates = null;
   }
 
@@ -237,7 +255,7 @@ export class Model {
     this.points = 0;
     this.boot = 0;
     for (const row of this.rows.values()) {
-      row.track = row.rates = null;
+      row.track = row.rates = row.connections = null;
       row.at = Infinity;
     }
     this.onGap();
@@ -252,6 +270,9 @@ export class Model {
       s.transmit += weight * (r.transmitBytes - s.transmit);
       s.packets += weight * (r.receivePackets + r.transmitPackets - s.packets);
       s.syn += weight * (r.receiveSYN + r.transmitSYN - s.syn);
+      const c = row.connections ?? none;
+      s.opened += weight * (c.opened - s.opened);
+      s.failed += weight * (c.failed - s.failed);
     }
   }
 
@@ -366,11 +387,15 @@ export class Model {
 
   /** The sum of rows, each part of another left out. */
   sum(rows: Iterable<Row>): Sum {
-    const sum: Sum = { receive: 0, transmit: 0, rates: { ...still }, some: false };
+    const sum: Sum = { receive: 0, transmit: 0, rates: { ...still }, some: false, connections: null };
     const among = new Set<string>();
     const list = [...rows];
     for (const row of list) among.add(row.is.id);
     for (const row of list) {
+      if (row.connections && !among.has(row.is.parent_id)) {
+        const { opened, failed } = sum.connections ?? none;
+        sum.connections = { opened: opened + row.connections.opened, failed: failed + row.connections.failed };
+      }
       if (!row.counted || (row.is.part_of !== "" && among.has(row.is.part_of))) continue;
       sum.receive = plus(sum.receive, row.receive.bytes);
       sum.transmit = plus(sum.transmit, row.transmit.bytes);
@@ -395,11 +420,14 @@ export interface Sum {
   transmit: Count;
   rates: Rates;
   some: boolean; // a rate is known
+  connections: Connections<number> | null; // a second
 }
 
 export const still: Readonly<Rates> = {
   receiveBytes: 0, transmitBytes: 0, receivePackets: 0, transmitPackets: 0, receiveSYN: 0, transmitSYN: 0,
 };
+
+const none: Readonly<Connections<number>> = { opened: 0, failed: 0 };
 
 function newTrack(): Track {
   return { receive: new Float32Array(room), transmit: new Float32Array(room) };
@@ -421,6 +449,13 @@ function ratesOf(row: Row, receive: Direction, transmit: Direction, seconds: num
     transmitSYN: syn(transmit, row.transmit),
   };
   return Object.values(rates).some((v) => v < 0) ? null : rates;
+}
+
+/** The connections a second between two totals; null where one is not known, or they went back. */
+function connectionsBetween(before: Connections<Count> | null, now: Connections<Count> | null, seconds: number): Connections<number> | null {
+  if (!before || !now) return null;
+  const [opened, failed] = [minus(now.opened, before.opened), minus(now.failed, before.failed)];
+  return opened < 0 || failed < 0 ? null : { opened: opened / seconds, failed: failed / seconds };
 }
 
 /** Compares rows by a total of both directions. */

@@ -48,6 +48,14 @@ const columns: Record<string, Column> = {
     cell: (r) => <Figure of={r.rates && perSecond(r.rates.receiveSYN + r.rates.transmitSYN)} />,
     sum: (s) => <Figure of={s.some ? perSecond(s.rates.receiveSYN + s.rates.transmitSYN) : null} />,
   },
+  connections: {
+    title: "Conns", label: "TCP connections a second, begun or accepted", number: true, width: "w-small", key: (r) => r.smooth.opened,
+    cell: (r) => <Figure of={r.connections && perSecond(r.connections.opened)} />, sum: (s) => <Figure of={s.connections && perSecond(s.connections.opened)} />,
+  },
+  failures: {
+    title: "Failed", label: "TCP connections a second that were begun and failed", number: true, width: "w-small", key: (r) => r.smooth.failed,
+    cell: (r) => <Figure of={r.connections && perSecond(r.connections.failed)} />, sum: (s) => <Figure of={s.connections && perSecond(s.connections.failed)} />,
+  },
   spark: { title: "Last minute", label: "Last minute", width: "w-spark", key: (r) => r.smooth.receive + r.smooth.transmit, cell: (r, _u, m) => <Spark row={r} model={m} /> },
   quota: { title: "Quota", label: "Quota used", number: true, width: "w-quota", key: (r, m) => m.foremost[r.is.id]?.ratio ?? -1, cell: (r, _u, m) => <QuotaCell row={r} model={m} /> },
   state: { title: "State", label: "State", width: "w-state", key: (r) => stateOf(r)[0], cell: (r) => <StateCell row={r} /> },
@@ -253,6 +261,8 @@ export function Now({ address, unit }: { address: Address; unit: Unit }) {
         <div class="tx"><dt>Transmit</dt><dd id="host-transmit"><Figure of={host.some ? rate(host.rates.transmitBytes, unit) : null} /></dd></div>
         <div><dt>Packets</dt><dd><Figure of={host.some ? perSecond(host.rates.receivePackets + host.rates.transmitPackets) : null} /></dd></div>
         <div><dt>SYN</dt><dd><Figure of={host.some ? perSecond(host.rates.receiveSYN + host.rates.transmitSYN) : null} /></dd></div>
+        {host.connections && <div><dt>TCP connections</dt><dd><Figure of={perSecond(host.connections.opened)} /></dd></div>}
+        {host.connections && <div><dt>Failed</dt><dd><Figure of={perSecond(host.connections.failed)} /></dd></div>}
         <div><dt>Containers</dt><dd><span class="figure">{running}</span>{uncounted > 0 && <a class="aside" href={link("health")}>{uncounted} not counted</a>}</dd></div>
       </dl>
       <StackPlot unit={unit} />
