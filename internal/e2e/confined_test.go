@@ -17,8 +17,10 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/nettally/nettally/exporter"
 	"github.com/nettally/nettally/internal/testnet"
 	"github.com/nettally/nettally/internal/testnet/need"
 	"github.com/nettally/nettally/internal/testnet/nettest"
@@ -282,10 +284,30 @@ notifiers: [{name: run, exec: {command: [%q]}}]
 			if out, err := d.run("quota", "test", "run"); err != nil {
 				t.Errorf("quota test: %v: %s", err, out)
 			}
+			checksAgree(t, d)
 			d.stop()
 			d.start()
 			send()
 		})
+	}
+}
+
+// checksAgree expects the daemon to find what the command finds, which is not confined.
+func checksAgree(t *testing.T, d *daemon) {
+	t.Helper()
+	var found exporter.Checks
+	must(t, json.Unmarshal([]byte(nettest.Must(d.get("/api/v1/checks"))(t)), &found))
+	var lines strings.Builder
+	for _, c := range found.Checks {
+		verdict := string(c.Verdict)
+		if c.Verdict == exporter.VerdictFailed {
+			verdict = "FAILED"
+		}
+		fmt.Fprintf(&lines, "%-8s %-12s %s\n", verdict, c.Name, c.Found)
+	}
+	out, err := d.run("check")
+	if diff := cmp.Diff(out, lines.String()); diff != "" || err != nil {
+		t.Errorf("error %v; checks (-command +daemon):\n%s", err, diff)
 	}
 }
 
