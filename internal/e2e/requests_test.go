@@ -54,7 +54,7 @@ func newWeb(t *testing.T, config string) *web {
 	needRequests(t)
 	docker := dockerhost.Start(t, dockerhost.Options{})
 	docker.NetworkCreate("plain", "--subnet", "10.234.0.0/24", "--gateway", "10.234.0.1")
-	w := &web{t: t, docker: docker, folder: t.TempDir(), d: startDaemon(t, docker, onlyDocker(docker)+"\n"+config)}
+	w := &web{t: t, docker: docker, folder: t.TempDir(), d: startListening(t, docker, metricsAddress, onlyDocker(docker)+"\n"+config)}
 	for _, dir := range []string{w.folder, filepath.Dir(w.folder)} { // those of this test; nginx's workers are another user
 		must(t, os.Chmod(dir, 0o755))
 	}

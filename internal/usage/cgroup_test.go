@@ -112,6 +112,22 @@ func TestCgroupTold(t *testing.T) {
 	}
 }
 
+// A container that is left out says so, whatever it is counted by; its numbers stay.
+func TestCgroupExcluded(t *testing.T) {
+	_, kernel, clock := newAccounts(t)
+	a := kept(t, kernel, clock)
+	a.Start(Container{ID: "vpn"})
+	a.Recall("vpn", nil)
+	countCgroup(t, a, kernel, 7, "vpn", 10)
+	a.Explain("vpn", HostNetwork)
+	tell(t, a, 7)
+	a.Stop("vpn")
+	a.Explain("vpn", Excluded)
+	if c := a.Snapshot().Containers[0]; c.Accounted() || c.Reason != Excluded || byCgroup(t, a, "vpn") != 10 {
+		t.Errorf("accounted %v (%q): %+v", c.Accounted(), c.Reason, c.IP)
+	}
+}
+
 // A container in several namespaces is accounted if its cgroup is counted beside its
 // interfaces; packets that pass those unseen are said all the same.
 func TestSeveralNetworks(t *testing.T) {

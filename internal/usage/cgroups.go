@@ -93,7 +93,7 @@ func (c *Container) addCgroup(counted Interface) {
 		return
 	}
 	c.IP, c.IPSince = &counted.Traffic, counted.AttachedAt
-	if (counted.Attached || c.State == Stopped) && !c.Reason.inPart() {
+	if (counted.Attached || c.State == Stopped) && !c.Reason.inPart() && c.Reason != Excluded {
 		c.Reason = Accounted
 	}
 }
