@@ -32,15 +32,19 @@ func TestPrometheusRulesAreOfOurMetrics(t *testing.T) {
 		return string(text)
 	}
 	rules, tests, metrics := read("prometheus/rules.yaml"), read("prometheus/rules_test.yaml"), read("../docs/METRICS.md")
-	for _, name := range regexp.MustCompile(`\b(?:nettally|promhttp)_[a-z_]+`).FindAllString(rules, -1) {
+	dashboard, runbooks := read("grafana/nettally.json"), read("../docs/OPERATIONS.md")
+	for _, name := range regexp.MustCompile(`\b(?:nettally|promhttp)_[a-z_]+`).FindAllString(rules+dashboard, -1) {
 		recorded := strings.Contains(rules, "record: name:"+name) || strings.Contains(rules, "record: instance:"+name)
-		if !recorded && !strings.Contains(metrics, "`"+name+"`") {
+		if !recorded && !strings.Contains(metrics, "`"+strings.TrimSuffix(name, "_bucket")+"`") {
 			t.Errorf("docs/METRICS.md does not know %s", name)
 		}
 	}
 	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(rules, -1) {
 		if !strings.Contains(tests, alert[1]) {
 			t.Errorf("alert %s is not tested", alert[1])
+		}
+		if !strings.Contains(rules, "docs/OPERATIONS.md#"+strings.ToLower(alert[1])+"\n") || !strings.Contains(runbooks, "\n### "+alert[1]+"\n") {
+			t.Errorf("alert %s has no runbook", alert[1])
 		}
 	}
 }
