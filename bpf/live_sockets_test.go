@@ -197,6 +197,20 @@ func count(to *SocketCalls, calls, bytes int) {
 	to.Bytes += uint64(bytes)
 }
 
+// Nothing is said to count that can't be attached.
+func TestSocketsCountedBy(t *testing.T) {
+	_, err := SocketsCountedBy()
+	need.Kernel(t, "what counts at sockets", err)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	must(t, withoutCapabilities(func() error {
+		if by, err := SocketsCountedBy(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("without capabilities they are counted by %q, %v, want EPERM", by, err)
+		}
+		return nil
+	}))
+}
+
 // Calls of each kind count as they were called, by whatever this kernel has, for their cgroup and
 // the one above.
 func TestSockets(t *testing.T) {

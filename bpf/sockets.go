@@ -61,12 +61,12 @@ var (
 // and what was counted stays with the slot.
 //
 // It comes after [Datapath.LoadTCP], and needs a kernel with BTF, CAP_BPF and CAP_PERFMON. Before
-// Linux 6.5 it needs trampolines, too, which the kernel has on amd64.
+// Linux 6.5 it needs trampolines to the kernel's functions, too: amd64, or arm64 since Linux 6.4.
 func (d *Datapath) LoadSockets() error {
 	if d.TCP == nil {
 		return errors.New("load the programs for sockets: the program for connections, whose slots they use, is not loaded")
 	}
-	loaded, err := loadSocketPrograms(d.maps.Chunks)
+	loaded, err := loadSocketPrograms(map[string]*ebpf.Map{socketsMapChunks: d.maps.Chunks})
 	if err != nil {
 		return fmt.Errorf("load the programs for sockets: %w", err)
 	}
@@ -84,8 +84,9 @@ func (d *Datapath) LoadSockets() error {
 	return nil
 }
 
-// loadSocketPrograms loads the programs that are right for this kernel.
-func loadSocketPrograms(chunks *ebpf.Map) (*sockets, error) {
+// loadSocketPrograms loads the programs that are right for this kernel, with some maps of others in
+// place of their own.
+func loadSocketPrograms(replaced map[string]*ebpf.Map) (*sockets, error) {
 	programs, err := socketPrograms()
 	if err != nil {
 		return nil, err
@@ -100,7 +101,6 @@ func loadSocketPrograms(chunks *ebpf.Map) (*sockets, error) {
 		spec.Programs[target] = all[name].Copy()
 		spec.Programs[target].AttachTo = target
 	}
-	replaced := map[string]*ebpf.Map{socketsMapChunks: chunks}
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replaced})
 	if err != nil {
 		return nil, err
@@ -135,16 +135,22 @@ func socketPrograms() (map[string]string, error) {
 	return socketFunctions, nil
 }
 
-// SocketsCountedBy says by what [Datapath.LoadSockets] counts with this kernel, or why it can't.
+// SocketsCountedBy says by what [Datapath.LoadSockets] counts with this kernel, or why it can't. To
+// know it, it attaches the programs for a moment, in which they count nothing. It needs what
+// LoadSockets does.
 func SocketsCountedBy() (string, error) {
-	programs, err := socketPrograms()
+	loaded, err := loadSocketPrograms(nil)
 	if err != nil {
+		return "", fmt.Errorf("load the programs for sockets: %w", err)
+	}
+	by := "the tracepoints sock_send_length and sock_recv_length"
+	if _, ok := loaded.Programs["inet_sendmsg"]; ok {
+		by = "the kernel's functions (fexit)"
+	}
+	if err := errors.Join(loaded.attach(), loaded.close()); err != nil {
 		return "", err
 	}
-	if _, ok := programs["inet_sendmsg"]; ok {
-		return "the kernel's functions (fexit)", nil
-	}
-	return "the tracepoints sock_send_length and sock_recv_length", nil
+	return by, nil
 }
 
 // CountsSockets reports whether what processes send and receive is counted.
@@ -157,6 +163,9 @@ func (d *Datapath) CountsSockets() bool {
 func (s *sockets) attach() error {
 	for target, program := range s.Programs {
 		attached, err := ebpflink.AttachTracing(ebpflink.TracingOptions{Program: program})
+		if errors.Is(err, ebpflink.ErrNotSupported) {
+			return fmt.Errorf("attach a program to %s: %w (before Linux 6.5 needs amd64, or arm64 with Linux 6.4)", target, err)
+		}
 		if err != nil {
 			return fmt.Errorf("attach a program to %s: %w", target, err)
 		}

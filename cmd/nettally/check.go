@@ -56,7 +56,7 @@ func checks(ctx context.Context, config *configs.Config) []check {
 		{"inotify", false, inotify},
 		{"sockets", false, func() (string, error) { return socketsCounted(config) }},
 		{"requests", false, func() (string, error) { return requestsCounted(config) }},
-		{"conntrack", false, func() (string, error) { return connectionsTracked(config.Accounting.Conntrack) }},
+		{"conntrack", false, func() (string, error) { return connectionsTracked(config) }},
 	}...)
 	if group := config.Accounting.NFLOG.Group; group != 0 {
 		all = append(all, check{"nflog", false, func() (string, error) { return logging(ctx, group) }})

@@ -5,11 +5,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/nettally/nettally/configs"
 	"github.com/nettally/nettally/internal/conntrack"
 	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
@@ -82,7 +85,9 @@ func (t telling[F]) Count(owner roster.Member, in roster.Location[F]) roster.Out
 		t.to.Found(conntrack.Sandbox{
 			ID: in.ID, Owner: owner.ID, Since: owner.Found.CreatedAt,
 			Addresses: func() ([]netip.Addr, error) { return addressesOf(t.watch, owner.Found) },
-			Enter:     func(visit func(int) error) error { return enterNamespace(t.watch, owner.Found, visit) },
+			Enter: func(visit func(netns int) error) error {
+				return enterNamespace(t.watch, owner.Found, func(n *watcher.Namespace) error { return visit(n.FD()) })
+			},
 		})
 	}
 	return outcome
@@ -113,22 +118,73 @@ func addressesOf(w *watcher.Watcher, c watcher.Container) ([]netip.Addr, error) 
 }
 
 // enterNamespace calls visit with a container's network namespace, if that is not the host's.
-func enterNamespace(w *watcher.Watcher, c watcher.Container, visit func(netns int) error) error {
+func enterNamespace(w *watcher.Watcher, c watcher.Container, visit func(*watcher.Namespace) error) error {
 	n, err := w.Hold(c)
 	if err != nil {
 		return err
 	}
 	if !n.Host() {
-		err = visit(n.FD())
+		err = visit(n)
 	}
 	return errors.Join(err, n.Close())
 }
 
-// connectionsTracked looks at the connection tracking of the process's network namespace, for
-// `nettally check`.
-func connectionsTracked(on bool) (string, error) {
-	if !on {
+// connectionsTracked looks at the connection tracking of the process's network namespace, and of
+// those of containers, for `nettally check`.
+func connectionsTracked(config *configs.Config) (string, error) {
+	if !config.Accounting.Conntrack {
 		return "off, by accounting.conntrack", nil
 	}
-	return conntrack.Check()
+	found, err := conntrack.Check()
+	if errors.Is(err, conntrack.ErrAbsent) {
+		return "", err
+	}
+	inside, failed := trackedInside(config)
+	if failed != nil {
+		inside = "what containers track themselves can't be looked at: " + failed.Error()
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w; %s", err, inside)
+	}
+	return found + "; " + inside, nil
+}
+
+// trackedInside says how many network namespaces of containers have entries of their own.
+func trackedInside(config *configs.Config) (string, error) {
+	w, err := newWatcher(config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	containers, err := w.Containers()
+	if err != nil {
+		return "", err
+	}
+	entries, failed := map[uint64]int64{}, 0 // by namespace, which containers of a pod share
+	for _, c := range containers {
+		err := enterNamespace(w, c, func(n *watcher.Namespace) error {
+			if _, ok := entries[n.Inode()]; ok {
+				return nil
+			}
+			count, err := conntrack.Entries(n.FD())
+			if err == nil {
+				entries[n.Inode()] = count
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, watcher.ErrNoProcess) {
+			failed++
+		}
+	}
+	tracking := 0
+	for _, count := range entries {
+		if count > 0 {
+			tracking++
+		}
+	}
+	says := fmt.Sprintf("%d of %d network namespaces of containers have entries of their own", tracking, len(entries))
+	if failed > 0 {
+		says += fmt.Sprintf(", those of %d containers can't be looked at", failed)
+	}
+	return says, nil
 }

@@ -64,6 +64,21 @@ func check(netns int, setting func(string) (string, error)) (string, error) {
 	return fmt.Sprintf("%d entries, events on, %s", entries, bytes), nil
 }
 
+// Entries returns how many entries a network namespace has; 0 where nothing is tracked in it.
+// The descriptor has to stay open meanwhile.
+func Entries(netns int) (int64, error) {
+	s, err := open(netns)
+	if err != nil {
+		return 0, explain(err)
+	}
+	defer s.Close()
+	entries, err := s.count(context.Background())
+	if err != nil {
+		return 0, explain(err)
+	}
+	return entries, nil
+}
+
 // first looks whether there is an entry.
 func first(netns int) (entries int64, any bool, err error) {
 	s, err := open(netns)

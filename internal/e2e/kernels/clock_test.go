@@ -145,11 +145,11 @@ func wantHistory(t *testing.T, results map[string]result) {
 	}
 }
 
-func succeeded(t *testing.T, results map[string]result) {
-	t.Helper()
+func succeeded(tb testing.TB, results map[string]result) {
+	tb.Helper()
 	for step, r := range results {
 		if r.code != 0 && step != "" {
-			t.Errorf("%s: ended with %d and printed:\n%s", step, r.code, r.output)
+			tb.Errorf("%s: ended with %d and printed:\n%s", step, r.code, r.output)
 		}
 	}
 }

@@ -40,33 +40,33 @@ type apt struct{ folder string }
 
 // newApt fetches the list of a suite from the mirror that the machine has its own
 // security updates from.
-func newApt(t *testing.T, suite string) apt {
-	t.Helper()
-	a := apt{t.TempDir()}
+func newApt(tb testing.TB, suite string) apt {
+	tb.Helper()
+	a := apt{tb.TempDir()}
 	for name, content := range map[string]string{
 		"apt.conf": fmt.Sprintf(aptConfig, a.folder),
 		// A suite whose support has ended stays signed, but is not renewed.
 		"sources.list": fmt.Sprintf("deb [arch=amd64 signed-by=%s check-valid-until=no] %s %s main\n",
-			keyring, mirror(t), suite),
+			keyring, mirror(tb), suite),
 	} {
 		if err := os.WriteFile(filepath.Join(a.folder, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	for _, name := range []string{"lists", "cache"} {
 		if err := os.Mkdir(filepath.Join(a.folder, name), 0o700); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
-	a.run(t, "apt-get", "update", "--error-on=any")
+	a.run(tb, "apt-get", "update", "--error-on=any")
 	return a
 }
 
 // mirror returns where the machine has its security updates from, whatever its
 // release is.
-func mirror(t *testing.T) string {
-	t.Helper()
-	targets := output(t, exec.Command("apt-get", "indextargets", "--no-release-info",
+func mirror(tb testing.TB) string {
+	tb.Helper()
+	targets := output(tb, exec.Command("apt-get", "indextargets", "--no-release-info",
 		"--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"))
 	for line := range strings.Lines(targets) {
 		uri, release, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -74,18 +74,18 @@ func mirror(t *testing.T) string {
 			return uri
 		}
 	}
-	t.Fatalf("apt has no source of security updates:\n%s", targets)
+	tb.Fatalf("apt has no source of security updates:\n%s", targets)
 	return ""
 }
 
 // newest returns the name of the newest package whose name is of a form.
-func (a apt) newest(t *testing.T, form *regexp.Regexp) string {
-	t.Helper()
-	names := slices.DeleteFunc(strings.Fields(a.run(t, "apt-cache", "pkgnames")), func(name string) bool {
+func (a apt) newest(tb testing.TB, form *regexp.Regexp) string {
+	tb.Helper()
+	names := slices.DeleteFunc(strings.Fields(a.run(tb, "apt-cache", "pkgnames")), func(name string) bool {
 		return !form.MatchString(name)
 	})
 	if len(names) == 0 {
-		t.Fatalf("the mirror has no package %s", form)
+		tb.Fatalf("the mirror has no package %s", form)
 	}
 	return slices.MaxFunc(names, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) })
 }
@@ -101,40 +101,40 @@ func numbers(text string) []int {
 }
 
 // download fetches a package and returns the folder that holds what is in it.
-func (a apt) download(t *testing.T, name string) string {
-	t.Helper()
-	a.run(t, "apt-get", "download", name)
-	archive := one(t, filepath.Join(a.folder, name+"_*.deb"))
-	unpacked := t.TempDir()
-	output(t, exec.Command("dpkg-deb", "--extract", archive, unpacked))
+func (a apt) download(tb testing.TB, name string) string {
+	tb.Helper()
+	a.run(tb, "apt-get", "download", name)
+	archive := one(tb, filepath.Join(a.folder, name+"_*.deb"))
+	unpacked := tb.TempDir()
+	output(tb, exec.Command("dpkg-deb", "--extract", archive, unpacked))
 	return unpacked
 }
 
-func (a apt) run(t *testing.T, name string, args ...string) string {
-	t.Helper()
+func (a apt) run(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
 	cmd := exec.Command(name, append([]string{"--config-file", filepath.Join(a.folder, "apt.conf")}, args...)...)
 	cmd.Dir = a.folder
-	return output(t, cmd)
+	return output(tb, cmd)
 }
 
 // one returns the one file whose path matches a pattern.
-func one(t *testing.T, pattern string) string {
-	t.Helper()
+func one(tb testing.TB, pattern string) string {
+	tb.Helper()
 	found, err := filepath.Glob(pattern)
 	if err != nil || len(found) != 1 {
-		t.Fatalf("found %d files %s: %v, want one", len(found), pattern, err)
+		tb.Fatalf("found %d files %s: %v, want one", len(found), pattern, err)
 	}
 	return found[0]
 }
 
 // output returns what a command prints.
-func output(t *testing.T, cmd *exec.Cmd) string {
-	t.Helper()
+func output(tb testing.TB, cmd *exec.Cmd) string {
+	tb.Helper()
 	var complaints strings.Builder
 	cmd.Stderr = &complaints
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s: %v\n%s%s", cmd, err, out, &complaints)
+		tb.Fatalf("%s: %v\n%s%s", cmd, err, out, &complaints)
 	}
 	return string(out)
 }

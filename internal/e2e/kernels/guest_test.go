@@ -26,6 +26,9 @@ var lacksScript string
 //go:embed clock.sh
 var clockScript string
 
+//go:embed conntrack.sh
+var conntrackScript string
+
 // modules are what nettally needs of Debian's kernels that is not built in.
 var modules = []string{"veth", "sch_ingress", "cls_bpf"}
 
@@ -45,25 +48,27 @@ type guest struct {
 	unpacked string            // a package of a kernel
 	nettally string            // the binary
 	programs []string          // others, in /bin
+	modules  []string          // beside those that nettally needs
+	memory   int               // in MiB; 0 for one GiB
 	steps    string            // after init.sh
 	date     string            // of its real-time clock, in UTC; "" for the machine's
 	files    map[string][]byte // beside what each guest has
 }
 
 // boot runs the steps and returns their results.
-func (g guest) boot(t *testing.T) map[string]result {
-	t.Helper()
-	folder := t.TempDir()
+func (g guest) boot(tb testing.TB) map[string]result {
+	tb.Helper()
+	folder := tb.TempDir()
 	console := filepath.Join(folder, "console")
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-rtc", "base="+cmp.Or(g.date, "utc"),
-		"-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
+		"-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(cmp.Or(g.memory, 1024)),
 		"-nodefaults", "-nic", "none", "-display", "none", "-no-reboot",
 		"-serial", "file:"+console, "-serial", "stdio",
-		"-kernel", one(t, filepath.Join(g.unpacked, "boot", "vmlinuz-*")),
-		"-initrd", g.initramfs(t),
+		"-kernel", one(tb, filepath.Join(g.unpacked, "boot", "vmlinuz-*")),
+		"-initrd", g.initramfs(tb),
 		// A stall is the machine's, which may have other things to do.
 		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1")
 	var complaints strings.Builder
@@ -72,7 +77,7 @@ func (g guest) boot(t *testing.T) map[string]result {
 	results, complete := parse(string(report))
 	if err != nil || !complete {
 		said, _ := os.ReadFile(console) // empty if there is none
-		t.Fatalf("the guest did not end as it should: %v\n%s\nreport:\n%s\nconsole:\n%s", err, &complaints, report, said)
+		tb.Fatalf("the guest did not end as it should: %v\n%s\nreport:\n%s\nconsole:\n%s", err, &complaints, report, said)
 	}
 	return results
 }
@@ -97,25 +102,25 @@ func parse(report string) (results map[string]result, complete bool) {
 }
 
 // initramfs makes the guest's only file system.
-func (g guest) initramfs(t *testing.T) string {
-	t.Helper()
-	root := t.TempDir()
+func (g guest) initramfs(tb testing.TB) string {
+	tb.Helper()
+	root := tb.TempDir()
 	for _, folder := range []string{"bin", "dev", "modules", "proc", "run", "sys", "tmp", "var"} {
 		if err := os.Mkdir(filepath.Join(root, folder), 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	copyFile(t, filepath.Join(root, "bin/busybox"), busybox)
-	copyFile(t, filepath.Join(root, "bin/nettally"), g.nettally)
+	copyFile(tb, filepath.Join(root, "bin/busybox"), busybox)
+	copyFile(tb, filepath.Join(root, "bin/nettally"), g.nettally)
 	for _, program := range g.programs {
-		copyFile(t, filepath.Join(root, "bin", filepath.Base(program)), program)
+		copyFile(tb, filepath.Join(root, "bin", filepath.Base(program)), program)
 	}
 	if err := os.WriteFile(filepath.Join(root, "init"), append(slices.Clone(initScript), g.steps...), 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for name, content := range g.files {
 		path := filepath.Join(root, name)
@@ -124,56 +129,65 @@ func (g guest) initramfs(t *testing.T) string {
 			err = os.WriteFile(path, content, 0o600)
 		}
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
-	for _, name := range modules {
-		copyModule(t, filepath.Join(root, "modules", name+".ko"), g.unpacked, name)
+	for _, name := range slices.Concat(modules, g.modules) {
+		copyModule(tb, filepath.Join(root, "modules", name+".ko"), g.unpacked, name)
 	}
-	return archive(t, root)
+	return archive(tb, root)
 }
 
-func copyFile(t *testing.T, to, from string) {
-	t.Helper()
+func copyFile(tb testing.TB, to, from string) {
+	tb.Helper()
 	content, err := os.ReadFile(from)
 	if err == nil {
 		err = os.WriteFile(to, content, 0o755)
 	}
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // copyModule copies a module, which some packages have compressed.
-func copyModule(t *testing.T, to, unpacked, name string) {
-	t.Helper()
-	from := one(t, filepath.Join(unpacked, "lib/modules/*/kernel/*/*", name+".ko*"))
+func copyModule(tb testing.TB, to, unpacked, name string) {
+	tb.Helper()
+	from := ""
+	err := filepath.WalkDir(filepath.Join(unpacked, "lib/modules"), func(path string, _ fs.DirEntry, err error) error {
+		if file, _, _ := strings.Cut(filepath.Base(path), "."); file == name {
+			from = path
+		}
+		return err
+	})
+	if err != nil || from == "" {
+		tb.Fatalf("the package of the kernel has no module %s: %v", name, err)
+	}
 	if filepath.Ext(from) != ".xz" {
-		copyFile(t, to, from)
+		copyFile(tb, to, from)
 		return
 	}
-	if err := os.WriteFile(to, []byte(output(t, exec.Command("busybox", "xz", "-dc", from))), 0o644); err != nil {
-		t.Fatal(err)
+	if err := os.WriteFile(to, []byte(output(tb, exec.Command("busybox", "xz", "-dc", from))), 0o644); err != nil {
+		tb.Fatal(err)
 	}
 }
 
 // archive packs a folder in the form that the kernel unpacks.
-func archive(t *testing.T, root string) string {
-	t.Helper()
+func archive(tb testing.TB, root string) string {
+	tb.Helper()
 	var names strings.Builder
 	err := fs.WalkDir(os.DirFS(root), ".", func(path string, _ fs.DirEntry, err error) error {
 		names.WriteString(path + "\n")
 		return err
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cpio := exec.Command("busybox", "cpio", "-o", "-H", "newc", "-R", "0:0") // nettally wants its folders to be root's
 	cpio.Dir = root
 	cpio.Stdin = strings.NewReader(names.String())
-	path := filepath.Join(t.TempDir(), "initramfs")
-	if err := os.WriteFile(path, []byte(output(t, cpio)), 0o600); err != nil {
-		t.Fatal(err)
+	path := filepath.Join(tb.TempDir(), "initramfs")
+	if err := os.WriteFile(path, []byte(output(tb, cpio)), 0o600); err != nil {
+		tb.Fatal(err)
 	}
 	return path
 }

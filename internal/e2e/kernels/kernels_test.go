@@ -61,10 +61,7 @@ var expectations = []struct {
 func TestKernels(t *testing.T) {
 	need.Debian(t)
 	need.Commands(t, "qemu-system-x86_64", "busybox")
-	nettally, tests := build(t), filepath.Join(t.TempDir(), "bpf.test")
-	compile := exec.Command("go", "test", "-c", "-o", tests, "github.com/nettally/nettally/bpf")
-	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
-	output(t, compile)
+	nettally, tests := build(t), testsOf(t, "bpf")
 	for _, kernel := range kernels {
 		t.Run(kernel.series, func(t *testing.T) {
 			a := newApt(t, kernel.suite)
@@ -94,15 +91,30 @@ func TestKernels(t *testing.T) {
 }
 
 // build returns the path of nettally's binary.
-func build(t *testing.T) string { return buildOf(t, "cmd/nettally") }
+func build(tb testing.TB) string { return buildOf(tb, "cmd/nettally") }
 
 // buildOf returns the path of a command's binary.
-func buildOf(t *testing.T, command string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), filepath.Base(command))
-	build := exec.Command("go", "build", "-o", path, "github.com/nettally/nettally/"+command)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	output(t, build)
+func buildOf(tb testing.TB, command string) string {
+	tb.Helper()
+	return compiled(tb, command, "build")
+}
+
+// testsOf returns the path of the binary of a package's tests.
+func testsOf(tb testing.TB, pkg string) string {
+	tb.Helper()
+	return compiled(tb, pkg, "test", "-c")
+}
+
+// compiled returns the path of a binary that runs anywhere, whatever is installed there.
+func compiled(tb testing.TB, pkg string, command ...string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), filepath.Base(pkg))
+	if command[0] == "test" {
+		path += ".test"
+	}
+	compile := exec.Command("go", append(command, "-o", path, "github.com/nettally/nettally/"+pkg)...)
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output(tb, compile)
 	return path
 }
 
