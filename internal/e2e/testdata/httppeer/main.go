@@ -5,6 +5,7 @@
 //
 //	httppeer serve ADDRESS LOG   serves HTTP/1 and h2c; LOG gets "METHOD STATUS PROTOCOL" lines
 //	httppeer pipeline ADDRESS N  sends N requests before it reads the first response
+//	httppeer later ADDRESS N     asks once, and then as pipeline does, on the same connection
 //	httppeer upgrade ADDRESS     asks for a websocket, and sends lines like requests through it
 //	httppeer hostile ADDRESS N   sends N times a POST and noise, and a GET without end
 //	httppeer relay IN OUT        passes packets from one TUN device to another, many out of order
@@ -32,11 +33,11 @@ import (
 func main() {
 	log.SetFlags(0)
 	verbs := map[string]func(address, last string) error{
-		"serve": serve, "pipeline": pipeline, "streams": streams, "hostile": hostile, "relay": relay,
+		"serve": serve, "pipeline": pipeline, "later": later, "streams": streams, "hostile": hostile, "relay": relay,
 		"upgrade": func(address, _ string) error { return upgrade(address) },
 	}
 	if len(os.Args) < 3 || verbs[os.Args[1]] == nil {
-		log.Fatal("usage: httppeer serve|pipeline|upgrade|streams ADDRESS …")
+		log.Fatal("usage: httppeer serve|pipeline|later|upgrade|streams ADDRESS …")
 	}
 	if err := verbs[os.Args[1]](os.Args[2], os.Args[len(os.Args)-1]); err != nil {
 		log.Fatal(err)
@@ -88,20 +89,34 @@ func serve(address, name string) error {
 	return server.ListenAndServe()
 }
 
-func pipeline(address, number string) error {
-	n, err := strconv.Atoi(number)
-	if err != nil {
-		return err
-	}
+func pipeline(address, number string) error { return pipelines(address, number) }
+
+func later(address, number string) error { return pipelines(address, "1", number) }
+
+// pipelines sends so many requests and reads their responses, and then as many as comes next.
+func pipelines(address string, numbers ...string) error {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	responses := bufio.NewReader(conn)
+	for _, number := range numbers {
+		if err := ask(conn, responses, number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ask(conn net.Conn, responses *bufio.Reader, number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
 	if _, err := io.WriteString(conn, strings.Repeat("GET /200 HTTP/1.1\r\nHost: a\r\n\r\n", n)); err != nil {
 		return err
 	}
-	responses := bufio.NewReader(conn)
 	for range n {
 		response, err := http.ReadResponse(responses, nil)
 		if err != nil {
