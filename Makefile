@@ -9,6 +9,7 @@
 # make bench     the benchmarks whose figures the documents quote
 # make generate  the BPF objects, from their C source, and the web page, from its TypeScript
 # make check     formatting, linters, types, import rules, and that what is generated matches its source
+# make release VERSION=1.2.3  archives, packages and images in dist/
 # make install   the binary, the systemd unit and the reference configuration
 #
 # test, race, bench, generate and check install the Debian or Ubuntu packages that they
@@ -76,7 +77,7 @@ UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./exporter/page/...
 # How long make fuzz gives each target, as go test -fuzztime has it.
 T ?= 1m
 
-.PHONY: build run test race test-arm64 test-32bit fuzz bench generate check install
+.PHONY: build run test race test-arm64 test-32bit fuzz bench generate check release install
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/nettally ./cmd/nettally
@@ -151,6 +152,12 @@ check: generate
 	done
 	go tool staticcheck ./...
 	go tool depguard ./...
+
+# The same source, version and release of Go make the same files. The date is the commit's.
+release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+release:
+	cd packaging && go run . -source "$(CURDIR)" -out "$(CURDIR)/dist" -version "$(VERSION)" \
+		-revision "$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -dirty)"
 
 install: build
 	$(AS_ROOT) install -D -m 0755 bin/nettally $(DESTDIR)$(PREFIX)/bin/nettally
