@@ -16,7 +16,7 @@ func (r *release) goCommand(arch string, args ...string) *exec.Cmd {
 	cmd := exec.Command("go", args...)
 	cmd.Dir = r.source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOEXPERIMENT=",
-		"GOAMD64=v1", "GOARM64=v8.0", "GODEBUG=", "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.date.Unix(), 10))
+		"GOAMD64=v1", "GOARM64=v8.0", "GODEBUG=", "TZ=UTC", "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.date.Unix(), 10))
 	if arch != "" {
 		cmd.Env = append(cmd.Env, "GOARCH="+arch)
 	}

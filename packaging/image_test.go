@@ -145,7 +145,6 @@ func TestComposeIsDocumented(t *testing.T) {
 			Volumes     []string
 			ReadOnly    bool `yaml:"read_only"`
 			Restart     string
-			Ulimits     map[string]int
 			Name        string `yaml:"container_name"`
 		}
 	}
@@ -162,7 +161,6 @@ func TestComposeIsDocumented(t *testing.T) {
 	add("--cap-drop", s.CapDrop)
 	add("--cap-add", s.CapAdd)
 	add("--security-opt", s.SecurityOpt)
-	flags = append(flags, "--ulimit", fmt.Sprintf("memlock=%d", s.Ulimits["memlock"]))
 	if s.ReadOnly {
 		flags = append(flags, "--read-only")
 	}

@@ -36,7 +36,7 @@ type release struct {
 	version  string
 	revision string
 	date     time.Time // of everything in the artefacts
-	staging  string    // a folder for what goes into them
+	staging  string    // an empty folder for what goes into them; "" for one that is gone afterwards
 }
 
 func main() {
@@ -76,10 +76,12 @@ func (r *release) make() (err error) {
 	if err := r.empty(); err != nil {
 		return err
 	}
-	if r.staging, err = os.MkdirTemp("", "nettally-release-"); err != nil {
-		return err
+	if r.staging == "" {
+		if r.staging, err = os.MkdirTemp("", "nettally-release-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(r.staging)) }()
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(r.staging)) }()
 
 	if err := r.manual(); err != nil {
 		return err

@@ -53,8 +53,8 @@ func (r *release) contents(arch string) (all files.Contents, err error) {
 	if err != nil {
 		return nil, err
 	}
-	folder := r.staged("files-" + arch)
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	folder, err := os.MkdirTemp(r.staging, "files-")
+	if err != nil {
 		return nil, err
 	}
 	for i, f := range list {

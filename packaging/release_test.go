@@ -43,7 +43,8 @@ func newRelease(source, out string) *release {
 var made = sync.OnceValues(func() (*release, error) {
 	architectures = []string{runtime.GOARCH}
 	r := newRelease("..", filepath.Join(scratch, "dist"))
-	return r, r.make()
+	r.staging = filepath.Join(scratch, "staging")
+	return r, errors.Join(os.Mkdir(r.staging, 0o700), r.make())
 })
 
 // sumsOf returns the sums of a release's artefacts by name.

@@ -13,7 +13,7 @@ rm -f /run/nettally.install
 
 # Its members may use the socket in /run/nettally.
 if ! grep -q '^nettally:' /etc/group && ! getent group nettally >/dev/null 2>&1; then
-	if command -v groupadd >/dev/null 2>&1; then groupadd --system nettally; else addgroup -S nettally; fi
+	groupadd --system nettally
 fi
 
 command -v systemctl >/dev/null 2>&1 || exit 0
