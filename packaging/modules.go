@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -40,7 +39,11 @@ func (r *release) modules(arch string) ([]module, error) {
 		return nil, err
 	}
 	all := []module{{path: "std", version: info.GoVersion}}
-	folders := []string{runtime.GOROOT()}
+	root, err := r.goCommand(arch, "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find Go: %w", err)
+	}
+	folders := []string{strings.TrimSpace(string(root))}
 	for _, dep := range info.Deps {
 		if dep.Replace != nil {
 			dep = dep.Replace
