@@ -9,6 +9,7 @@
 # make bench     the benchmarks whose figures the documents quote
 # make generate  the BPF objects, from their C source, and the web page, from its TypeScript
 # make check     formatting, linters, types, import rules, and that what is generated matches its source
+# make release VERSION=1.2.3  archives, packages and images in dist/
 # make install   the binary, the systemd unit and the reference configuration
 #
 # test, race, bench, generate and check install the Debian or Ubuntu packages that they
@@ -32,7 +33,7 @@ TEST_NEEDS := dockerd:docker.io docker:docker.io containerd:containerd runc:runc
 	busybox:busybox-static tcpdump:tcpdump nft:nftables conntrack:conntrack ethtool:ethtool ip:iproute2 tc:iproute2 unshare:util-linux \
 	nsenter:util-linux promtool:prometheus prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager iperf3:iperf3 nginx:nginx-light curl:curl wrk:wrk dnsmasq:dnsmasq-base openssl:openssl tshark:tshark systemd-analyze:systemd strace:strace qemu-system-x86_64:qemu-system-x86 \
 	ctr:containerd containerd-shim-runc-v2:containerd /usr/lib/cni/bridge:containernetworking-plugins \
-	mkfs.ext4:e2fsprogs gcc:gcc chromium:chromium podman:podman tmux:tmux conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
+	rpm:rpm mkfs.ext4:e2fsprogs gcc:gcc chromium:chromium podman:podman tmux:tmux conmon:conmon slirp4netns:slirp4netns newuidmap:uidmap dbus-daemon:dbus /usr/lib/podman/netavark:netavark /usr/lib/podman/aardvark-dns:aardvark-dns
 TEST_NEEDS_FILES := /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf:fonts-dejavu-core /usr/include/stdlib.h:libc6-dev /usr/lib/systemd/user/dbus.socket:dbus-user-session
 GENERATE_NEEDS := clang-16:clang-16 llvm-strip-16:llvm-16 clang-format-16:clang-format-16 gcc:gcc
 CHECK_NEEDS := npm:npm
@@ -76,7 +77,7 @@ UNPRIVILEGED := ./bpf ./tcctl ./watcher ./configs ./exporter ./exporter/page/...
 # How long make fuzz gives each target, as go test -fuzztime has it.
 T ?= 1m
 
-.PHONY: build run test race test-arm64 test-32bit fuzz bench generate check install
+.PHONY: build run test race test-arm64 test-32bit fuzz bench generate check release install
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/nettally ./cmd/nettally
@@ -89,6 +90,7 @@ run: build
 # cache, since it does not know the kernel, Docker and the rest that the tests are about.
 test: build race
 	$(AS_ROOT) go test -count 1 -p 4 -timeout 60m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./internal/e2e)")
+	cd packaging && $(AS_ROOT) go test -count 1 -timeout 60m .
 	$(AS_ROOT) go test -count 1 -parallel 4 -timeout 60m ./internal/e2e
 
 # The race detector needs cgo. SQLite, which is C in Go's clothes, keeps its own memory and
@@ -143,6 +145,8 @@ check: generate
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w: $$unformatted" >&2; exit 1; }
 	go mod tidy -diff
 	go vet ./...
+	go vet -tags man ./cmd/nettally
+	cd packaging && go mod tidy -diff && go vet ./...
 	@for arch in $(filter-out $(shell go env GOHOSTARCH),$(ARCHITECTURES)); do \
 		echo "GOARCH=$$arch go build $(PORTABLE) ./... && go vet $(PORTABLE) ./..."; \
 		case " $(TESTED) " in *" $$arch "*) flags=;; *) flags='-gcflags=all=-N -l';; esac; \
@@ -150,7 +154,14 @@ check: generate
 		GOARCH=$$arch go vet $(PORTABLE) $${flags:+"$$flags"} $(PORTABLE_VET) ./...; \
 	done
 	go tool staticcheck ./...
+	staticcheck=$$(go tool -n staticcheck) && cd packaging && "$$staticcheck" ./...
 	go tool depguard ./...
+
+# The same source, version and release of Go make the same files. The date is the commit's.
+release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+release:
+	cd packaging && go run . -source "$(CURDIR)" -out "$(CURDIR)/dist" -version "$(VERSION)" \
+		-revision "$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -dirty)"
 
 install: build
 	$(AS_ROOT) install -D -m 0755 bin/nettally $(DESTDIR)$(PREFIX)/bin/nettally

@@ -64,6 +64,10 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
+// forPackagers makes commands that only a build with the tag `man` has. What writes the manual
+// pages would make every binary larger by 260 KB.
+var forPackagers []func() *cobra.Command
+
 // newRoot makes the commands. What they print goes through a screen.
 func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
@@ -83,6 +87,9 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	flags.String("config", configs.DefaultPath, "configuration `file`")
 	configs.BindFlags(flags)
 	root.AddCommand(newRun(), newTop(), newList(), newHistory(), newQuota(), newCheck(), newSelftest(), newNFLOG(), newConfig(), newDetach(), newVersion())
+	for _, command := range forPackagers {
+		root.AddCommand(command())
+	}
 	return root
 }
 

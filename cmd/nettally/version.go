@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 
@@ -11,8 +12,9 @@ import (
 	"github.com/nettally/nettally/exporter"
 )
 
-// version is set by the Makefile from the git tag.
-var version = "devel"
+// version and revision are set by the Makefile from the git tag, and by a release, which is
+// built without git's help. Without a revision it is the one that Go has put in.
+var version, revision = "devel", ""
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
@@ -27,13 +29,13 @@ func newVersion() *cobra.Command {
 }
 
 func buildInfo() exporter.BuildInfo {
-	b := exporter.BuildInfo{Version: version, Revision: "unknown", GoVersion: runtime.Version()}
+	b := exporter.BuildInfo{Version: version, Revision: cmp.Or(revision, "unknown"), GoVersion: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
 	}
 	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
+		if s.Key == "vcs.revision" && revision == "" {
 			b.Revision = s.Value
 		}
 	}
