@@ -58,9 +58,20 @@ func (n NamespaceTCP) Minus(m NamespaceTCP) NamespaceTCP {
 // Plus returns the sum of each two numbers, modulo 2^64.
 func (n NamespaceTCP) Plus(m NamespaceTCP) NamespaceTCP { return n.Minus(NamespaceTCP{}.Minus(m)) }
 
-// Less reports whether a number is less than another's.
-func (n NamespaceTCP) Less(than NamespaceTCP) bool {
-	return n.ConnectAttempts < than.ConnectAttempts || n.Accepts < than.Accepts || n.Resets < than.Resets || n.ListenDrops < than.ListenDrops
+// Restarted returns the numbers that have begun at 0 again by now, and 0 for the others: they have
+// 32 bits where unsigned long does.
+func (n NamespaceTCP) Restarted(now NamespaceTCP) NamespaceTCP {
+	for _, c := range [...]struct {
+		then *uint64
+		now  uint64
+	}{
+		{&n.ConnectAttempts, now.ConnectAttempts}, {&n.Accepts, now.Accepts}, {&n.Resets, now.Resets}, {&n.ListenDrops, now.ListenDrops},
+	} {
+		if c.now >= *c.then {
+			*c.then = 0
+		}
+	}
+	return n
 }
 
 // Counters returns what is counted on the slot of a network namespace, whose note it is.
