@@ -178,6 +178,15 @@ func NamespaceSince(proc string, pid int) (inode uint64, since time.Time, err er
 	return st.Ino, time.Unix(st.Ctim.Unix()), nil
 }
 
+// joinWithin is how long before a container's cgroup its network namespace may be made for it.
+const joinWithin = 2 * time.Second
+
+// JoinedLate reports whether a container came into a network namespace that had been there since a
+// moment at the latest: what that had counted before is not the container's.
+func (c Container) JoinedLate(since time.Time) bool {
+	return since.Before(c.CreatedAt.Add(-joinWithin))
+}
+
 func (n *NamespaceTCP) parse(snmp, netstat []byte) error {
 	of, err := parseGroup(snmp, "net/snmp", "Tcp:", "ActiveOpens", "PassiveOpens", "EstabResets")
 	if err != nil {

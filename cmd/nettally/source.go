@@ -236,6 +236,7 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 			Accounts:  d.accounts,
 			Interface: func(name string) bool { return d.attaching().Interface(name) },
 			Requests:  config.Accounting.NFLOG.Group != 0,
+			TCP:       config.Accounting.TCP == configs.Auto,
 			Log:       d.log,
 		})
 		if err != nil {
