@@ -174,6 +174,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			options.Sockets = d.atSockets(datapath, cgroupctl.Options{Root: root, Pins: cgroupPins(config)})
 			options.CountSockets = datapath.TCP != nil
 		}
+		options.CountNamespaces = config.Accounting.TCP == configs.Auto && !options.CountSockets
 		backend := controller.New(options)
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
