@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,6 +27,11 @@ type namespaced struct {
 	// that are gone.
 	before map[string]uint64
 }
+
+// attemptQuota counts what can be known.
+const attemptQuota = `
+  - {name: attempts, per: container, count: tcp_connect_attempts, limit: 1M, period: {every: lifetime}}
+`
 
 // counters are those of nstat, by the words of ours.
 var counters = map[string]string{
@@ -102,18 +108,21 @@ func unknownInPart(c *exporter.TCP) error {
 func TestConnectionsByNamespace(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
-	need.Commands(t, "nstat", "setpriv")
+	need.Commands(t, "nstat")
 	const v1 = "/sys/fs/cgroup/memory"
 	for name, start := range map[string]func(*testing.T, *testnet.Namespace, string) *daemon{
 		"cgroup v1 alone": func(t *testing.T, host *testnet.Namespace, id string) *daemon {
 			need.Files(t, v1+"/cgroup.procs")
-			return startDaemon(t, on{host}, "watch: {cgroup_root: "+v1+", include: ["+id+"]}"+connectQuota)
+			return startDaemon(t, on{host}, "watch: {cgroup_root: "+v1+", include: ["+id+"]}"+connectQuota+attemptQuota)
 		},
 		"by proc": func(t *testing.T, host *testnet.Namespace, id string) *daemon {
-			return startDaemon(t, on{host}, "accounting: {source: proc}\nwatch: {include: ["+id+"]}"+connectQuota)
+			return startDaemon(t, on{host}, "accounting: {source: proc}\nwatch: {include: ["+id+"]}\nquotas:"+attemptQuota)
 		},
 		"without capabilities": func(t *testing.T, host *testnet.Namespace, id string) *daemon {
-			return restricted(t, host, "all", id)
+			need.Commands(t, "setpriv")
+			d := startDaemon(t, without{on{host}, "all"}, "watch: {include: ["+id+"]}\nquotas:"+attemptQuota)
+			t.Cleanup(func() { d.at = on{host} }) // detach needs them
+			return d
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -175,11 +184,45 @@ func (n *namespaced) surfaces() {
 	if !strings.Contains(metrics, "\nnettally_container_tcp_accepts_total{") {
 		n.t.Error("no sample of what is known")
 	}
-	if list, err := exporter.FetchQuotas(n.t.Context(), n.d.socket); err == nil {
+	n.d.poll("a quota of what is known", func() error {
+		list, err := exporter.FetchQuotas(n.t.Context(), n.d.socket)
+		if err != nil {
+			return err
+		}
+		now := nettest.Must(n.d.container(n.c.ID))(n.t).TCP
+		used := -1.0
 		for _, q := range list.Quotas {
-			if q.Key == n.c.ID {
+			switch {
+			case q.Key != n.c.ID:
+			case q.Quota == "connects":
 				n.t.Errorf("a quota of what is not known: %+v", q)
+			default:
+				used = q.Used
 			}
 		}
-	}
+		if used != float64(now.ConnectAttempts) {
+			return fmt.Errorf("used %v, %d attempts", used, now.ConnectAttempts)
+		}
+		return nil
+	})
+	n.d.poll("the history of what is known", func() error {
+		out, err := n.d.run("history", "--step", "month", "--by", "container", "--container", n.c.ID, "-o", "json")
+		var h exporter.History
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &h)); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		now := nettest.Must(n.d.container(n.c.ID))(n.t).TCP
+		if len(h.History) == 0 {
+			return errors.New("none")
+		}
+		for _, row := range h.History[:1] {
+			if row.TCP == nil || row.TCP.ConnectAttempts != now.ConnectAttempts || row.TCP.Accepts != now.Accepts {
+				return fmt.Errorf("%+v, want %d and %d", row.TCP, now.ConnectAttempts, now.Accepts)
+			}
+			if row.TCP.Connects != nil || row.TCP.ConnectFailures != nil {
+				n.t.Errorf("history of what is not known: %+v", *row.TCP)
+			}
+		}
+		return nil
+	})
 }

@@ -179,10 +179,10 @@ func (a *Accounts) record(c *account) Record {
 		r.Tallies = append(r.Tallies, a.recordTally(c.namespace, Tally{Sockets: true}))
 	}
 	r.Established = nil // it is of this moment
-	inPart := r.TCP != nil && r.TCP.InPart
+	shown := r.TCP
 	r.sum()
-	if r.TCP != nil {
-		r.TCP.InPart = inPart
+	if shown != nil { // else they are not counted now, and the tallies say what is known
+		r.TCP.InPart = shown.InPart
 	}
 	return r
 }

@@ -147,6 +147,9 @@ func TestNamespaces(t *testing.T) {
 			s.count(7, 120, false)
 			s.begin("boot") // killed
 			s.want("not read yet", -1)
+			if r := s.Pending(true)[0]; r.TCP == nil || !r.TCP.InPart {
+				s.t.Errorf("kept before it is read: %+v", r.TCP)
+			}
 			s.count(7, 130, false)
 			s.want("over kill -9", 30)
 			s.keep()
