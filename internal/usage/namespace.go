@@ -63,8 +63,8 @@ func (a *Accounts) passedBefore(at *attachment, now NamespaceTCP, fresh bool) Na
 	if fresh {
 		return NamespaceTCP{}
 	}
-	if last, ok := a.last(at.tally, at.slot.Target); ok && last.Told != nil && last.Told.Restarted(now) == (NamespaceTCP{}) {
-		return *last.Told
+	if last, ok := a.last(at.tally, at.slot.Target); ok && last.Told != nil && !last.Told.Lost && last.Told.Restarted(now) == (NamespaceTCP{}) {
+		return last.Told.NamespaceTCP
 	}
 	return now
 }
@@ -92,15 +92,12 @@ func (a *Accounts) EndNamespace(inode uint64, lost bool) error {
 // CountsNamespace reports whether the connections of a namespace are being counted.
 func (a *Accounts) CountsNamespace(inode uint64) bool { return a.Owner(ofNetNS(inode)) != "" }
 
-// told returns what the kernel said last of a namespace that is counted on a slot, nil if that is
-// not known.
-func (at *attachment) told(d Datapath) *NamespaceTCP {
+// told returns what the kernel said last of a namespace that is counted on a slot, nil for another
+// target.
+func (at *attachment) told(d Datapath) *Told {
 	if kindOf(at.slot.Target) != ofNamespace {
 		return nil
 	}
 	note := at.tcpCounters(d).TCPNote
-	if !note.ListenDropsKnown {
-		return nil
-	}
-	return &note.Told
+	return &Told{note.Told, at.slot.Generation, !note.ListenDropsKnown}
 }

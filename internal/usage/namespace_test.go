@@ -153,10 +153,17 @@ func TestNamespaces(t *testing.T) {
 			s.count(7, 130, false)
 			s.want("over kill -9", 30)
 			s.keep()
+			s.count(7, 140, false)
+			s.begin("boot") // before the slots of those that were killed were given up
+			s.count(7, 150, false)
 			s.begin("boot")
+			s.count(7, 151, false)
+			s.want("over two more", 51)
+			s.now = s.now.Add(time.Minute)
+			s.keep()
 			s.begin("boot")
-			s.count(7, 131, false)
-			s.want("over two more", 31)
+			s.count(7, 152, false)
+			s.want("when they are given up", 52)
 		},
 		"next life of the container": func(s *spaces) {
 			s.count(7, 5, true)

@@ -78,9 +78,9 @@ type Attachment struct {
 	Target
 	Counted Traffic `json:"counted"`
 	Passed  Opens   `json:"passed,omitzero"` // see [Slots.Pass]
-	// Told is what the kernel said of a network namespace's connections last; see
-	// [Accounts.CountNamespace]. Nil: nothing that is of use.
-	Told *NamespaceTCP `json:"told,omitempty"`
+	// Told is what the kernel said of a network namespace's connections last, see
+	// [Accounts.CountNamespace]; nil of other targets.
+	Told *Told `json:"told,omitempty"`
 	// Earlier is what was counted of the target before, if that was for other containers.
 	Earlier Traffic `json:"earlier,omitzero"`
 	// Guest is the container that this is of, on an account for others.
@@ -90,6 +90,22 @@ type Attachment struct {
 	Torn bool `json:"torn,omitempty"`
 	// Folded: Counted is part of Final already, and the slot is to be released.
 	Folded bool `json:"folded,omitempty"`
+}
+
+// Told is what the kernel said last of a network namespace, on one of the slots that were taken for it.
+type Told struct {
+	NamespaceTCP
+	Generation uint64 `json:"generation"` // of the slot
+	// Lost says that what is counted since is not the container's alone, or nobody knows.
+	Lost bool `json:"lost,omitempty"`
+}
+
+// newer returns the one of two, either of which may be nil, whose slot was taken later.
+func (t *Told) newer(u *Told) *Told {
+	if t == nil || u != nil && u.Generation > t.Generation {
+		return u
+	}
+	return t
 }
 
 func (t Tally) kind() kind {
