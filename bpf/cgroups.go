@@ -78,6 +78,9 @@ func (d *Datapath) BindCgroup(s Slot) error {
 // unbindCgroup undoes BindCgroup, unless the cgroup is bound to another slot: slot 0 is
 // nobody's, and this one will be somebody else's.
 func (d *Datapath) unbindCgroup(s Slot) error {
+	if s.Cgroup == 0 {
+		return nil
+	}
 	if s.Sockets {
 		err := errors.Join(d.sockets.unbind(s), d.requests.release(s))
 		if d.requestCounts != nil {
@@ -88,7 +91,7 @@ func (d *Datapath) unbindCgroup(s Slot) error {
 		}
 	}
 	members := d.membersOf(s)
-	if s.Cgroup == 0 || members == nil {
+	if members == nil {
 		return nil // what is not loaded is bound before it is attached again
 	}
 	var bound uint32

@@ -14,20 +14,22 @@ import (
 // ErrTooLong means that a name is too long to be kept with a slot.
 var ErrTooLong = errors.New("name is too long to be kept with a slot")
 
-// Target is what a slot counts: an interface, or a cgroup.
+// Target is what a slot counts: an interface, a cgroup, or a network namespace.
 type Target struct {
 	Ifindex int    `json:"ifindex,omitempty"`
 	NetNS   uint64 `json:"netns,omitempty"` // inode of the interface's network namespace, 0 for the host's
 	// Cgroup is the id of a cgroup in the cgroup2 hierarchy, the inode of its directory.
 	// The others are 0 then.
 	Cgroup uint64 `json:"cgroup,omitempty"`
-	// Sockets says that it is the TCP connections of the cgroup, not its packets:
-	// [Datapath.ReadTCP] reads that.
+	// Sockets says that it is the TCP connections of the cgroup, not its packets, or those of the
+	// network namespace, whose numbers user space notes: [Datapath.ReadTCP] reads either.
 	Sockets bool `json:"sockets,omitempty"`
 }
 
 func (t Target) String() string {
 	switch {
+	case t.Sockets && t.Cgroup == 0:
+		return fmt.Sprintf("connections in net:[%d]", t.NetNS)
 	case t.Sockets:
 		return fmt.Sprintf("connections of cgroup %d", t.Cgroup)
 	case t.Cgroup != 0:

@@ -39,9 +39,13 @@ enum tcp_counter {
 	BEFORE_KNOWN,	    /* 1 if that is known */
 	LISTEN_DROPS,	    /* of the network namespace */
 	LISTEN_DROPS_KNOWN, /* 1 if it has one to itself, whose number that is */
-	ROW_NUMBERS = 32    /* numbers in a row */
+	/* Of the slot of a network namespace, on which no program counts: what that had counted of
+	 * attempts, accepts, resets and listen drops before what user space has put into their counters.
+	 */
+	PASSED = 28,
+	ROW_NUMBERS = PASSED + 4 /* numbers in a row */
 };
-_Static_assert(TCP_COUNTERS <= BEFORE && LISTEN_DROPS_KNOWN < ROW_NUMBERS, "a row has room");
+_Static_assert(TCP_COUNTERS <= BEFORE && LISTEN_DROPS_KNOWN < PASSED, "a row has room");
 
 struct tcp_row {
 	__u64 numbers[ROW_NUMBERS];

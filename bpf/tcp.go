@@ -12,7 +12,8 @@ import (
 // RTTBounds are the upper bounds of [TCPCounters.RTTs] in microseconds; the last one has none.
 var RTTBounds = [...]uint64{100, 500, 1000, 5000, 10_000, 50_000, 100_000, 500_000, 1_000_000}
 
-// TCPCounters is what was counted of the TCP connections of a cgroup.
+// TCPCounters is what was counted of the TCP connections of a cgroup, or of a network namespace: see
+// [TCPNote.Counters].
 type TCPCounters struct {
 	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
 	Closes, Resets, RetransmittedSegments               uint64
@@ -34,6 +35,50 @@ type TCPNote struct {
 	// ListenDrops is the number of the network namespace, where it is the slot's alone.
 	ListenDrops      uint64
 	ListenDropsKnown bool
+
+	// Of the slot of a network namespace: what the kernel said of that last, and what of it is not
+	// counted since it had passed before, or was others'. Neither is known before ListenDropsKnown.
+	Told, Passed NamespaceTCP
+}
+
+// NamespaceTCP is what the kernel counts of TCP for a network namespace: ActiveOpens, PassiveOpens,
+// EstabResets and ListenDrops.
+type NamespaceTCP struct {
+	ConnectAttempts uint64 `json:"connect_attempts,omitempty"`
+	Accepts         uint64 `json:"accepts,omitempty"`
+	Resets          uint64 `json:"resets,omitempty"`
+	ListenDrops     uint64 `json:"listen_drops,omitempty"`
+}
+
+// Minus returns the difference of each two numbers, modulo 2^64.
+func (n NamespaceTCP) Minus(m NamespaceTCP) NamespaceTCP {
+	return NamespaceTCP{n.ConnectAttempts - m.ConnectAttempts, n.Accepts - m.Accepts, n.Resets - m.Resets, n.ListenDrops - m.ListenDrops}
+}
+
+// Plus returns the sum of each two numbers, modulo 2^64.
+func (n NamespaceTCP) Plus(m NamespaceTCP) NamespaceTCP { return n.Minus(NamespaceTCP{}.Minus(m)) }
+
+// Restarted returns the numbers that have begun at 0 again by now, and 0 for the others: they have
+// 32 bits where unsigned long does.
+func (n NamespaceTCP) Restarted(now NamespaceTCP) NamespaceTCP {
+	for _, c := range [...]struct {
+		then *uint64
+		now  uint64
+	}{
+		{&n.ConnectAttempts, now.ConnectAttempts}, {&n.Accepts, now.Accepts}, {&n.Resets, now.Resets}, {&n.ListenDrops, now.ListenDrops},
+	} {
+		if c.now >= *c.then {
+			*c.then = 0
+		}
+	}
+	return n
+}
+
+// Counters returns what is counted on the slot of a network namespace, whose note it is.
+func (n TCPNote) Counters() TCPCounters {
+	counted := n.Told.Minus(n.Passed)
+	n.ListenDrops = counted.ListenDrops
+	return TCPCounters{ConnectAttempts: counted.ConnectAttempts, Accepts: counted.Accepts, Resets: counted.Resets, TCPNote: n}
 }
 
 // LoadTCP puts the program for the connections of cgroups into the kernel, [Datapath.TCP]. It
@@ -75,10 +120,15 @@ func (d *Datapath) ReadTCP(s Slot) (TCPCounters, error) {
 		return TCPCounters{}, ErrReleased
 	}
 	sum := d.chunks[chunkOf(s.Index)].sum(s.Index, receive)
-	return tcpCounters((*words)(unsafe.Pointer(&sum))), nil
+	row := (*words)(unsafe.Pointer(&sum))
+	if s.Cgroup == 0 {
+		return namespaceCounters(row), nil
+	}
+	return tcpCounters(row), nil
 }
 
-// NoteTCP keeps what user space found out with a slot for connections.
+// NoteTCP keeps what user space found out with a slot for connections. Of the slot of a network
+// namespace that is all there is.
 //
 // Returns [ErrReleased] if the slot is no longer the one that was taken.
 func (d *Datapath) NoteTCP(s Slot, n TCPNote) error {
@@ -89,9 +139,38 @@ func (d *Datapath) NoteTCP(s Slot, n TCPNote) error {
 	}
 	rows := d.chunks[chunkOf(s.Index)]
 	to := (*words)(unsafe.Pointer(rows.row(s.Index, rows.cpus()-1, receive)))
+	if s.Cgroup == 0 {
+		noteNamespace(to, n)
+		return nil
+	}
 	to[tcpTcpCounterBEFORE], to[tcpTcpCounterBEFORE_KNOWN] = n.Before, number(n.BeforeKnown)
 	to[tcpTcpCounterLISTEN_DROPS], to[tcpTcpCounterLISTEN_DROPS_KNOWN] = n.ListenDrops, number(n.ListenDropsKnown)
 	return nil
+}
+
+// noteNamespace writes the note of a network namespace. That it is known comes last: a process may end
+// in between.
+func noteNamespace(to *words, n TCPNote) {
+	c := n.Counters()
+	to[tcpTcpCounterPASSED], to[tcpTcpCounterPASSED+1] = n.Passed.ConnectAttempts, n.Passed.Accepts
+	to[tcpTcpCounterPASSED+2], to[tcpTcpCounterPASSED+3] = n.Passed.Resets, n.Passed.ListenDrops
+	to[tcpTcpCounterCONNECT_ATTEMPTS], to[tcpTcpCounterACCEPTS] = c.ConnectAttempts, c.Accepts
+	to[tcpTcpCounterRESETS], to[tcpTcpCounterLISTEN_DROPS] = c.Resets, c.ListenDrops
+	to[tcpTcpCounterLISTEN_DROPS_KNOWN] = number(n.ListenDropsKnown)
+}
+
+// namespaceCounters is the reverse of [noteNamespace].
+func namespaceCounters(row *words) TCPCounters {
+	n := TCPNote{
+		ListenDropsKnown: row[tcpTcpCounterLISTEN_DROPS_KNOWN] != 0,
+		Passed: NamespaceTCP{
+			row[tcpTcpCounterPASSED], row[tcpTcpCounterPASSED+1], row[tcpTcpCounterPASSED+2], row[tcpTcpCounterPASSED+3],
+		},
+	}
+	n.Told = n.Passed.Plus(NamespaceTCP{
+		row[tcpTcpCounterCONNECT_ATTEMPTS], row[tcpTcpCounterACCEPTS], row[tcpTcpCounterRESETS], row[tcpTcpCounterLISTEN_DROPS],
+	})
+	return n.Counters()
 }
 
 func number(known bool) uint64 {

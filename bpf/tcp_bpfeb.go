@@ -32,6 +32,7 @@ const (
 	tcpTcpCounterBEFORE_KNOWN           tcpTcpCounter = 25
 	tcpTcpCounterLISTEN_DROPS           tcpTcpCounter = 26
 	tcpTcpCounterLISTEN_DROPS_KNOWN     tcpTcpCounter = 27
+	tcpTcpCounterPASSED                 tcpTcpCounter = 28
 	tcpTcpCounterROW_NUMBERS            tcpTcpCounter = 32
 )
 

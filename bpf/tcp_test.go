@@ -69,3 +69,40 @@ func TestTCPSlots(t *testing.T) {
 	must(t, d.Close())
 	must(t, Unpin(path))
 }
+
+// The numbers of a network namespace are there for the next process, as is what of them is not
+// counted.
+func TestTCPSlotOfNamespace(t *testing.T) {
+	need.Root(t)
+	path := filepath.Join(nettest.BPFFS(t), "nettally")
+	target := Target{NetNS: 4026532000, Sockets: true}
+	note := TCPNote{
+		ListenDropsKnown: true,
+		Told:             NamespaceTCP{ConnectAttempts: 11, Accepts: 22, Resets: 33, ListenDrops: 44},
+		Passed:           NamespaceTCP{ConnectAttempts: 1, Accepts: 22, Resets: 3, ListenDrops: ^uint64(0)},
+	}
+	d, err := Load(Options{PinPath: path, MaxSlots: 2})
+	must(t, err)
+	slot, err := d.Take(target)
+	must(t, err)
+	if got, err := d.ReadTCP(slot); err != nil || got != (TCPCounters{}) {
+		t.Errorf("a new slot has %+v, %v", got, err)
+	}
+	must(t, d.NoteTCP(slot, note))
+	must(t, d.Close())
+	d, err = Load(Options{PinPath: path, MaxSlots: 2})
+	must(t, err)
+	slots := d.Slots()
+	if len(slots) != 1 || slots[0].Target != target || slots[0].Target.String() != "connections in net:[4026532000]" {
+		t.Fatalf("slots %+v", slots)
+	}
+	want := TCPCounters{ConnectAttempts: 10, Resets: 30, TCPNote: note}
+	want.ListenDrops = 45
+	got, err := d.ReadTCP(slots[0])
+	must(t, err)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("kept (-want +got):\n%s", diff)
+	}
+	must(t, d.Close())
+	must(t, Unpin(path))
+}

@@ -160,7 +160,7 @@ func (l *lister) counted(q Quota, r raw) {
 	case unitOf(q.Count) != "connections" && !ofHTTP:
 	case r.Accounting.TCP == Off:
 		l.report(key, q.Count, errors.New("accounting.tcp is off"))
-	case r.Accounting.Source == SourceProc:
+	case r.Accounting.Source == SourceProc && q.Count != "tcp_connect_attempts" && q.Count != "tcp_accepts":
 		l.report(key, q.Count, errors.New("accounting.source is proc"))
 	case ofHTTP && r.Requests.HTTP == Off:
 		l.report(key, q.Count, errors.New("requests.http is off"))

@@ -160,6 +160,7 @@ func TestQuotasRefused(t *testing.T) {
 		{"per a label not passed on", one("name: a, per: 'label:team', " + limit), `quotas[0].per: expected container, name, pod, namespace, all, or label:KEY with a key that names.labels has, got "label:team"`},
 		{"count", one("name: a, count: bytes, limit: 1GB, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "bytes"`},
 		{"connections that are not counted", "accounting: {tcp: off}\n" + one("name: a, count: tcp_connects, limit: 100, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "tcp_connects" (accounting.tcp is off)`},
+		{"attempts by /proc", "accounting: {source: proc, tcp: off}\n" + one("name: a, rate: {count: tcp_connect_attempts, above: 5/s}"), `quotas[0].rate.count: expected ` + wantCount + `, got "tcp_connect_attempts" (accounting.tcp is off)`},
 		{"connections by /proc", "accounting: {source: proc}\n" + one("name: a, rate: {count: tcp_connect_failures, above: 5/s}"), `quotas[0].rate.count: expected ` + wantCount + `, got "tcp_connect_failures" (accounting.source is proc)`},
 		{"requests that are not counted", one("name: a, count: receive_http_requests, limit: 100, period: {every: day}"), `quotas[0].count: expected ` + wantCount + `, got "receive_http_requests" (requests.http is off)`},
 		{"requests without connections", "accounting: {tcp: off}\n" + one("name: a, rate: {count: transmit_http_requests, above: 5/s}"), `quotas[0].rate.count: expected ` + wantCount + `, got "transmit_http_requests" (accounting.tcp is off)`},

@@ -192,7 +192,7 @@ var midnight = time.Date(2026, 11, 1, 0, 0, 0, 0, time.FixedZone("CET", 3600))
 func historyRows() []HistoryRow {
 	rows := []HistoryRow{{
 		Key: "web",
-		TCP: &HistoryTCP{ConnectAttempts: 7, Connects: 8, Accepts: 9, ConnectFailures: 10}, HTTP: &HistoryHTTP{Receive: 11, Transmit: 12},
+		TCP: &HistoryTCP{ConnectAttempts: 7, Connects: new(uint64(8)), Accepts: 9, ConnectFailures: new(uint64(10))}, HTTP: &HistoryHTTP{Receive: 11, Transmit: 12},
 	}, {Key: ""}, {Key: "=1+1,\"x\""}}
 	for i := range rows {
 		n := uint64(100 * i)

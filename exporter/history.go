@@ -60,12 +60,12 @@ type HistoryRow struct {
 	HTTP     *HistoryHTTP  `json:"http"` // null where HTTP was not counted
 }
 
-// HistoryTCP is what was counted of TCP connections.
+// HistoryTCP is what was counted of TCP connections. What is nil is not known.
 type HistoryTCP struct {
-	ConnectAttempts uint64 `json:"connect_attempts"`
-	Connects        uint64 `json:"connects"`
-	Accepts         uint64 `json:"accepts"`
-	ConnectFailures uint64 `json:"connect_failures"`
+	ConnectAttempts uint64  `json:"connect_attempts"`
+	Connects        *uint64 `json:"connects"`
+	Accepts         uint64  `json:"accepts"`
+	ConnectFailures *uint64 `json:"connect_failures"`
 }
 
 // HistoryHTTP is what was counted of HTTP/1 requests.
@@ -301,8 +301,12 @@ func (t *HistoryTCP) cells() []string {
 		return []string{"", "", "", ""}
 	}
 	var cells []string
-	for _, n := range [...]uint64{t.ConnectAttempts, t.Connects, t.Accepts, t.ConnectFailures} {
-		cells = append(cells, strconv.FormatUint(n, 10))
+	for _, n := range [...]*uint64{&t.ConnectAttempts, t.Connects, &t.Accepts, t.ConnectFailures} {
+		if n == nil {
+			cells = append(cells, "")
+		} else {
+			cells = append(cells, strconv.FormatUint(*n, 10))
+		}
 	}
 	return cells
 }

@@ -46,25 +46,28 @@ func (d *descs) addTCP() tcpDescs {
 func (s *scrape) tcp(c *usage.Container, labels []*dto.LabelPair) {
 	t, to, since := c.TCP, &s.descs.tcp, created(c.TCPSince)
 	for _, counter := range [...]struct {
-		desc *prometheus.Desc
-		n    uint64
+		desc  *prometheus.Desc
+		n     uint64
+		known bool
 	}{
-		{to.attempts, t.ConnectAttempts},
-		{to.connects, t.Connects},
-		{to.accepts, t.Accepts},
-		{to.failures, t.ConnectFailures},
-		{to.resets, t.Resets},
-		{to.retransmitted, t.RetransmittedSegments},
+		{to.attempts, t.ConnectAttempts, true},
+		{to.connects, t.Connects, !t.InPart},
+		{to.accepts, t.Accepts, true},
+		{to.failures, t.ConnectFailures, !t.InPart},
+		{to.resets, t.Resets, true},
+		{to.retransmitted, t.RetransmittedSegments, !t.InPart},
+		{to.drops, t.ListenDrops, t.ListenDropsKnown != 0},
 	} {
-		s.counter(counter.desc, labels, counter.n, since)
-	}
-	if t.ListenDropsKnown != 0 {
-		s.counter(to.drops, labels, t.ListenDrops, since)
+		if counter.known {
+			s.counter(counter.desc, labels, counter.n, since)
+		}
 	}
 	if c.Established != nil {
 		s.gauge(to.established, labels, float64(*c.Established))
 	}
-	s.ch <- &sample{desc: to.rtt, labels: labels, histogram: histogramOf(t, shownBounds, since)}
+	if !t.InPart {
+		s.ch <- &sample{desc: to.rtt, labels: labels, histogram: histogramOf(t, shownBounds, since)}
+	}
 }
 
 const microseconds = 1e6 // in a second
@@ -89,18 +92,18 @@ func histogramOf(t *usage.TCP, bounds []uint64, since *timestamppb.Timestamp) *d
 	return h
 }
 
-// TCP is what became of a container's TCP connections, in JSON.
+// TCP is what became of a container's TCP connections, in JSON. What is nil is not known.
 type TCP struct {
 	ConnectAttempts       uint64  `json:"connect_attempts"`
-	Connects              uint64  `json:"connects"`
+	Connects              *uint64 `json:"connects"`
 	Accepts               uint64  `json:"accepts"`
-	ConnectFailures       uint64  `json:"connect_failures"`
-	Closes                uint64  `json:"closes"` // established before
+	ConnectFailures       *uint64 `json:"connect_failures"`
+	Closes                *uint64 `json:"closes"` // established before
 	Resets                uint64  `json:"resets"` // part of closes
-	RetransmittedSegments uint64  `json:"retransmitted_segments"`
-	ListenDrops           *uint64 `json:"listen_drops"` // nil where that is not known
-	Established           *uint64 `json:"established"`  // now; nil where that is not known
-	RTT                   RTT     `json:"rtt"`
+	RetransmittedSegments *uint64 `json:"retransmitted_segments"`
+	ListenDrops           *uint64 `json:"listen_drops"`
+	Established           *uint64 `json:"established"` // now
+	RTT                   *RTT    `json:"rtt"`
 }
 
 // RTT is the observations of the smoothed round trip time.
@@ -121,14 +124,15 @@ func tcpOf(c *usage.Container) *TCP {
 	if t == nil {
 		return nil
 	}
-	out := &TCP{
-		ConnectAttempts: t.ConnectAttempts, Connects: t.Connects, Accepts: t.Accepts, ConnectFailures: t.ConnectFailures,
-		Closes: t.Closes, Resets: t.Resets, RetransmittedSegments: t.RetransmittedSegments, Established: c.Established,
-		RTT: RTT{Count: t.Observations(), SumSeconds: float64(t.RTTMicroseconds) / microseconds},
-	}
+	out := &TCP{ConnectAttempts: t.ConnectAttempts, Accepts: t.Accepts, Resets: t.Resets, Established: c.Established}
 	if t.ListenDropsKnown != 0 {
 		out.ListenDrops = &t.ListenDrops
 	}
+	if t.InPart {
+		return out
+	}
+	out.Connects, out.ConnectFailures, out.Closes, out.RetransmittedSegments = &t.Connects, &t.ConnectFailures, &t.Closes, &t.RetransmittedSegments
+	out.RTT = &RTT{Count: t.Observations(), SumSeconds: float64(t.RTTMicroseconds) / microseconds}
 	for _, b := range histogramOf(t, usage.RTTBounds[:], nil).Bucket {
 		out.RTT.Buckets = append(out.RTT.Buckets, RTTBucket{Le: b.GetUpperBound(), Count: b.GetCumulativeCount()})
 	}

@@ -212,7 +212,7 @@ func ownQdiscs(slots []bpf.Slot) map[int]bool {
 func detachInside(config *configs.Config, slots []bpf.Slot) (count int, err error) {
 	inodes := map[uint64]bool{}
 	for _, s := range slots {
-		if s.NetNS != 0 {
+		if s.NetNS != 0 && !s.Sockets {
 			inodes[s.NetNS] = true
 		}
 	}
@@ -231,7 +231,7 @@ func detachInside(config *configs.Config, slots []bpf.Slot) (count int, err erro
 		}
 		defer control.Close()
 		for _, s := range slots {
-			if s.NetNS != ns.Inode() {
+			if s.NetNS != ns.Inode() || s.Sockets {
 				continue
 			}
 			took, err := takeOff(control, s)

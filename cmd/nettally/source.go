@@ -174,6 +174,7 @@ func (d *daemon) countByPrograms(config *configs.Config) error {
 			options.Sockets = d.atSockets(datapath, cgroupctl.Options{Root: root, Pins: cgroupPins(config)})
 			options.CountSockets = datapath.TCP != nil
 		}
+		options.CountNamespaces = config.Accounting.TCP == configs.Auto && !options.CountSockets
 		backend := controller.New(options)
 		return counting(d, backend, backend.Adopted(), backend.Metrics()), nil
 	}
@@ -236,6 +237,7 @@ func (d *daemon) countByFiles(config *configs.Config, why error) {
 			Accounts:  d.accounts,
 			Interface: func(name string) bool { return d.attaching().Interface(name) },
 			Requests:  config.Accounting.NFLOG.Group != 0,
+			TCP:       config.Accounting.TCP == configs.Auto,
 			Log:       d.log,
 		})
 		if err != nil {

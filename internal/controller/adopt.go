@@ -24,6 +24,10 @@ func (a adoption) adopt() {
 	a.upgrade()
 	var inside []usage.Leftover
 	for _, left := range a.Accounts.Leftovers() {
+		if left.Sockets && left.Cgroup == 0 {
+			a.retireNamespace(left)
+			continue
+		}
 		if left.NetNS != 0 {
 			inside = append(inside, left)
 			continue
@@ -94,6 +98,9 @@ func (a adoption) upgrade() {
 	}
 	var inside []usage.Leftover
 	for _, left := range inherited {
+		if left.Sockets && left.Cgroup == 0 {
+			continue // no program counts on it
+		}
 		if left.NetNS != 0 {
 			inside = append(inside, left)
 			continue

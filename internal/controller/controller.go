@@ -39,6 +39,7 @@ type host interface {
 	NetworkNamespaces(pids []int) map[uint64]int
 	Established(pid int) (map[uint64]uint64, error)
 	ListenDrops(pid int) (uint64, error)
+	TCPIn(inode uint64, pid int) (watcher.NamespaceTCP, time.Time, error)
 }
 
 // clsactHooks puts the classifiers on the clsact qdiscs of one network namespace and takes
@@ -83,8 +84,11 @@ type Options struct {
 	// put there.
 	Sockets      cgroups
 	CountSockets bool
-	Accounts     *usage.Accounts
-	Settings     func() Settings
+	// CountNamespaces says to count connections by the kernel's counters of network namespaces,
+	// where no program can.
+	CountNamespaces bool
+	Accounts        *usage.Accounts
+	Settings        func() Settings
 	// TCX says that the kernel has tcx: Linux 6.6.
 	TCX bool
 	Log *slog.Logger
@@ -100,8 +104,10 @@ type Controller struct {
 	groups  groups
 	sockets groups
 	members map[roster.Key]*member
+	inside  map[string]int    // how many members are inside of a container
 	spaces  map[uint64]*space // by inode of the network namespace
 	started bool              // everything was looked at once
+	began   time.Time         // when that was
 	ends    ends
 	adopted chan struct{}
 }
@@ -113,6 +119,7 @@ func New(o Options) *Controller {
 	c := &Controller{
 		keeper:  keeper{&o, newMetrics()},
 		members: map[roster.Key]*member{},
+		inside:  map[string]int{},
 		spaces:  map[uint64]*space{},
 		ends:    ends{asked: make(chan look, 1)},
 		adopted: make(chan struct{}),
@@ -157,7 +164,7 @@ func (c *Controller) Run(ctx context.Context, do chan<- func() []roster.Hint) {
 			return true
 		}
 	}
-	for _, task := range []func(context.Context, handing){c.work, c.checkAll, c.lookAtEnds, c.settleSockets} {
+	for _, task := range []func(context.Context, handing){c.work, c.checkAll, c.lookAtEnds, c.settleSockets, c.readNamespaces} {
 		tasks.Go(func() { task(ctx, hand) })
 	}
 }
@@ -215,9 +222,13 @@ func (c *Controller) Reconcile(there func(roster.Key) bool) []roster.Hint {
 	c.sockets.reconcile(c.members, there)
 	c.settleAgain()
 	c.readListenDrops()
+	c.countNamespaces()
 	hints := c.reconcileInside()
 	c.ends.bypassed = true
 	c.askForEnds()
-	c.veths.busy, c.started = nil, true
+	c.veths.busy = nil
+	if !c.started {
+		c.started, c.began = true, time.Now()
+	}
 	return hints
 }

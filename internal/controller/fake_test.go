@@ -56,6 +56,8 @@ type kernel struct {
 	sockets     map[uint64]bool   // cgroups with our program for connections
 	established map[uint64]uint64 // connections by cgroup
 	listenDrops uint64
+	namespace   watcher.NamespaceTCP // what each has counted
+	since       time.Time            // they were there at the latest
 
 	bound map[int]uint16 // slots of interfaces on tcx
 
@@ -471,6 +473,7 @@ func (d *fakeSlots) Release(s bpf.Slot) error {
 	}
 	d.released[s.Ifindex] = had
 	delete(d.slots, s.Index)
+	delete(d.tcp, s.Index)
 	return nil
 }
 
@@ -517,6 +520,10 @@ func (d *fakeSlots) RequestsCounted() bpf.RequestOptions { return bpf.RequestOpt
 func (d *fakeSlots) NoteTCP(s bpf.Slot, n bpf.TCPNote) error {
 	counted := d.tcp[s.Index]
 	counted.TCPNote = n
+	if s.Cgroup == 0 {
+		d.tcp[s.Index] = n.Counters()
+		return d.did("note tcp net:[%d]", s.NetNS)
+	}
 	d.tcp[s.Index] = counted
 	return d.did("note tcp %d", s.Cgroup)
 }
@@ -534,3 +541,7 @@ func (h *fakeHost) Established(pid int) (map[uint64]uint64, error) {
 }
 
 func (h *fakeHost) ListenDrops(int) (uint64, error) { return h.listenDrops, nil }
+
+func (h *fakeHost) TCPIn(inode uint64, pid int) (watcher.NamespaceTCP, time.Time, error) {
+	return h.namespace, h.since, h.fails[fmt.Sprintf("tcp in %d by %d", inode, pid)]
+}

@@ -20,6 +20,8 @@ const (
 	HookCgroup = "cgroup" // not an interface
 	// HookSockOps is that of a cgroup's connections.
 	HookSockOps = "sock_ops"
+	// HookFiles is none: the connections of a namespace are read from the kernel's files.
+	HookFiles = "proc"
 )
 
 // program is a loaded classifier.

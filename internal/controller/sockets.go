@@ -132,16 +132,6 @@ func (k keeper) noteBefore(g *group, before uint64) {
 	}
 }
 
-// alone reports whether a container has its network namespace to itself, so that what the kernel
-// counts for that is the container's.
-func (m *member) alone() bool {
-	switch m.Reason {
-	case usage.Starting, usage.HostNetwork, usage.SharedNetwork, usage.SeveralNetworks:
-		return false
-	}
-	return !m.Shared && m.Extent == roster.InOne && !m.Ended
-}
-
 // readListenDrops notes what the kernel has dropped in the namespaces of containers that are
 // alone there.
 func (c *Controller) readListenDrops() {
@@ -155,7 +145,8 @@ func (c *Controller) readListenDrops() {
 func (c *Controller) noteListenDrops(g *group, m *member) {
 	known := false
 	var drops uint64
-	if pids := c.Host.Processes(m.Found); m.alone() && len(pids) > 0 {
+	alone, _ := m.Alone()
+	if pids := c.Host.Processes(m.Found); alone && len(pids) > 0 {
 		var err error
 		drops, err = c.Host.ListenDrops(pids[0])
 		known = err == nil

@@ -39,6 +39,9 @@ type space struct {
 	// aside are those that are not counted since what passes them is counted elsewhere, or nothing
 	// does, with what the kernel had counted on them at the last look.
 	aside map[int]watcher.LinkCounters
+
+	pid        int    // of a process that was in it when its connections were counted
+	tcpFailure string // to count these, as it stands in the log
 }
 
 // Update implements [roster.Backend].
@@ -47,6 +50,7 @@ func (c *Controller) Update(m roster.Member) {
 	if known == nil {
 		known = &member{}
 		c.members[m.Key] = known
+		c.inside[m.Found.ParentID]++
 		if usage.UserOf(m.ID) != "" {
 			known.Member = m
 			return // there may be thousands at once: its cgroup is placed when it is looked at, in its turn
@@ -59,6 +63,15 @@ func (c *Controller) Update(m roster.Member) {
 		c.groups.end(m.Key)
 		c.sockets.end(m.Key)
 		delete(c.members, m.Key)
+		if c.inside[m.Found.ParentID]--; c.inside[m.Found.ParentID] == 0 {
+			delete(c.inside, m.Found.ParentID)
+		}
+		return
+	}
+	for inode, box := range c.spaces {
+		if c.CountNamespaces && box.owner == m.Key {
+			c.countNamespace(inode, box) // it may be alone there from now on, or not any more
+		}
 	}
 }
 
@@ -220,7 +233,10 @@ func (c *Controller) Last(m roster.Member, in roster.Space) roster.Outcome {
 }
 
 // Left implements [roster.Backend]. The interfaces in it are counted on until they go.
-func (c *Controller) Left(in roster.Space) { delete(c.spaces, in.ID) }
+func (c *Controller) Left(in roster.Space) {
+	delete(c.spaces, in.ID)
+	c.endNamespace(in.ID, false)
+}
 
 // vethGone ends the counting of a host veth that is gone. One that was moved to another namespace
 // is the container's way out still, and is counted at the container's end.

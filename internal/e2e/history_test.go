@@ -145,7 +145,7 @@ func (h *historyRun) forms(t *testing.T) {
 		if row.TCP == nil {
 			t.Fatalf("no connections are known of %q", row.Key)
 		}
-		for _, number := range []uint64{row.TCP.ConnectAttempts, row.TCP.Connects, row.TCP.Accepts, row.TCP.ConnectFailures} {
+		for _, number := range []uint64{row.TCP.ConnectAttempts, *row.TCP.Connects, row.TCP.Accepts, *row.TCP.ConnectFailures} {
 			line = append(line, strconv.FormatUint(number, 10))
 		}
 		lines = append(lines, append(line, "", "")) // HTTP is not counted

@@ -267,8 +267,8 @@ func (s samples) addIP(direction string, c exporter.Container, n exporter.IPCoun
 
 func (s samples) addTCP(c exporter.Container, n *exporter.TCP) {
 	for name, value := range map[string]*uint64{
-		"connect_attempts_total": &n.ConnectAttempts, "connects_total": &n.Connects, "accepts_total": &n.Accepts,
-		"connect_failures_total": &n.ConnectFailures, "resets_total": &n.Resets, "retransmitted_segments_total": &n.RetransmittedSegments,
+		"connect_attempts_total": &n.ConnectAttempts, "connects_total": n.Connects, "accepts_total": &n.Accepts,
+		"connect_failures_total": n.ConnectFailures, "resets_total": &n.Resets, "retransmitted_segments_total": n.RetransmittedSegments,
 		"listen_drops_total": n.ListenDrops, "established": n.Established,
 	} {
 		if value != nil {

@@ -35,7 +35,7 @@ func (f fate) plus(g fate) fate {
 }
 
 func fateOf(t *exporter.TCP) fate {
-	return fate{t.ConnectAttempts, t.Connects, t.Accepts, t.ConnectFailures, t.Closes, t.Resets, t.RetransmittedSegments}
+	return fate{t.ConnectAttempts, *t.Connects, t.Accepts, *t.ConnectFailures, *t.Closes, t.Resets, *t.RetransmittedSegments}
 }
 
 // caller is a container, and somebody else whom it calls and is called by.
@@ -106,7 +106,7 @@ func (c *caller) told() {
 			return err
 		case now.TCP == nil:
 			return fmt.Errorf("%s has no tcp", now.Name)
-		case now.TCP.Established == nil:
+		case now.TCP.Established == nil || now.TCP.RTT == nil:
 			return fmt.Errorf("%s does not say how many are established: %+v", now.Name, now.TCP)
 		}
 		got := fateOf(now.TCP)
@@ -141,17 +141,16 @@ func (c *caller) recorded() {
 		if err := errors.Join(err, json.Unmarshal([]byte(out), &h)); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		var sum exporter.HistoryTCP
+		var sum, want fate
 		for _, row := range h.History {
-			if row.TCP == nil {
+			if row.TCP == nil || row.TCP.Connects == nil {
 				return fmt.Errorf("an hour without connections: %s", out)
 			}
-			sum.ConnectAttempts += row.TCP.ConnectAttempts
-			sum.Connects += row.TCP.Connects
-			sum.Accepts += row.TCP.Accepts
-			sum.ConnectFailures += row.TCP.ConnectFailures
+			sum = sum.plus(fate{
+				Attempts: row.TCP.ConnectAttempts, Connects: *row.TCP.Connects, Accepts: row.TCP.Accepts, Failures: *row.TCP.ConnectFailures,
+			})
 		}
-		want := exporter.HistoryTCP{ConnectAttempts: c.fate.Attempts, Connects: c.fate.Connects, Accepts: c.fate.Accepts, ConnectFailures: c.fate.Failures}
+		want = fate{Attempts: c.fate.Attempts, Connects: c.fate.Connects, Accepts: c.fate.Accepts, Failures: c.fate.Failures}
 		if diff := cmp.Diff(want, sum); diff != "" {
 			return fmt.Errorf("history (-made +told):\n%s", diff)
 		}
@@ -301,6 +300,9 @@ func (c *caller) ends(docker *dockerhost.Docker, before exporter.TCP) {
 		}
 		if now.State != "stopped" || now.TCP == nil || now.TCP.Established != nil {
 			return fmt.Errorf("%s is %s with %+v", now.Name, now.State, now.TCP)
+		}
+		if now.TCP.Connects == nil {
+			return fmt.Errorf("%s does not know what became of its attempts", now.Name)
 		}
 		if got, want := fateOf(now.TCP), fateOf(&before); got.Attempts != want.Attempts || got.Connects != want.Connects || got.Accepts != want.Accepts {
 			return fmt.Errorf("%s: %+v, before its end %+v", now.Name, got, want)

@@ -155,7 +155,13 @@ func (b *bench) connections(q Query) (lines []string) {
 	for _, r := range b.query(q) {
 		known := "unknown"
 		if r.TCP != nil {
-			known = fmt.Sprint(*r.TCP)
+			of := func(n *uint64) string {
+				if n == nil {
+					return "?"
+				}
+				return fmt.Sprint(*n)
+			}
+			known = fmt.Sprintf("{%d %s %d %s}", r.TCP.ConnectAttempts, of(r.TCP.Connects), r.TCP.Accepts, of(r.TCP.ConnectFailures))
 		}
 		lines = append(lines, fmt.Sprint(r.Key, " ", r.Receive.Bytes, " ", known))
 	}

@@ -77,9 +77,12 @@ type Row struct {
 	HTTP              *HTTPRequests // nil where they were not counted
 }
 
-// Connections is what was counted of TCP connections, as in [usage.TCP].
+// Connections is what was counted of TCP connections, as in [usage.TCP]. What is nil is not known.
 type Connections struct {
-	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
+	ConnectAttempts uint64
+	Connects        *uint64
+	Accepts         uint64
+	ConnectFailures *uint64
 }
 
 // HTTPRequests are those of HTTP/1, of all methods, as in [usage.Requests].
@@ -455,7 +458,11 @@ func (n numbers) connections() *Connections {
 		return nil
 	}
 	of := n[firstOfTCP:]
-	return &Connections{uint64(of[0]), uint64(of[1]), uint64(of[2]), uint64(of[3])}
+	c := &Connections{ConnectAttempts: uint64(of[0]), Accepts: uint64(of[2])}
+	if n[tcpKnown]%tcpInPart != 0 {
+		c.Connects, c.ConnectFailures = new(uint64(of[1])), new(uint64(of[3]))
+	}
+	return c
 }
 
 func (n numbers) requests() *HTTPRequests {

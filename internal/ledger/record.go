@@ -29,6 +29,10 @@ const (
 	httpKnown   = 13
 )
 
+// tcpInPart is what tcpKnown grows by where only attempts and accepts were counted, see
+// [usage.TCP].InPart. Else it grows by 1, so its lower half says whether all is known.
+const tcpInPart = 1 << 32
+
 // counted returns the numbers of a record that are to be in the history in the end: those of its
 // interfaces, or of its cgroup if it is in the host's network. A container that shares another
 // one's interfaces is in that one's, but for its connections and requests. Those of a nested
@@ -330,7 +334,10 @@ func (w *writer) put(r usage.Record, hour int64, mark numbers) (numbers, error) 
 		return mark, fmt.Errorf("name usage: %w", err)
 	}
 	if delta != (numbers{}) {
-		if countsTCP(r) {
+		switch {
+		case countsTCP(r) && r.TCP.InPart:
+			delta[tcpKnown] = tcpInPart
+		case countsTCP(r):
 			delta[tcpKnown] = 1
 		}
 		if countsHTTP(r) {

@@ -25,6 +25,34 @@ func TestHistoryOnHost(t *testing.T) {
 	}
 }
 
+// What becomes of attempts is unknown, not 0, of who is counted by its network namespaces alone, until
+// a program counts it; of a sum, until that counts one of those in it.
+func TestHistoryOfConnectionsInPart(t *testing.T) {
+	b := newBench(t)
+	b.keep = [2]time.Duration{day, 365 * day}
+	counted := func(id string, attempts, connects uint64, inPart bool) usage.Record {
+		r := record(id, "n", attempts)
+		r.TCP = &usage.TCP{ConnectAttempts: attempts, Connects: connects, Accepts: 2 * attempts, InPart: inPart}
+		return r
+	}
+	b.flush(counted("a1", 100, 0, true))
+	q := Query{Step: Hour, From: noon.Add(-day), To: noon.Add(day)}
+	same(t, b.connections(q), []string{"n 100 {100 ? 200 ?}"})
+	b.pass(time.Hour)
+	b.restart()
+	b.flush(counted("a1", 110, 7, false))
+	same(t, b.connections(q), []string{"n 100 {100 ? 200 ?}", "n 10 {10 7 20 0}"})
+	b.pass(time.Hour)
+	b.flush(counted("a1", 115, 7, true))
+	same(t, b.connections(q), []string{"n 100 {100 ? 200 ?}", "n 10 {10 7 20 0}", "n 5 {5 ? 10 ?}"})
+	b.flush(counted("b2", 3, 2, false))
+	same(t, b.connections(q), []string{"n 100 {100 ? 200 ?}", "n 10 {10 7 20 0}", "n 8 {8 2 16 0}"})
+	b.pass(3 * day)
+	b.tidyAll()
+	q.Step, q.To = Day, b.now
+	same(t, b.connections(q), []string{"n 118 {118 9 236 0}"})
+}
+
 // Connections are in the history from where they are counted, also of a container that shares a
 // network, and not a second time of a nested one. They go along from hours to days.
 func TestHistoryOfConnections(t *testing.T) {

@@ -117,7 +117,7 @@ DROP TABLE subjects;
 ALTER TABLE subjects_of_users RENAME TO subjects;
 `
 
-// schema4 adds connections. tcp_known is above 0 where they were counted.
+// schema4 adds connections. tcp_known is above 0 where they were counted; see tcpInPart.
 const schema4 = `
 ALTER TABLE containers ADD COLUMN tcp_connect_attempts INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connect_attempts >= 0);
 ALTER TABLE containers ADD COLUMN tcp_connects INTEGER NOT NULL DEFAULT 0 CHECK (tcp_connects >= 0);

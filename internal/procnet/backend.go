@@ -55,7 +55,10 @@ type Options struct {
 	// Requests says that [Backend.CountSYN] is told what host veths pass: then connections are
 	// counted from the files only where a container has no host veth.
 	Requests bool
-	Log      *slog.Logger
+	// TCP says to count what becomes of the connections of containers that have their namespace to
+	// themselves.
+	TCP bool
+	Log *slog.Logger
 	// Proc is where the host's procfs is mounted, "" for /proc. The network namespace that
 	// it shows for its reader is the host's.
 	Proc string
@@ -73,6 +76,7 @@ type Backend struct {
 	polled  time.Time
 	veths   map[int]watcher.HostVeth
 	members map[roster.Key]roster.Member
+	inside  map[string]int        // how many members are inside of a container
 	in      map[roster.Key]uint64 // the namespaces that members were located in last
 	spaces  map[uint64]*space     // by the number of the namespace
 
@@ -96,6 +100,7 @@ func New(o Options) (*Backend, error) {
 		files:   files{o.Proc},
 		veths:   map[int]watcher.HostVeth{},
 		members: map[roster.Key]roster.Member{},
+		inside:  map[string]int{},
 		in:      map[roster.Key]uint64{},
 		spaces:  map[uint64]*space{},
 		adopted: make(chan struct{}),
@@ -193,12 +198,24 @@ func (b *Backend) Run(ctx context.Context, do chan<- func() []roster.Hint) {
 
 // Update implements [roster.Backend].
 func (b *Backend) Update(m roster.Member) {
+	_, known := b.members[m.Key]
 	if m.Ended {
 		delete(b.members, m.Key)
 		delete(b.in, m.Key)
+		if outer := m.Found.ParentID; known {
+			if b.inside[outer]--; b.inside[outer] == 0 {
+				delete(b.inside, outer)
+			}
+		}
 		return
 	}
 	b.members[m.Key] = m
+	if !known {
+		b.inside[m.Found.ParentID]++
+	}
+	if s := b.spaces[b.in[m.Key]]; s != nil && s.owner.Key == m.Key {
+		b.countTCP(s) // it may be alone there from now on, or not any more
+	}
 }
 
 // Link implements [roster.Backend].

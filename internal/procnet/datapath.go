@@ -22,6 +22,7 @@ type Datapath struct {
 
 	mu     sync.Mutex
 	slots  map[uint16]*slot
+	tcp    int    // of those, for the connections of namespaces
 	lowest int    // no slot below it is free
 	newest uint64 // generation
 }
@@ -29,9 +30,11 @@ type Datapath struct {
 type slot struct {
 	bpf.Slot
 	receive, transmit bpf.Counters
+	tcp               bpf.TCPNote
 }
 
-// NewDatapath returns a datapath with so many slots, [bpf.MaxSlots] at most.
+// NewDatapath returns a datapath with so many slots for interfaces, [bpf.MaxSlots] at most, and as
+// many for the connections of namespaces, half of that at most.
 func NewDatapath(maxSlots int) *Datapath {
 	return &Datapath{max: min(maxSlots, bpf.MaxSlots), slots: map[uint16]*slot{}, lowest: 1}
 }
@@ -42,15 +45,27 @@ func NewDatapath(maxSlots int) *Datapath {
 func (d *Datapath) Take(t bpf.Target) (bpf.Slot, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for ; d.lowest <= d.max; d.lowest++ {
+	count, most := len(d.slots)-d.tcp, d.max
+	if t.Sockets {
+		count, most = d.tcp, min(d.max, bpf.MaxSlots/2)
+	}
+	for ; count < most && d.lowest <= bpf.MaxSlots; d.lowest++ {
 		if d.slots[uint16(d.lowest)] != nil {
 			continue
 		}
 		taken := bpf.Slot{Index: uint16(d.lowest), Generation: d.generation(), Target: t}
+		d.use(taken, 1)
 		d.slots[taken.Index] = &slot{Slot: taken}
 		return taken, nil
 	}
 	return bpf.Slot{}, fmt.Errorf("take slot for %s: %w (bpf.max_interfaces %d)", t, bpf.ErrFull, d.max)
+}
+
+// use notes that a slot was taken or released. The caller holds mu.
+func (d *Datapath) use(s bpf.Slot, count int) {
+	if s.Sockets {
+		d.tcp += count
+	}
 }
 
 // generation returns a number that no slot had since the host booted, of another process
@@ -90,6 +105,7 @@ func (d *Datapath) Release(s bpf.Slot) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.valid(s) != nil {
+		d.use(s, -1)
 		delete(d.slots, s.Index)
 		d.lowest = min(d.lowest, int(s.Index))
 	}
@@ -120,8 +136,18 @@ func (d *Datapath) Read(s bpf.Slot) (rx, tx bpf.Counters, err error) {
 	return known.receive, known.transmit, nil
 }
 
-// ReadTCP returns nothing: connections are not counted here.
-func (*Datapath) ReadTCP(bpf.Slot) (bpf.TCPCounters, error) { return bpf.TCPCounters{}, nil }
+// ReadTCP returns what was noted of the connections of a namespace.
+//
+// Returns [bpf.ErrReleased] if the slot is no longer the one that was taken.
+func (d *Datapath) ReadTCP(s bpf.Slot) (bpf.TCPCounters, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := d.valid(s)
+	if known == nil {
+		return bpf.TCPCounters{}, bpf.ErrReleased
+	}
+	return known.tcp.Counters(), nil
+}
 
 // ReadSockets returns nothing: what processes send and receive is not counted here.
 func (*Datapath) ReadSockets(bpf.Slot) (bpf.SocketCounters, error) { return bpf.SocketCounters{}, nil }
@@ -137,8 +163,19 @@ func (*Datapath) ReadRequests(bpf.Slot) (receive, transmit bpf.RequestCounters, 
 // RequestsCounted reports that none are.
 func (*Datapath) RequestsCounted() bpf.RequestOptions { return bpf.RequestOptions{} }
 
-// NoteTCP refuses: connections are not counted here.
-func (*Datapath) NoteTCP(bpf.Slot, bpf.TCPNote) error { return errors.ErrUnsupported }
+// NoteTCP notes what the kernel says of the connections of a namespace.
+//
+// Returns [bpf.ErrReleased] if the slot is no longer the one that was taken.
+func (d *Datapath) NoteTCP(s bpf.Slot, n bpf.TCPNote) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := d.valid(s)
+	if known == nil {
+		return bpf.ErrReleased
+	}
+	known.tcp = n
+	return nil
+}
 
 // count adds to the slot of a number. It must be in use.
 func (d *Datapath) count(index uint16, receive, transmit bpf.Counters) {

@@ -77,6 +77,7 @@ func (b *Backend) pollSpace(s *space) []roster.Hint {
 	}
 	s.failure = ""
 	b.take(s, now)
+	b.countTCP(s)
 	if b.outcome(s, s.owner.Key) != before {
 		return []roster.Hint{{Key: s.owner.Key}}
 	}
@@ -382,6 +383,7 @@ func (b *Backend) close(i *iface) {
 
 // closeAll ends the counting of a namespace that has ended.
 func (b *Backend) closeAll(s *space) {
+	b.endTCP(s, false)
 	for _, i := range s.interfaces {
 		b.close(i)
 	}

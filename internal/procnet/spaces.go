@@ -32,6 +32,7 @@ type space struct {
 	interfaces  map[int]*iface // by index
 	connections *opened        // nil until an interface is counted
 	failure     string         // of the last reading, as it stands in the log
+	tcpFailure  string         // the same of its connections
 }
 
 func (s *space) leadsTo(hostIndex int) bool {

@@ -232,7 +232,7 @@ func (w *world) run() {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	var err error
 	w.backend, err = New(Options{
-		Host: w, Datapath: w.datapath, Accounts: w.accounts, Proc: w.proc, Log: log, Requests: w.requests,
+		Host: w, Datapath: w.datapath, Accounts: w.accounts, Proc: w.proc, Log: log, Requests: w.requests, TCP: true,
 		Interface: func(name string) bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -59,6 +59,29 @@ func TestConnections(t *testing.T) {
 	same(t, sources, map[string]string{"m": "mixed", "c": sourceTCP})
 }
 
+// Of a container that is counted by its network namespaces alone, attempts are counted, and what
+// becomes of them is not known: no key has it as 0.
+func TestConnectionsInPart(t *testing.T) {
+	b := newBench(t, monthly(named("attempts"), counting(TCPConnectAttempts)), monthly(named("connects"), counting(TCPConnects)),
+		monthly(named("failures"), counting(TCPConnectFailures)), monthly(named("accepts"), counting(TCPAccepts)))
+	b.pass(time.Second)
+	b.start("a1", "web").TCP = &usage.TCP{ConnectAttempts: 5, Accepts: 6, InPart: true}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"attempts/web": 5, "accepts/web": 6})
+	b.find("a1").TCP = &usage.TCP{ConnectAttempts: 8, Connects: 2, ConnectFailures: 1, Accepts: 6}
+	b.pass(time.Second)
+	b.find("a1").TCP = &usage.TCP{ConnectAttempts: 9, Connects: 4, ConnectFailures: 1, Accepts: 6}
+	b.pass(time.Second)
+	used := b.used()
+	if used["attempts/web"] != 9 || used["accepts/web"] != 6 || used["connects/web"] < 2 || used["connects/web"] > 4 || used["failures/web"] > 1 {
+		t.Errorf("while a program counts: %v", used)
+	}
+	before := used["connects/web"]
+	b.find("a1").TCP = &usage.TCP{ConnectAttempts: 12, Connects: 4, ConnectFailures: 1, Accepts: 7, InPart: true}
+	b.pass(time.Second)
+	same(t, b.used(), map[string]uint64{"attempts/web": 12, "accepts/web": 7, "connects/web": before, "failures/web": used["failures/web"]})
+}
+
 // A container on the host's network opens connections before its bytes are told.
 func TestConnectionsBeforeBytes(t *testing.T) {
 	b := newBench(t, monthly(), monthly(named("c"), counting(TCPConnects)))

@@ -46,8 +46,9 @@ func (e *Engine) see(c *usage.Container, now time.Time) {
 		return // it gets its name in a moment
 	}
 	traffic, source := counted(*c)
-	counts := c.TCP != nil && !k.tcp || c.Layer7.HTTP && !k.http // from now on
-	k.tcp, k.http = k.tcp || c.TCP != nil, k.http || c.Layer7.HTTP
+	outcome := c.TCP != nil && !c.TCP.InPart
+	counts := c.TCP != nil && !k.tcp || outcome && !k.outcome || c.Layer7.HTTP && !k.http // from now on
+	k.tcp, k.outcome, k.http = k.tcp || c.TCP != nil, k.outcome || outcome, k.http || c.Layer7.HTTP
 	e.sightings = append(e.sightings, sighting{
 		Engine: e, now: now, c: c, k: k, source: source, total: numbersOf(traffic, c, k.last),
 		changed: k.version != e.version || !k.identity.is(c, source) || counts,

@@ -97,6 +97,7 @@ type container struct {
 	source  string
 	known   bool      // last is
 	tcp     bool      // its connections are counted, or were
+	outcome bool      // so is what becomes of its attempts to connect
 	http    bool      // its HTTP requests are counted, or were
 	fresh   bool      // it was there when nothing was ever saved
 	firstAt time.Time // as the clock was when it began, should it have been put right since

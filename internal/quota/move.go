@@ -44,7 +44,7 @@ func (k *container) alone(list []*state) (alone []*state) {
 // two runtimes have containers of one name, all but the first runtime's have theirs before it.
 func (s *sighting) key(r *rule) string {
 	key := r.key(s.c, s.source)
-	unknown := r.Count.ofTCP() && !s.k.tcp || r.Count.ofHTTP() && !s.k.http // which is not 0
+	unknown := r.Count.ofTCP() && !s.k.tcp || r.Count.ofOutcomes() && !s.k.outcome || r.Count.ofHTTP() && !s.k.http // which is not 0
 	if key == "" || unknown || s.ownerHas(r, key) {
 		return ""
 	}

@@ -47,6 +47,9 @@ const (
 // ofTCP says whether connections are counted.
 func (c Count) ofTCP() bool { return strings.HasPrefix(string(c), "tcp_") }
 
+// ofOutcomes says whether what becomes of attempts to connect is counted.
+func (c Count) ofOutcomes() bool { return c == TCPConnects || c == TCPConnectFailures }
+
 // ofHTTP says whether HTTP requests are counted.
 func (c Count) ofHTTP() bool { return strings.HasSuffix(string(c), "_http_requests") }
 
@@ -215,7 +218,7 @@ const (
 )
 
 // numbersOf returns the numbers of a container. Where its connections or requests are not counted,
-// those are as they were.
+// or what becomes of connections is not known, those are as they were.
 func numbersOf(t usage.Traffic, c *usage.Container, last numbers) numbers {
 	n := last
 	for i, c := range [...]*usage.Counts{&t.Receive, &t.Transmit} {
@@ -223,7 +226,10 @@ func numbersOf(t usage.Traffic, c *usage.Container, last numbers) numbers {
 		n[3*i], n[3*i+1], n[3*i+2] = v.Bytes, v.Packets, c.SYN
 	}
 	if tcp := c.TCP; tcp != nil {
-		copy(n[ofTraffic:], []uint64{tcp.ConnectAttempts, tcp.Connects, tcp.Accepts, tcp.ConnectFailures})
+		n[ofTraffic], n[ofTraffic+2] = tcp.ConnectAttempts, tcp.Accepts
+		if !tcp.InPart {
+			n[ofTraffic+1], n[ofTraffic+3] = tcp.Connects, tcp.ConnectFailures
+		}
 	}
 	if c.Layer7.HTTP {
 		n[firstHTTP], n[firstHTTP+1] = c.HTTPRequests()

@@ -24,6 +24,20 @@ type Member struct {
 	Ended  bool // its cgroup is gone: nothing more will become known of it
 }
 
+// Alone reports whether a container has its network namespace to itself, so that what the kernel
+// counts for that is the container's. Not decided: it is not known yet, or not for a moment.
+func (m Member) Alone() (alone, decided bool) {
+	switch m.Reason {
+	case usage.HostNetwork, usage.SharedNetwork, usage.SeveralNetworks:
+		return false, true
+	}
+	if m.Shared || m.Extent == InMore {
+		return false, true
+	}
+	decided = m.Reason != usage.Starting && m.Extent == InOne && !m.Ended
+	return decided, decided
+}
+
 // Extent says over how many network namespaces a container's processes are spread.
 type Extent int
 

@@ -344,19 +344,23 @@ func (p *page) cgroup(ip *exporter.IP) {
 
 func (p *page) connections(t *exporter.TCP) {
 	p.heading("TCP connections")
-	one := func(word string, n uint64) {
-		p.row(word, plain, []string{strconv.FormatUint(n, 10)}, numberWidth, true)
+	one := func(word string, n *uint64) {
+		text := "not known"
+		if n != nil {
+			text = strconv.FormatUint(*n, 10)
+		}
+		p.row(word, plain, []string{text}, numberWidth, true)
 	}
-	one("attempts to open", t.ConnectAttempts)
+	one("attempts to open", &t.ConnectAttempts)
 	one("opened", t.Connects)
 	one("refused or failed", t.ConnectFailures)
-	one("accepted", t.Accepts)
-	one("reset", t.Resets)
+	one("accepted", &t.Accepts)
+	one("reset", &t.Resets)
 	one("segments sent again", t.RetransmittedSegments)
 	if t.Established != nil {
-		one("established now", *t.Established)
+		one("established now", t.Established)
 	}
-	if t.RTT.Count > 0 {
+	if t.RTT != nil && t.RTT.Count > 0 {
 		mean := t.RTT.SumSeconds / float64(t.RTT.Count) * 1000
 		p.row("mean round trip", plain, []string{strconv.FormatFloat(mean, 'f', 2, 64) + " ms"}, numberWidth, true)
 	}

@@ -559,7 +559,7 @@ func TestDetails(t *testing.T) {
 					Protocols: exporter.ByProtocol{UDP: exporter.Volume{Bytes: 909}}, Families: exporter.ByFamily{IPv6: exporter.Volume{Bytes: 808}}},
 			}},
 			IP:  &exporter.IP{Receive: exporter.IPCounts{Volume: exporter.Volume{Bytes: 5151}}},
-			TCP: &exporter.TCP{ConnectAttempts: 41, Connects: 40, ConnectFailures: 1, Accepts: 12},
+			TCP: &exporter.TCP{ConnectAttempts: 41, Connects: new(uint64(40)), ConnectFailures: new(uint64(1)), Accepts: 12},
 		},
 		quotas: []exporter.Quota{{Quota: "monthly", Key: hostile, Used: 2 << 30, Limit: 4 << 30, Unit: "bytes", Ratio: 0.5, PeriodEnd: &ends, Projected: &projected,
 			Levels: []exporter.QuotaLevel{{Level: "50", Firing: true}}}},

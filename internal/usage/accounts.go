@@ -111,6 +111,7 @@ type account struct {
 	tallies   map[string]*tally // by the container's name of the interface
 	cgroup    *tally            // nil: its cgroup is not counted
 	tcp       *tally            // nil: its connections are not
+	namespace *tally            // nil: nor are they by the counters of its network namespaces
 
 	obstructed bool      // another's program keeps ours off its cgroup
 	unrecalled bool      // what it counted before is not known yet
@@ -262,7 +263,7 @@ func (a *Accounts) Assign(target Target, id, name string) error {
 	if at == nil || c == nil || at.tally != nil {
 		return nil
 	}
-	if target.Cgroup == 0 {
+	if kindOf(target) == ofInterface {
 		name = a.within(c, name)
 	}
 	at.slot.Container, at.slot.Interface, at.slot.Others = id, name, a.guests[id] != nil
@@ -358,7 +359,9 @@ func before(mine, others bool) int {
 }
 
 // isBlank reports whether a container was never counted, in none of its lives that are known.
-func (c *account) isBlank() bool { return len(c.tallies) == 0 && c.cgroup == nil && c.tcp == nil }
+func (c *account) isBlank() bool {
+	return len(c.tallies) == 0 && c.cgroup == nil && c.tcp == nil && c.namespace == nil
+}
 
 // leavesNothing reports whether the ledger need not know that a container has stopped: it
 // was never counted, and is not in there.
@@ -370,7 +373,7 @@ func (c *account) counting() bool {
 			return true
 		}
 	}
-	return c.cgroup != nil && len(c.cgroup.live) > 0 || c.tcp != nil && len(c.tcp.live) > 0
+	return slices.ContainsFunc([]*tally{c.cgroup, c.tcp, c.namespace}, func(t *tally) bool { return t != nil && len(t.live) > 0 })
 }
 
 // isWritten says whether the ledger knows that the container has stopped; its numbers

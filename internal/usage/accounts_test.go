@@ -122,6 +122,10 @@ func (s *slots) ReadRequests(slot bpf.Slot) (receive, transmit bpf.RequestCounte
 func (s *slots) RequestsCounted() bpf.RequestOptions { return s.read }
 
 func (s *slots) NoteTCP(slot bpf.Slot, n bpf.TCPNote) error {
+	if slot.Cgroup == 0 {
+		s.tcp[slot.Index] = n.Counters()
+		return nil
+	}
 	counted := s.tcp[slot.Index]
 	counted.TCPNote = n
 	s.tcp[slot.Index] = counted

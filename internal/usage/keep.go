@@ -175,8 +175,15 @@ func (a *Accounts) record(c *account) Record {
 	if c.tcp != nil {
 		r.Tallies = append(r.Tallies, a.recordTally(c.tcp, Tally{Cgroup: true, Sockets: true}))
 	}
+	if c.namespace != nil {
+		r.Tallies = append(r.Tallies, a.recordTally(c.namespace, Tally{Sockets: true}))
+	}
 	r.Established = nil // it is of this moment
+	shown := r.TCP
 	r.sum()
+	if shown != nil { // else they are not counted now, and the tallies say what is known
+		r.TCP.InPart = shown.InPart
+	}
 	return r
 }
 
@@ -184,7 +191,7 @@ func (a *Accounts) record(c *account) Record {
 // of another moment, a process that comes after a kill would take for written what no hour of
 // the history has.
 func (r *Record) sum() {
-	r.Traffic = Traffic{}
+	r.Traffic, r.TCP = Traffic{}, nil
 	for _, t := range r.Tallies {
 		r.add(t)
 	}
@@ -217,6 +224,7 @@ func (s *Slots) attachment(at *attachment) Attachment {
 		Target:     at.slot.Target,
 		Counted:    at.read(s.Datapath),
 		Passed:     at.passed,
+		Told:       at.told(s.Datapath),
 		Earlier:    at.earlier,
 		Torn:       at.torn,
 		Folded:     !at.closedAt.IsZero() && s.Now().Sub(at.closedAt) >= settleAfter,

@@ -53,6 +53,7 @@ func (at Attachment) after(last Attachment) Attachment {
 		at.Earlier = last.Counted
 	}
 	at.Counted, at.Earlier = at.Counted.Plus(at.Earlier), Traffic{}
+	at.Told = at.Told.newer(last.Told) // slots of an earlier process come in no order
 	return at
 }
 

@@ -20,7 +20,10 @@ func (r *Record) add(t Tally) {
 	sum := t.Sum()
 	switch t.kind() {
 	case ofConnections:
-		r.TCP, r.Requests = &sum.TCP, sum.Requests
+		r.addTCP(sum.TCP, false)
+		r.Requests = sum.Requests
+	case ofNamespace:
+		r.addTCP(sum.TCP, r.TCP == nil)
 	case ofCgroup:
 		r.IP = &sum
 	default:
@@ -28,14 +31,23 @@ func (r *Record) add(t Tally) {
 	}
 }
 
+// addTCP adds connections to the totals.
+func (r *Record) addTCP(more TCP, inPart bool) {
+	if r.TCP != nil {
+		more = r.TCP.Plus(more)
+	}
+	more.InPart = inPart
+	r.TCP = &more
+}
+
 // Total makes the totals of a record those of its tallies.
 func (r *Record) Total() {
-	r.Traffic, r.IP, r.TCP, r.Requests = Traffic{}, nil, nil, nil
+	r.Traffic, r.IP, r.TCP, r.TCPSince, r.Requests = Traffic{}, nil, nil, time.Time{}, nil
 	for _, t := range r.Tallies {
 		r.add(t)
 		switch t.kind() {
-		case ofConnections:
-			r.TCPSince = t.AttachedAt
+		case ofConnections, ofNamespace:
+			r.TCPSince = earlier(r.TCPSince, t.AttachedAt)
 		case ofCgroup:
 			r.IPSince = t.AttachedAt
 		}
@@ -43,11 +55,11 @@ func (r *Record) Total() {
 }
 
 // Tally is the usage of one interface of a container, over all host veths it had, of its
-// cgroup, or of the connections of that.
+// cgroup, or of connections.
 type Tally struct {
 	Name          string    `json:"name"` // as the container calls it
 	Cgroup        bool      `json:"cgroup,omitempty"`
-	Sockets       bool      `json:"sockets,omitempty"` // of the cgroup's connections
+	Sockets       bool      `json:"sockets,omitempty"` // of the cgroup's connections, or those of network namespaces
 	HostInterface string    `json:"host_interface"`
 	Hook          string    `json:"hook"`
 	At            Place     `json:"at,omitempty"`
@@ -66,6 +78,9 @@ type Attachment struct {
 	Target
 	Counted Traffic `json:"counted"`
 	Passed  Opens   `json:"passed,omitzero"` // see [Slots.Pass]
+	// Told is what the kernel said of a network namespace's connections last, see
+	// [Accounts.CountNamespace]; nil of other targets.
+	Told *Told `json:"told,omitempty"`
 	// Earlier is what was counted of the target before, if that was for other containers.
 	Earlier Traffic `json:"earlier,omitzero"`
 	// Guest is the container that this is of, on an account for others.
@@ -77,8 +92,26 @@ type Attachment struct {
 	Folded bool `json:"folded,omitempty"`
 }
 
+// Told is what the kernel said last of a network namespace, on one of the slots that were taken for it.
+type Told struct {
+	NamespaceTCP
+	Generation uint64 `json:"generation"` // of the slot
+	// Lost says that what is counted since is not the container's alone, or nobody knows.
+	Lost bool `json:"lost,omitempty"`
+}
+
+// newer returns the one of two, either of which may be nil, whose slot was taken later.
+func (t *Told) newer(u *Told) *Told {
+	if t == nil || u != nil && u.Generation > t.Generation {
+		return u
+	}
+	return t
+}
+
 func (t Tally) kind() kind {
 	switch {
+	case t.Sockets && !t.Cgroup:
+		return ofNamespace
 	case t.Sockets:
 		return ofConnections
 	case t.Cgroup:

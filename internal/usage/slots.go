@@ -254,7 +254,10 @@ func (s *Slots) fold(at *attachment) error {
 // read reads an attachment. Its slot is ours until fold, under the same lock, so it can't
 // have been released.
 func (at *attachment) read(d Datapath) Traffic {
-	if at.slot.Sockets {
+	switch kindOf(at.slot.Target) {
+	case ofNamespace:
+		return Traffic{TCP: at.readTCP(d)}
+	case ofConnections:
 		return Traffic{TCP: at.readTCP(d), Sockets: at.readSockets(d), Requests: at.readRequests(d)}
 	}
 	rx, tx, err := d.Read(at.slot)

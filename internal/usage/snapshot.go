@@ -30,12 +30,15 @@ func (a *Accounts) Snapshot() Snapshot {
 	}
 	s.sort()
 	for target, at := range a.attachments {
-		if target.Sockets {
+		switch kindOf(target) {
+		case ofConnections:
 			s.Sockets++
-		} else if target.Cgroup != 0 {
+		case ofCgroup:
 			s.Cgroups++
-		} else if at.tally == nil {
-			s.Unowned = append(s.Unowned, at.unowned(a.Datapath))
+		case ofInterface:
+			if at.tally == nil {
+				s.Unowned = append(s.Unowned, at.unowned(a.Datapath))
+			}
 		}
 	}
 	for _, o := range a.orphans {
@@ -125,9 +128,7 @@ func (a *Accounts) container(c *account) Container {
 	if c.tellsCgroup() {
 		out.addCgroup(c.cgroup.owned(a.Datapath, ""))
 	}
-	if c.tcp != nil {
-		out.addTCP(c.tcp, a.Datapath)
-	}
+	out.addTCP(c.tcp, c.namespace, a.Datapath)
 	return out
 }
 

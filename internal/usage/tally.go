@@ -40,10 +40,13 @@ const (
 	ofInterface kind = iota
 	ofCgroup
 	ofConnections
+	ofNamespace // connections, by the kernel's counters of network namespaces
 )
 
 func kindOf(t Target) kind {
 	switch {
+	case t.Sockets && t.Cgroup == 0:
+		return ofNamespace
 	case t.Sockets:
 		return ofConnections
 	case t.Cgroup != 0:
@@ -52,8 +55,8 @@ func kindOf(t Target) kind {
 	return ofInterface
 }
 
-// tallyOf returns the tally of an interface, of the cgroup or of its connections, a new one if
-// there is none.
+// tallyOf returns the tally of an interface, of the cgroup, or of connections by either way, a new
+// one if there is none.
 func (c *account) tallyOf(of kind, name string) *tally {
 	switch of {
 	case ofCgroup:
@@ -66,6 +69,11 @@ func (c *account) tallyOf(of kind, name string) *tally {
 			c.tcp = &tally{account: c}
 		}
 		return c.tcp
+	case ofNamespace:
+		if c.namespace == nil {
+			c.namespace = &tally{account: c}
+		}
+		return c.namespace
 	}
 	return c.tally(name)
 }

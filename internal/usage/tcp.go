@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/nettally/nettally/bpf"
 )
@@ -37,6 +39,11 @@ type TCP struct {
 	// ListenDrops is how many connections the kernel dropped because nobody accepted them, where
 	// ListenDropsKnown is not 0: it counts that for a network namespace.
 	ListenDrops, ListenDropsKnown uint64
+
+	// InPart says that the kernel's counters of network namespaces are all there is: what they do
+	// not tell is unknown. Known are ConnectAttempts, Accepts, Resets and ListenDrops. It is not
+	// kept with the numbers.
+	InPart bool
 }
 
 // fields are the numbers in the order they are kept in.
@@ -117,28 +124,46 @@ func (at *attachment) readTCP(d Datapath) TCP {
 		Closes: n.Closes, Resets: n.Resets, RetransmittedSegments: n.RetransmittedSegments,
 		RTTMicroseconds: n.RTTMicroseconds, RTTs: n.RTTs,
 	}
-	if n.ListenDropsKnown {
+	if n.ListenDropsKnown || kindOf(at.slot.Target) == ofNamespace { // what was counted there stays
 		t.ListenDrops, t.ListenDropsKnown = n.ListenDrops, 1
 	}
 	return t
 }
 
-// addTCP adds what was counted of a container's connections, and at its sockets and layer 7 where
-// that is counted. Where it runs and they are not counted any more, what was counted is not all,
-// and not told.
-func (c *Container) addTCP(t *tally, d Datapath) {
-	counted := t.owned(d, "")
-	if c.State == Running && !counted.Attached && !IsOthers(c.ID) {
+// addTCP adds what was counted of a container's connections: by the program on its cgroup, and with
+// that at its sockets and layer 7 where that is counted, and by the counters of its network
+// namespaces. Either tally may be nil. Where it runs and they are not counted in either way any more,
+// what was counted is not all, and not told.
+func (c *Container) addTCP(program, namespaces *tally, d Datapath) {
+	byProgram, byNamespace := c.tellsTCP(program), c.tellsTCP(namespaces)
+	if !byProgram && !byNamespace {
 		return
 	}
-	c.TCP, c.TCPSince = &counted.TCP, counted.AttachedAt
+	var counted, more Interface
+	if program != nil {
+		counted = program.owned(d, "")
+	}
+	if namespaces != nil {
+		more = namespaces.owned(d, "")
+	}
+	sum := counted.TCP.Plus(more.TCP)
+	sum.InPart = !byProgram
+	c.TCP, c.TCPSince = &sum, earlier(counted.AttachedAt, more.AttachedAt)
+	if !byProgram {
+		return
+	}
 	if d.CountsSockets() {
 		c.Sockets = &counted.Sockets
 	}
 	c.addRequests(counted.Requests, d)
 	if c.State == Running {
-		c.Established = t.established(d)
+		c.Established = program.established(d)
 	}
+}
+
+// tellsTCP reports whether a tally of connections, which may be nil, is told.
+func (c *Container) tellsTCP(t *tally) bool {
+	return t != nil && (c.State != Running || IsOthers(c.ID) || slices.ContainsFunc(t.live, func(at *attachment) bool { return at.closedAt.IsZero() }))
 }
 
 // established is how many connections are now, nil where that is not known of one of its
@@ -158,6 +183,14 @@ func (t *tally) established(d Datapath) *uint64 {
 	}
 	known := uint64(sum)
 	return &known
+}
+
+// earlier returns the earlier one of two times, of which a zero one is none.
+func earlier(t, u time.Time) time.Time {
+	if t.IsZero() || !u.IsZero() && u.Before(t) {
+		return u
+	}
+	return t
 }
 
 // TCPCounted returns what the program has counted of the connections of a cgroup, and what is
@@ -186,13 +219,13 @@ func (s *Slots) NoteTCP(target Target, change func(*bpf.TCPNote)) error {
 }
 
 // NoteListenDrops notes what the kernel has dropped in the network namespace of a container that
-// has it to itself, since that was made: what was counted of the cgroup on earlier slots is part
-// of it. Not known: the container shares the namespace by now.
+// has it to itself, since that was made: what was counted of the cgroup on earlier slots, and of the
+// namespace, is part of it. Not known: the container shares the namespace by now.
 func (s *Slots) NoteListenDrops(target Target, drops uint64, known bool) error {
 	earlier := uint64(0)
 	s.mu.Lock()
 	if at := s.attachments[target]; at != nil && at.tally != nil {
-		earlier = s.before(at).TCP.ListenDrops
+		earlier = Add(s.before(at).TCP.ListenDrops, at.tally.account.droppedIn(s.Boot, drops))
 	}
 	s.mu.Unlock()
 	return s.NoteTCP(target, func(n *bpf.TCPNote) {
@@ -201,4 +234,17 @@ func (s *Slots) NoteListenDrops(target Target, drops uint64, known bool) error {
 			n.ListenDrops = max(n.ListenDrops, drops-min(drops, earlier))
 		}
 	})
+}
+
+// droppedIn returns what was counted of listen drops in the last network namespace that was counted
+// for a container, if that can be the one whose kernel has dropped so many.
+func (c *account) droppedIn(boot string, drops uint64) uint64 {
+	if c.namespace == nil || len(c.namespace.priors) == 0 {
+		return 0
+	}
+	last := c.namespace.priors[len(c.namespace.priors)-1]
+	if last.Boot != boot || last.Told == nil || last.Told.ListenDrops > drops {
+		return 0
+	}
+	return last.Counted.TCP.ListenDrops
 }
