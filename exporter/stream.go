@@ -73,7 +73,7 @@ type StreamContainer struct {
 	Kernel    string            `json:"kernel"`
 	Receive   StreamCounts      `json:"receive"`
 	Transmit  StreamCounts      `json:"transmit"`
-	TCP       *StreamTCP        `json:"tcp"` // nil where connections are not counted
+	TCP       *StreamTCP        `json:"tcp"` // nil where connections are not counted, or in part
 }
 
 // StreamTCP is what became of the TCP connections of a container's sockets, as in [TCP].

@@ -300,7 +300,7 @@ func TestStreamEqualsContainers(t *testing.T) {
 				want.Transmit = StreamCounts{Volume: c.IP.Transmit.Volume, TCPSYN: c.IP.Transmit.TCPSYN}
 			}
 			if c.TCP != nil {
-				want.TCP = &StreamTCP{c.TCP.Connects, c.TCP.Accepts, c.TCP.ConnectFailures, c.TCP.Resets}
+				want.TCP = &StreamTCP{*c.TCP.Connects, c.TCP.Accepts, *c.TCP.ConnectFailures, c.TCP.Resets}
 			}
 			if diff := cmp.Diff(want, told[c.ID]); diff != "" {
 				t.Errorf("%s (-containers +stream):\n%s", c.Name, diff)

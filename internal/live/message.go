@@ -41,7 +41,7 @@ type Amount struct {
 
 // Connections are the TCP connections of a container's sockets in its life.
 type Connections struct {
-	Known    bool   // whether they are counted; the numbers are 0 where they are not
+	Known    bool   // whether all of them are counted; the numbers are 0 where they are not
 	Connects uint64 // established by an attempt
 	Accepts  uint64
 	Failures uint64 // attempts that ended otherwise

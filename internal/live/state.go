@@ -309,7 +309,7 @@ func containerOf(c *usage.Container) Container {
 }
 
 func connectionsOf(t *usage.TCP) Connections {
-	if t == nil {
+	if t == nil || t.InPart {
 		return Connections{}
 	}
 	return Connections{true, t.Connects, t.Accepts, t.ConnectFailures, t.Resets}

@@ -32,8 +32,8 @@ func Identity(c *exporter.Container) exporter.StreamContainer {
 		CountedBy: c.CountedBy, Recalled: c.Recalled, PartOf: c.PartOf,
 		Accounted: c.Accounted, Reason: c.Reason, Kernel: c.Kernel, ParentID: c.ParentID,
 	}
-	if t := c.TCP; t != nil {
-		s.TCP = &exporter.StreamTCP{Connects: t.Connects, Accepts: t.Accepts, ConnectFailures: t.ConnectFailures, Resets: t.Resets}
+	if t := c.TCP; t != nil && t.Connects != nil && t.ConnectFailures != nil {
+		s.TCP = &exporter.StreamTCP{Connects: *t.Connects, Accepts: t.Accepts, ConnectFailures: *t.ConnectFailures, Resets: t.Resets}
 	}
 	if c.CountedBy == "cgroup" && c.IP != nil {
 		s.Receive, s.Transmit = streamed(c.IP.Receive.Volume, c.IP.Receive.TCPSYN), streamed(c.IP.Transmit.Volume, c.IP.Transmit.TCPSYN)
