@@ -15,7 +15,10 @@ import (
 // promtool reads the rules, and tries what they do.
 func TestPrometheusRules(t *testing.T) {
 	need.Commands(t, "promtool")
-	for _, args := range [][]string{{"check", "rules", "rules.yaml"}, {"test", "rules", "rules_test.yaml"}} {
+	for _, args := range [][]string{
+		{"check", "rules", "rules.yaml", "fleet-rules.yaml"},
+		{"test", "rules", "rules_test.yaml", "fleet-rules_test.yaml"},
+	} {
 		cmd := exec.Command("promtool", args...)
 		cmd.Dir = "prometheus"
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -31,9 +34,10 @@ func TestPrometheusRulesAreOfOurMetrics(t *testing.T) {
 		must(t, err)
 		return string(text)
 	}
-	rules, tests, metrics := read("prometheus/rules.yaml"), read("prometheus/rules_test.yaml"), read("../docs/METRICS.md")
+	rules := read("prometheus/rules.yaml") + read("prometheus/fleet-rules.yaml")
+	tests, metrics := read("prometheus/rules_test.yaml")+read("prometheus/fleet-rules_test.yaml"), read("../docs/METRICS.md")
 	for _, name := range regexp.MustCompile(`\b(?:nettally|promhttp)_[a-z_]+`).FindAllString(rules, -1) {
-		recorded := strings.Contains(rules, "record: name:"+name) || strings.Contains(rules, "record: instance:"+name)
+		recorded := regexp.MustCompile(`record: (?:[a-z]+:)?` + name + `\b`).MatchString(rules)
 		if !recorded && !strings.Contains(metrics, "`"+name+"`") {
 			t.Errorf("docs/METRICS.md does not know %s", name)
 		}
@@ -41,6 +45,27 @@ func TestPrometheusRulesAreOfOurMetrics(t *testing.T) {
 	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(rules, -1) {
 		if !strings.Contains(tests, alert[1]) {
 			t.Errorf("alert %s is not tested", alert[1])
+		}
+	}
+}
+
+// Each runbook link of the fleet's alerts leads to a heading.
+func TestFleetRunbooks(t *testing.T) {
+	rules, err := os.ReadFile("prometheus/fleet-rules.yaml")
+	must(t, err)
+	doc, err := os.ReadFile("../docs/FLEET.md")
+	must(t, err)
+	headings := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(string(doc), -1) {
+		headings[strings.ToLower(strings.ReplaceAll(heading[1], " ", "-"))] = true
+	}
+	links := regexp.MustCompile(`runbook_url: "https://\S+/docs/FLEET\.md#(\S+)"`).FindAllStringSubmatch(string(rules), -1)
+	if alerts := strings.Count(string(rules), "- alert: "); len(links) != alerts {
+		t.Errorf("%d alerts have %d links", alerts, len(links))
+	}
+	for _, link := range links {
+		if !headings[link[1]] {
+			t.Errorf("docs/FLEET.md has no heading #%s", link[1])
 		}
 	}
 }
