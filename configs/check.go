@@ -75,7 +75,8 @@ func (s *source) check(r raw) *Config {
 		Metrics: Metrics{
 			Families: checkedList(s, "metrics.families", r.Metrics.Families,
 				once(oneOf(FamilyInterface, FamilyProtocol, FamilyFamily, FamilyTCPFlags))),
-			Compat: checked(s, "metrics.compat", r.Metrics.Compat, oneOf("", CompatCadvisor)),
+			Compat:  checked(s, "metrics.compat", r.Metrics.Compat, oneOf("", CompatCadvisor)),
+			Periods: s.checkPeriods(r),
 		},
 		Retention: s.checkRetention(r),
 		Quotas:    s.checkQuotas(r),
@@ -116,6 +117,55 @@ func (s *source) checkLimits(r raw) Limits {
 		Ended:          number("ended", r.Limits.Ended),
 		SlotsForRoot:   checked(s, "limits.slots_for_root", strconv.FormatFloat(r.Limits.SlotsForRoot, 'g', -1, 64), part),
 		SeriesPerQuota: number("series_per_quota", r.Limits.SeriesPerQuota),
+
+		SeriesPerPeriod: number("series_per_period", r.Limits.SeriesPerPeriod),
+	}
+}
+
+// periodsMax is how many ended periods can be kept.
+const periodsMax = 31
+
+func (s *source) checkPeriods(r raw) MetricPeriods {
+	of := r.Metrics.Periods
+	p := MetricPeriods{
+		Every: checked(s, "metrics.periods.every", of.Every, oneOf("day", "week", "month")),
+		Day: checked(s, "metrics.periods.day", strconv.Itoa(of.Day), func(text string) (int, error) {
+			if of.Day < 1 || of.Day > 31 || of.Day != 1 && of.Every != "month" {
+				return 0, errUnfit
+			}
+			return of.Day, nil
+		}),
+		Location: checked(s, "metrics.periods.timezone", of.Timezone, named(zone)),
+		By: checkedList(s, "metrics.periods.by", of.By, once(func(text string) (string, error) {
+			if label, isLabel := strings.CutPrefix(text, "label:"); isLabel {
+				return fit(text, slices.Contains(r.Names.Labels, label))
+			}
+			return oneOf("namespace", "name", "pod")(text)
+		})),
+	}
+	least := map[string]time.Duration{"day": day, "week": 7 * day, "month": 28 * day}[of.Every]
+	p.Keep = checked(s, "metrics.periods.keep", of.Keep, func(text string) (time.Duration, error) {
+		d, err := atLeast(0)(text)
+		if err == nil && d > periodsMax*least && least > 0 {
+			return 0, fmt.Errorf("metrics.periods.every is %s", of.Every)
+		}
+		return d, err
+	})
+	return p
+}
+
+// named takes no empty name, which the time package takes for UTC, and not the host's own zone:
+// the hosts of a fleet would have periods of one name at different times.
+func named(read reader[*time.Location]) reader[*time.Location] {
+	return func(text string) (*time.Location, error) {
+		if text == "" || text == "Local" {
+			return time.UTC, errUnfit
+		}
+		in, err := read(text)
+		if err != nil {
+			return time.UTC, err
+		}
+		return in, nil
 	}
 }
 

@@ -157,6 +157,8 @@ type Limits struct {
 	Ended          int     // that are remembered
 	SlotsForRoot   float64 // the part of the slots that users' containers can't take, 0 to 1
 	SeriesPerQuota int     // keys of a quota in the metrics
+
+	SeriesPerPeriod int // keys with a total of their own, of each period
 }
 
 // Exporter says where the numbers are served. What is "" is off.
@@ -171,6 +173,16 @@ type Exporter struct {
 type Metrics struct {
 	Families []string // FamilyInterface, …, each once
 	Compat   string   // "" or CompatCadvisor
+	Periods  MetricPeriods
+}
+
+// MetricPeriods says which totals of periods are shown.
+type MetricPeriods struct {
+	Every    string         // day, week or month
+	Day      int            // of the month that a month begins on
+	Location *time.Location // of the calendar
+	By       []string       // namespace, name, pod, or label: and a key, each once; none is off
+	Keep     time.Duration  // after a period's end
 }
 
 // Retention says how long an ended container is still shown, and how far the history

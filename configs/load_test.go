@@ -46,9 +46,9 @@ func TestLoadDefaults(t *testing.T) {
 		Watch:      Watch{CgroupRoot: Auto, Reconcile: 30 * time.Second},
 		Names:      Names{Docker: Auto, Podman: Auto, CRI: Auto, Labels: []string{"com.docker.compose.project", "com.docker.compose.service"}},
 		Accounting: Accounting{Source: Auto, Cgroup: Auto, TCP: Auto},
-		Limits:     Limits{Containers: 20000, PerUser: 256, Interfaces: 64, Ended: 5000, SlotsForRoot: 0.5, SeriesPerQuota: 1000},
+		Limits:     Limits{Containers: 20000, PerUser: 256, Interfaces: 64, Ended: 5000, SlotsForRoot: 0.5, SeriesPerQuota: 1000, SeriesPerPeriod: 1000},
 		Exporter:   Exporter{Listen: "127.0.0.1:9819", Socket: "/run/nettally/nettally.sock"},
-		Metrics:    Metrics{Families: []string{}},
+		Metrics:    Metrics{Families: []string{}, Periods: MetricPeriods{Every: "month", Day: 1, Location: time.UTC, By: []string{}, Keep: 7 * day}},
 		Retention:  Retention{Metrics: 5 * time.Minute, API: 24 * time.Hour, Hours: 90 * day, Days: 5 * year},
 	}
 	if diff := cmp.Diff(want.raw(), config.raw()); diff != "" {
@@ -88,9 +88,9 @@ watch: {cgroup_root: /host/cgroup, reconcile: 1m30s, include: [/docker/*], exclu
 names: {docker: unix:///run/docker.sock, podman: unix:///run/user/1000/podman/podman.sock, cri: off, labels: [com.docker.compose.service, Team]}
 accounting: {source: proc, cgroup: all, tcp: off, conntrack: on, nflog: {group: 65535}}
 requests: {ports: [80, 65535]}
-limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000}
+limits: {containers: 1, per_user: 2, interfaces: 3, ended: 4, slots_for_root: 1, series_per_quota: 1000000, series_per_period: 5}
 exporter: {listen: "[::1]:1", socket: "", web_config: /etc/nettally/web.yaml, hosts: [metrics.example.org, Box]}
-metrics: {families: [tcp_flags, interface], compat: cadvisor}
+metrics: {families: [tcp_flags, interface], compat: cadvisor, periods: {every: month, day: 31, timezone: Europe/Berlin, by: [namespace, "label:Team"], keep: 868d}}
 retention: {metrics: 0s, api: 1h0.5s, hours: 1d, days: 1y400d12h}
 `
 
@@ -120,9 +120,12 @@ func TestLoadEverything(t *testing.T) {
 	want.Requests.Ports = numbers{"80", "65535"}
 	want.Limits.Containers, want.Limits.PerUser, want.Limits.Interfaces = 1, 2, 3
 	want.Limits.Ended, want.Limits.SlotsForRoot, want.Limits.SeriesPerQuota = 4, 1, 1000000
+	want.Limits.SeriesPerPeriod = 5
 	want.Exporter.Listen, want.Exporter.WebConfig = "[::1]:1", "/etc/nettally/web.yaml"
 	want.Exporter.Hosts = []string{"metrics.example.org", "Box"}
 	want.Metrics.Families, want.Metrics.Compat = []string{"tcp_flags", "interface"}, "cadvisor"
+	want.Metrics.Periods.Every, want.Metrics.Periods.Day, want.Metrics.Periods.Timezone = "month", 31, "Europe/Berlin"
+	want.Metrics.Periods.By, want.Metrics.Periods.Keep = []string{"namespace", "label:Team"}, "868d"
 	want.Retention.Metrics, want.Retention.API = "0s", "1h0m0.5s"
 	want.Retention.Hours, want.Retention.Days = "24h", "18372h"
 	want.Quotas, want.Notifiers = []rawQuota{}, []rawNotifier{}
@@ -342,6 +345,12 @@ var changed = map[string]string{
 	"limits.ended":              `limits: {ended: 1}`,
 	"limits.slots_for_root":     `limits: {slots_for_root: 0.25}`,
 	"limits.series_per_quota":   `limits: {series_per_quota: 1}`,
+	"limits.series_per_period":  `limits: {series_per_period: 1}`,
+	"metrics.periods.every":     `metrics: {periods: {every: day}}`,
+	"metrics.periods.day":       `metrics: {periods: {day: 15}}`,
+	"metrics.periods.timezone":  `metrics: {periods: {timezone: Europe/Berlin}}`,
+	"metrics.periods.by":        `metrics: {periods: {by: [name]}}`,
+	"metrics.periods.keep":      `metrics: {periods: {keep: 1d}}`,
 	"exporter.listen":           `exporter: {listen: ""}`,
 	"exporter.socket":           `exporter: {socket: ""}`,
 	"exporter.web_config":       `exporter: {web_config: /x}`,

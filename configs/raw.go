@@ -72,6 +72,8 @@ type raw struct {
 		Ended          int     `yaml:"ended"`
 		SlotsForRoot   float64 `yaml:"slots_for_root"`
 		SeriesPerQuota int     `yaml:"series_per_quota"`
+
+		SeriesPerPeriod int `yaml:"series_per_period"`
 	} `yaml:"limits"`
 	Exporter struct {
 		Listen    string   `yaml:"listen"`
@@ -82,6 +84,13 @@ type raw struct {
 	Metrics struct {
 		Families []string `yaml:"families,flow"`
 		Compat   string   `yaml:"compat"`
+		Periods  struct {
+			Every    string   `yaml:"every"`
+			Day      int      `yaml:"day"`
+			Timezone string   `yaml:"timezone"`
+			By       []string `yaml:"by,flow"`
+			Keep     string   `yaml:"keep"`
+		} `yaml:"periods"`
 	} `yaml:"metrics"`
 	Retention struct {
 		Metrics string `yaml:"metrics"`
@@ -209,12 +218,18 @@ func (c *Config) raw() raw {
 	r.Limits.Ended = c.Limits.Ended
 	r.Limits.SlotsForRoot = c.Limits.SlotsForRoot
 	r.Limits.SeriesPerQuota = c.Limits.SeriesPerQuota
+	r.Limits.SeriesPerPeriod = c.Limits.SeriesPerPeriod
 	r.Exporter.Listen = c.Exporter.Listen
 	r.Exporter.Socket = c.Exporter.Socket
 	r.Exporter.WebConfig = c.Exporter.WebConfig
 	r.Exporter.Hosts = list(c.Exporter.Hosts)
 	r.Metrics.Families = list(c.Metrics.Families)
 	r.Metrics.Compat = c.Metrics.Compat
+	r.Metrics.Periods.Every = c.Metrics.Periods.Every
+	r.Metrics.Periods.Day = c.Metrics.Periods.Day
+	r.Metrics.Periods.Timezone = c.Metrics.Periods.Location.String()
+	r.Metrics.Periods.By = list(c.Metrics.Periods.By)
+	r.Metrics.Periods.Keep = duration(c.Metrics.Periods.Keep)
 	r.Retention.Metrics = duration(c.Retention.Metrics)
 	r.Retention.API = duration(c.Retention.API)
 	r.Retention.Hours = duration(c.Retention.Hours)

@@ -95,6 +95,7 @@ limits:
   ended: 5000
   slots_for_root: 0.5
   series_per_quota: 1000
+  series_per_period: 1000
 exporter:
   listen: 127.0.0.1:9819
   socket: /run/nettally/nettally.sock
@@ -103,6 +104,12 @@ exporter:
 metrics:
   families: []
   compat: ""
+  periods:
+    every: month
+    day: 1
+    timezone: UTC
+    by: []
+    keep: 7d
 retention:
   metrics: 5m
   api: 24h

@@ -48,8 +48,8 @@ func newCollector(settings func() Settings) *collector {
 
 // of returns the metrics of one snapshot. A scrape has its own, since prometheus has no
 // way to hand Collect the context of the request.
-func (c *collector) of(snap usage.Snapshot, quotas ...quota.Status) prometheus.Collector {
-	return snapshotMetrics{c, snap, quotas}
+func (c *collector) of(snap usage.Snapshot, periods Periods, quotas ...quota.Status) prometheus.Collector {
+	return snapshotMetrics{c, snap, quotas, periods, newPeriodLabels(c.settings(), periods)}
 }
 
 // reserved takes the names of a collector, so that no other metric can have them.
@@ -62,15 +62,28 @@ type snapshotMetrics struct {
 	*collector
 	snap   usage.Snapshot
 	quotas []quota.Status
+
+	periods      Periods
+	periodLabels periodLabels
+}
+
+// Describe implements [prometheus.Collector].
+func (c snapshotMetrics) Describe(ch chan<- *prometheus.Desc) {
+	c.describe(ch, c.periodLabels)
 }
 
 // Describe implements [prometheus.Collector]. It sends the metrics of all
 // families, since a reload may turn one on.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	c.describe(ch, newPeriodLabels(c.settings(), Periods{}))
+}
+
+func (c *collector) describe(ch chan<- *prometheus.Desc, periods periodLabels) {
 	for _, desc := range c.descs.all {
 		ch <- desc
 	}
 	ch <- newInfo(c.settings().Labels).desc
+	ch <- periods.desc
 	c.trouble.Describe(ch)
 }
 
@@ -86,6 +99,7 @@ func (c snapshotMetrics) Collect(ch chan<- prometheus.Metric) {
 	s.about = newInfo(s.settings.Labels)
 	s.run(c.snap)
 	s.quotas(c.quotas)
+	s.periods(c.periods, c.periodLabels)
 }
 
 // scrape is one run of Collect.

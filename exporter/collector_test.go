@@ -61,6 +61,7 @@ func TestScrape(t *testing.T) {
 		`nettally_beyond_limits{limit="containers"} 0`,
 		`nettally_beyond_limits{limit="interfaces"} 0`,
 		`nettally_beyond_limits{limit="per_user"} 0`,
+		`nettally_beyond_limits{limit="series_per_period"} 0`,
 		`nettally_beyond_limits{limit="series_per_quota"} 0`,
 		`nettally_container_accounted{container_id="aaa111",name="web",reason=""} 1`,
 		`nettally_container_accounted{container_id="aaa222",name="agent",reason="host_network"} 0`,

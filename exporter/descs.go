@@ -49,6 +49,7 @@ type descs struct {
 	unowned                 unownedDescs
 	uncounted, unclassified *prometheus.Desc
 	quota                   quotaDescs
+	periodStart, periodEnd  *prometheus.Desc
 	conntrack               conntrackDescs
 	nflog                   nflogDescs
 
@@ -98,7 +99,7 @@ func newDescs() descs {
 		"Packets that are counted and whose headers could not be read to the end, by cause. "+
 			"They are in the last protocol that could be told, or other, and in no TCP flag.", causeLabels...)
 	d.beyond = d.add("nettally_beyond_limits",
-		"Containers, interfaces and keys of quotas that are beyond a bound of the section limits: counted with others, or left out here.", limitLabels...)
+		"Containers, interfaces and keys of quotas and periods that are beyond a bound of the section limits: counted with others, or left out here.", limitLabels...)
 	d.unowned.interfaces = d.add("nettally_unowned_interfaces",
 		"Interfaces that are counted now and whose container is not known: it is starting, is left out by the configuration, or there is none.")
 	for i, name := range [...]string{receive: "receive", transmit: "transmit"} {
@@ -108,6 +109,8 @@ func newDescs() descs {
 			"Counted on interfaces that were gone before a container was known that owns them, such as those of image builds, since this process began")
 	}
 	d.quota = d.addQuotas()
+	d.periodStart = d.add("nettally_period_start_seconds", "When the period began, as Unix time.", "ledger", "period")
+	d.periodEnd = d.add("nettally_period_end_seconds", "When the period ends, or ended, as Unix time.", "ledger", "period")
 	d.conntrack = d.addConntrack()
 	d.nflog = d.addNFLOG()
 	return d

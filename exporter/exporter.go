@@ -47,6 +47,8 @@ type Settings struct {
 	Labels []string
 	// SeriesPerQuota is how many keys of a quota are in the metrics, 0 for all.
 	SeriesPerQuota int
+	// PeriodBy is what totals of periods are added up by now: see [PeriodTotal.Key].
+	PeriodBy []string
 }
 
 func (s Settings) shows(family string) bool { return slices.Contains(s.Families, family) }
@@ -62,8 +64,8 @@ type BuildInfo struct {
 // time to say so within the time for an answer.
 const waitTimeout = 30 * time.Second
 
-// Options is what an exporter shows. All fields but History, Live, Quotas, TestNotifier, Checks,
-// Extra, Hosts and Ready are needed.
+// Options is what an exporter shows. All fields but History, Live, Quotas, Periods, TestNotifier,
+// Checks, Extra, Hosts and Ready are needed.
 type Options struct {
 	// Snapshot reads the usage. It is called once per request, from several
 	// goroutines at a time. It may wait until the usage is complete; when the
@@ -77,6 +79,8 @@ type Options struct {
 	Live Live
 	// Quotas are shown, and changed over the unix socket; nil for none.
 	Quotas Quotas
+	// Periods returns the totals of periods; nil for none. Like Snapshot it is called concurrently.
+	Periods func() Periods
 	// TestNotifier sends a test alert by a notifier, at once; nil where there are no
 	// notifiers. An error that wraps quota.ErrUnknown is answered 404, any other 502.
 	TestNotifier func(ctx context.Context, name string) error
@@ -115,6 +119,7 @@ type Exporter struct {
 	rows     func(context.Context, HistoryQuery) ([]HistoryRow, error)
 	live     Live
 	quotas   Quotas
+	periods  func() Periods
 	checker  *checker
 	seats    seats
 
@@ -141,7 +146,7 @@ type Exporter struct {
 // the others, for example because a metric name is taken.
 func New(opts Options) (*Exporter, error) {
 	e := &Exporter{
-		snapshot: opts.Snapshot, rows: opts.History, live: opts.Live, quotas: opts.Quotas, notifierTest: opts.TestNotifier,
+		snapshot: opts.Snapshot, rows: opts.History, live: opts.Live, quotas: opts.Quotas, periods: opts.Periods, notifierTest: opts.TestNotifier,
 		ready: opts.Ready, source: opts.Source, build: opts.Build, log: opts.Log,
 		now: opts.Now, boot: opts.Boot, distrust: opts.Distrust,
 		registry: prometheus.NewRegistry(), collector: newCollector(opts.Settings),
@@ -149,6 +154,9 @@ func New(opts Options) (*Exporter, error) {
 	}
 	if e.now == nil {
 		e.now = time.Now
+	}
+	if e.periods == nil {
+		e.periods = func() Periods { return Periods{} }
 	}
 	if e.boot == nil {
 		e.boot = bootTime
@@ -217,7 +225,7 @@ func (e *Exporter) metrics(w http.ResponseWriter, r *http.Request) {
 		quotas = e.quotas.Status()
 	}
 	reader := &leaving{ResponseWriter: w}
-	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap, quotas...)}, promhttp.HandlerOpts{
+	promhttp.HandlerFor(gatherer{e.registry, e.collector.of(snap, e.periods(), quotas...)}, promhttp.HandlerOpts{
 		ErrorLog:                            errorLog(e.log),
 		ErrorHandling:                       promhttp.ContinueOnError,
 		Registry:                            e.registry,

@@ -175,7 +175,7 @@ func everything() Settings {
 }
 
 func collectorOf(snap usage.Snapshot, settings Settings) prometheus.Collector {
-	return newCollector(func() Settings { return settings }).of(snap)
+	return newCollector(func() Settings { return settings }).of(snap, Periods{})
 }
 
 // adopting is what nettally says while it does not know yet what an earlier process

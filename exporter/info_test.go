@@ -38,7 +38,7 @@ func TestLabelsInMetrics(t *testing.T) {
 nettally_container_info{cgroup="",container_id="a1",image="",kernel="",label_com_docker_compose_project="shop",label_team="a�",name="web",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
 nettally_container_info{cgroup="",container_id="b2",image="",kernel="",label_com_docker_compose_project="",label_team="",name="db",namespace="",network_mode="",parent_id="",pod="",runtime="",user=""} 1
 `
-	c := newCollector(settings).of(snap)
+	c := newCollector(settings).of(snap, Periods{})
 	if err := testutil.CollectAndCompare(c, strings.NewReader(want), "nettally_container_info"); err != nil {
 		t.Error(err)
 	}

@@ -69,7 +69,7 @@ func TestQuotaMetrics(t *testing.T) {
 	status := someQuotas().status
 	status = append(status, status[0])                                                           // twice must not fail the scrape
 	status = append(status, quota.Status{Quota: "nobody", Per: "name", Limit: 5, Unit: "bytes"}) // it has no series before it has a key
-	c := newCollector(everything).of(usage.Snapshot{}, status...)
+	c := newCollector(everything).of(usage.Snapshot{}, Periods{}, status...)
 	want := `
 		# HELP nettally_quota_alert_active 1 while the alert of a threshold fires, else 0. A threshold is a percentage of the limit, projection or rate.
 		# TYPE nettally_quota_alert_active gauge

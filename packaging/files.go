@@ -47,6 +47,7 @@ func (r *release) files(arch string) ([]file, error) {
 	add(file{archived: "CHANGELOG.md", installed: documents + "CHANGELOG.md", mode: 0o644}, source("CHANGELOG.md"))
 	add(file{archived: "reference.yaml", installed: documents + "reference.yaml", mode: 0o644}, source("configs/reference.yaml"))
 	add(file{archived: "prometheus/rules.yaml", installed: documents + "prometheus/rules.yaml", mode: 0o644}, source("configs/prometheus/rules.yaml"))
+	add(file{archived: "prometheus/fleet-rules.yaml", installed: documents + "prometheus/fleet-rules.yaml", mode: 0o644}, source("configs/prometheus/fleet-rules.yaml"))
 	add(file{archived: "grafana/nettally.json", installed: documents + "grafana/nettally.json", mode: 0o644}, source("configs/grafana/nettally.json"))
 	add(file{archived: "nettally.service", mode: 0o644}, source("configs/nettally.service"))
 	add(file{archived: "completions/nettally.bash", installed: "/usr/share/bash-completion/completions/nettally", mode: 0o644}, r.staged(shells["bash"]))

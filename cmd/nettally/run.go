@@ -176,6 +176,7 @@ func (d *daemon) wire() (err error) {
 		History:  d.history,
 		Live:     d.live,
 		Quotas:   d.quotas,
+		Periods:  d.periods,
 
 		TestNotifier: d.testNotifier,
 		Checks: func(ctx context.Context) []exporter.Check {
@@ -187,6 +188,7 @@ func (d *daemon) wire() (err error) {
 				Families:         c.Metrics.Families,
 				Labels:           c.Names.Labels,
 				SeriesPerQuota:   c.Limits.SeriesPerQuota,
+				PeriodBy:         c.Metrics.Periods.By,
 				CompatCAdvisor:   c.Metrics.Compat == configs.CompatCadvisor,
 				MetricsRetention: c.Retention.Metrics,
 			}
@@ -238,9 +240,10 @@ func (d *daemon) open(datapath usage.Datapath) error {
 			r := d.config.Load().Retention
 			return r.Hours, r.Days
 		},
-		Labels: func() []string { return d.config.Load().Names.Labels },
-		Clock:  d.clock,
-		Log:    d.log,
+		Labels:  func() []string { return d.config.Load().Names.Labels },
+		Periods: func() *ledger.Periods { return periodsOf(d.config.Load()) },
+		Clock:   d.clock,
+		Log:     d.log,
 	})
 	d.closers = append(d.closers, d.ledger)
 	records, err := d.ledger.Load(d.config.Load().Retention.API)

@@ -101,7 +101,7 @@ func hasData(host *http.Client, promQL string) error {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	need.Commands(t, "prometheus", "curl")
-	w := newWeb(t, "requests: {http: on}\nquotas: [{name: transmitted, per: name, count: transmit_bytes, limit: 1MB, period: {every: hour}, alert_at: [50]}]")
+	w := newWeb(t, "requests: {http: on}\nmetrics: {periods: {every: month, by: [namespace]}}\nquotas: [{name: transmitted, per: name, count: transmit_bytes, limit: 1MB, period: {every: hour}, alert_at: [50]}]")
 	onHost := w.docker.Run("--name", "agent", "--network", "host", dockerhost.Image)
 	w.nginx()
 	startPrometheus(t, w.docker)

@@ -400,14 +400,19 @@ func primary(i exporter.Interface) map[string]float64 {
 // startPrometheus runs a Prometheus on the Docker host until the test ends.
 func startPrometheus(t *testing.T, docker *dockerhost.Docker) {
 	t.Helper()
+	startPrometheusOf(t, docker, fmt.Sprintf("scrape_configs: [{job_name: nettally, scrape_interval: 250ms, scrape_timeout: 250ms, static_configs: [{targets: [%q]}]}]",
+		metricsAddress))
+}
+
+// startPrometheusOf runs a Prometheus with a configuration until the test ends.
+func startPrometheusOf(t *testing.T, at place, text string) {
+	t.Helper()
 	folder := t.TempDir()
 	config := filepath.Join(folder, "prometheus.yml")
-	text := fmt.Sprintf("scrape_configs: [{job_name: nettally, scrape_interval: 250ms, scrape_timeout: 250ms, static_configs: [{targets: [%q]}]}]",
-		metricsAddress)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := docker.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(folder, "data"),
+	cmd := at.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(folder, "data"),
 		"--web.listen-address="+prometheusAddress)
 	log := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log

@@ -94,3 +94,21 @@ func list(n int) string {
 	}
 	return strings.Join(numbers, ",")
 }
+
+// A flush of 1,000 containers, each of a name of its own: with and without totals of periods.
+func BenchmarkPeriods(b *testing.B) {
+	for name, by := range map[string][]string{"off": nil, "by name": {ByName}} {
+		b.Run(name, func(b *testing.B) {
+			w := newBench(b)
+			if by != nil {
+				w.periods = byDay(by...)
+				w.periods.Keys = 1000
+			}
+			n := uint64(0)
+			for b.Loop() {
+				n += 100
+				w.flush(thousand(n)...)
+			}
+		})
+	}
+}

@@ -148,7 +148,10 @@ func (r *remains) containers(ctx context.Context, l *Ledger) error {
 	if r.path == "" || r.loaded {
 		return nil
 	}
-	err := r.copy(ctx, l, "", []salvaged{
+	// What was shown of periods goes by the UUID of the old file: totals begin at 0 with that of
+	// the new one, without the history that is taken over.
+	const begun = "INSERT OR REPLACE INTO meta (key, value) VALUES ('" + periodsBegun + "', 1)"
+	err := r.copy(ctx, l, begun, []salvaged{
 		{"meta", "", "key, value", 0, 0}, // has one row, and no integer as its key
 		{"containers", "n", "n, " + identityColumns + ", subject, " + numberColumns, 1, 1 << 31},
 		{"documents", "n", "n, kind, key, value", 1, 1 << 40},

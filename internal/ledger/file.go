@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -114,10 +115,23 @@ func openWritable(ctx context.Context, path string) (f *file, made bool, err err
 		return nil, false, errors.Join(err, write.Close())
 	}
 	made, err = migrate(ctx, write, migrations())
+	if err == nil {
+		err = identify(ctx, write)
+	}
 	if err != nil {
 		return nil, false, errors.Join(err, f.shut())
 	}
 	return f, made, nil
+}
+
+// identify gives a file its UUID, unless it has one: then nothing is written.
+func identify(ctx context.Context, db *sql.DB) error {
+	var known bool
+	err := db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM identity)").Scan(&known)
+	if err == nil && !known {
+		_, err = db.ExecContext(ctx, "INSERT OR IGNORE INTO identity (n, uuid) VALUES (1, ?)", uuid.NewString())
+	}
+	return err
 }
 
 // create makes an empty file that is nobody else's to read: it has names and labels.

@@ -35,6 +35,8 @@ type bench struct {
 	in   *time.Location
 	keep [2]time.Duration
 	log  lines
+
+	periods *Periods
 }
 
 func newBench(t testing.TB) *bench {
@@ -55,6 +57,7 @@ func (b *bench) restart() {
 		Path:      b.path,
 		Retention: func() (hours, days time.Duration) { return b.keep[0], b.keep[1] },
 		Location:  b.in,
+		Periods:   func() *Periods { return b.periods },
 		Interval:  5 * time.Millisecond,
 		Clock:     wallclock.New(b.reading, log),
 		Log:       log,

@@ -226,7 +226,7 @@ func (l *Ledger) open(ctx context.Context) error {
 func (l *Ledger) write(ctx context.Context, records []usage.Record) error {
 	all := l.all
 	failing := !l.Status().Up
-	if len(records) == 0 && !all && !failing {
+	if len(records) == 0 && !all && !failing && !l.owesPeriods() {
 		return nil
 	}
 	if err := l.writeRecords(ctx, records); err != nil {

@@ -31,6 +31,9 @@
 //     recorded before a container's name was known is put under its name.
 //   - meta: when the ledger was last written with a clock that was trusted: by that, since
 //     boot, and of which boot. Since when the clock has gone steadily, in the same way.
+//   - periods: bytes per period and key, see [Periods]. Added to with the hours, and never taken
+//     from. held has the usage of new containers without a name, which is in no period yet.
+//   - identity: the UUID that was made with the file.
 //   - documents: what other rooms remember, by kind and key, see [Documents].
 //
 // Hours that are older than the retention are added up to days, the local days of
@@ -76,6 +79,8 @@ type Options struct {
 	// Labels returns the keys of labels that are kept. History may be asked for those, and for
 	// what other usage has.
 	Labels func() []string
+	// Periods says by which periods usage is added up; nil, or nil returned, is by none.
+	Periods func() *Periods
 	// Location says when hours, days and months begin; nil is time.Local.
 	Location *time.Location
 	// Clock is held against the last write, and says what time it is.
@@ -102,6 +107,7 @@ type Ledger struct {
 	// are lost with a damaged file, whose usage the history may still have.
 	marks map[string]numbers
 	upkeep
+	totals totals
 
 	suspect  atomic.Bool   // a reader found the file damaged
 	recalled chan struct{} // holds a token while containers are looked up

@@ -212,6 +212,8 @@ func scanRecord(rows *sql.Rows) (r usage.Record, err error) {
 // writeRecords writes records down in one transaction.
 func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error {
 	marks := make(map[string]numbers, len(records))
+	var shown PeriodTotals
+	var again bool
 	err := inTx(ctx, l.file.write, func(tx *sql.Tx) error {
 		clock, err := l.look(ctx, tx)
 		if err != nil {
@@ -222,9 +224,17 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 			return err
 		}
 		defer w.close()
+		if w.credits, err = l.newCredits(ctx, tx, clock); err != nil {
+			return err
+		}
 		hour := hourOf(clock.Now, l.Location).Unix()
 		for _, r := range records {
 			if marks[r.ID], err = w.put(r, hour, l.marks[r.ID]); err != nil {
+				return err
+			}
+		}
+		if w.credits != nil {
+			if shown, again, err = w.credits.finish(); err != nil {
 				return err
 			}
 		}
@@ -233,6 +243,8 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 	if err != nil {
 		return err
 	}
+	l.totals.again = again
+	l.totals.show(shown)
 	for id, mark := range marks {
 		l.marks[id] = mark
 	}
@@ -241,7 +253,8 @@ func (l *Ledger) writeRecords(ctx context.Context, records []usage.Record) error
 
 // writer holds the statements of one transaction.
 type writer struct {
-	ctx context.Context
+	ctx     context.Context
+	credits *credits // nil where there are no periods
 
 	known, past, put1, find, add, name, merge, drop, use *sql.Stmt
 }
@@ -281,6 +294,7 @@ func (w *writer) close() {
 			_ = stmt.Close()
 		}
 	}
+	_ = w.credits.close()
 }
 
 // onTop adds numbers to those that are there, up to the highest one: SQLite makes a float of
@@ -346,6 +360,11 @@ func (w *writer) put(r usage.Record, hour int64, mark numbers) (numbers, error) 
 		args := append([]any{hour, current}, delta.values()...)
 		if _, err := w.use.ExecContext(w.ctx, args...); err != nil {
 			return mark, fmt.Errorf("add usage: %w", err)
+		}
+	}
+	if w.credits != nil {
+		if err := w.credits.used(r, delta); err != nil {
+			return mark, fmt.Errorf("add usage to period: %w", err)
 		}
 	}
 	mark = mark.highest(now)

@@ -10,7 +10,7 @@ import (
 
 // migrations lead from one version of the schema to the next, in order. They are only
 // ever added to.
-func migrations() []string { return []string{schema1, schema2, schema3, schema4, schema5} }
+func migrations() []string { return []string{schema1, schema2, schema3, schema4, schema5, schema6} }
 
 // numberColumns are numbers as columns, in their order.
 const (
@@ -176,9 +176,9 @@ func migrate(ctx context.Context, db *sql.DB, steps []string) (made bool, err er
 func complete(ctx context.Context, db queryer) error {
 	var tables int
 	err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type = 'table'
-		AND name IN ('meta', 'subjects', 'containers', 'hours', 'days', 'documents')`).Scan(&tables)
-	if err == nil && tables != 6 {
-		err = fmt.Errorf("%w: %d of 6 tables", errDamaged, tables)
+		AND name IN ('meta', 'subjects', 'containers', 'hours', 'days', 'documents', 'identity', 'periods', 'held')`).Scan(&tables)
+	if err == nil && tables != 9 {
+		err = fmt.Errorf("%w: %d of 9 tables", errDamaged, tables)
 	}
 	return err
 }

@@ -80,15 +80,23 @@ func (b *bench) asBeforeUsers() {
 	}
 }
 
-// dropColumns drops numbers from all tables that have them.
+// dropColumns drops numbers from all tables that have them, and what came after those.
 func (b *bench) dropColumns(columns string) {
 	b.t.Helper()
+	b.dropPeriods()
 	for column := range strings.SplitSeq(columns, ", ") {
 		for _, table := range []string{"containers", "hours", "days"} {
 			if _, err := b.file.write.Exec("ALTER TABLE " + table + " DROP COLUMN " + column); err != nil {
 				b.t.Fatal(err)
 			}
 		}
+	}
+}
+
+func (b *bench) dropPeriods() {
+	b.t.Helper()
+	if _, err := b.file.write.Exec("DROP TABLE identity; DROP TABLE periods; DROP TABLE held"); err != nil {
+		b.t.Fatal(err)
 	}
 }
 

@@ -52,7 +52,7 @@ func Host() (read func() Reading, err error) {
 		return nil, fmt.Errorf("parse boot id in %s: %w", path, err)
 	}
 	return func() Reading {
-		return Reading{Wall: time.Now(), Boot: SinceBoot(), BootID: id, Synced: synced()}
+		return Reading{Wall: wall(), Boot: SinceBoot(), BootID: id, Synced: synced()}
 	}, nil
 }
 
