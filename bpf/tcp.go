@@ -12,7 +12,7 @@ import (
 // RTTBounds are the upper bounds of [TCPCounters.RTTs] in microseconds; the last one has none.
 var RTTBounds = [...]uint64{100, 500, 1000, 5000, 10_000, 50_000, 100_000, 500_000, 1_000_000}
 
-// TCPCounters is what was counted of the TCP connections of a cgroup, or of a network namespace: see
+// TCPCounters counts the TCP connections of a cgroup, or of a network namespace: see
 // [TCPNote.Counters].
 type TCPCounters struct {
 	ConnectAttempts, Connects, Accepts, ConnectFailures uint64
@@ -148,8 +148,8 @@ func (d *Datapath) NoteTCP(s Slot, n TCPNote) error {
 	return nil
 }
 
-// noteNamespace writes the note of a network namespace. That it is known comes last: a process may end
-// in between.
+// noteNamespace writes the note of a network namespace. The word that makes it valid is written
+// last, since the process may end in between.
 func noteNamespace(to *words, n TCPNote) {
 	c := n.Counters()
 	to[tcpTcpCounterPASSED], to[tcpTcpCounterPASSED+1] = n.Passed.ConnectAttempts, n.Passed.Accepts

@@ -131,7 +131,7 @@ var managers = map[string]manager{
 	},
 }
 
-// tree returns the modes of all that is there, but for what the package managers keep for themselves.
+// tree returns the modes of all files, without the databases of the package managers.
 func (g *guest) tree() map[string]string {
 	g.t.Helper()
 	all := map[string]string{}

@@ -151,8 +151,8 @@ func ReadTCP(proc string, pid int) (n NamespaceTCP, err error) {
 	return n, nil
 }
 
-// TCPIn is [ReadTCP] for a process that was seen in a namespace. What it returns beside that is when
-// the namespace was there at the latest.
+// TCPIn is [ReadTCP] for a process that was seen in a namespace. It also returns a time at which
+// the namespace was there already.
 func (w *Watcher) TCPIn(inode uint64, pid int) (NamespaceTCP, time.Time, error) {
 	n, err := ReadTCP(w.proc, pid)
 	if err != nil {
@@ -166,9 +166,11 @@ func (w *Watcher) TCPIn(inode uint64, pid int) (NamespaceTCP, time.Time, error) 
 	return n, since, err
 }
 
-// NamespaceSince returns the inode of a process's network namespace, and when that was there at the
-// latest: the kernel makes the inode anew for each who asks, unless it is mounted, as runtimes do, or
-// open. proc is where a procfs is mounted. It fails where the process may not be traced.
+// NamespaceSince returns the inode of a process's network namespace, and a time at which the
+// namespace was there already. The kernel makes the inode at the first stat and drops it after the
+// last, unless it is mounted, as runtimes do, or open. proc is where a procfs is mounted.
+//
+// Returns an error if the process may not be traced.
 func NamespaceSince(proc string, pid int) (inode uint64, since time.Time, err error) {
 	var st unix.Stat_t
 	path := filepath.Join(proc, strconv.Itoa(pid), "ns/net")
@@ -200,8 +202,8 @@ func (n *NamespaceTCP) parse(snmp, netstat []byte) error {
 	return nil
 }
 
-// parseGroup reads numbers of a group from a net/snmp or net/netstat file: for each group there is a
-// line of names and one of values (snmp_seq_show and netstat_seq_show in net/ipv4/proc.c). Numbers
+// parseGroup reads numbers of a group from a net/snmp or net/netstat file. Each group has a line of
+// names and one of values (snmp_seq_show and netstat_seq_show in net/ipv4/proc.c). Numbers
 // are told as unsigned long, so they wrap at 2^32 where that has 32 bits.
 func parseGroup(text []byte, file, group string, wanted ...string) ([]uint64, error) {
 	var names, values [][]byte

@@ -53,8 +53,8 @@ func unknown(w io.Writer, reason error) verdict {
 // than 4 KiB of it.
 const judged = 20
 
-// printVerdict prints how quotas stand in one line, in the form of the Nagios plugin guidelines, and
-// returns the verdict.
+// printVerdict prints the state of all quotas in one line, in the form of the Nagios plugin
+// guidelines, and returns the verdict.
 func printVerdict(w io.Writer, found *exporter.QuotaList) error {
 	keys := slices.DeleteFunc(slices.Clone(found.Quotas), func(q exporter.Quota) bool { return q.Key == "" && q.Used == 0 })
 	slices.SortStableFunc(keys, func(a, b exporter.Quota) int {

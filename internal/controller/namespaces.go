@@ -11,8 +11,8 @@ import (
 	"github.com/nettally/nettally/internal/wallclock"
 )
 
-// namespacesEvery is how often the connections of network namespaces are read. Those of a container's
-// last moments are lost.
+// namespacesEvery is how often the connections of network namespaces are read. Connections that a
+// container opens after the last reading are lost.
 const namespacesEvery = 5 * time.Second
 
 // readNamespaces counts the connections of network namespaces where no program on cgroups can.

@@ -103,8 +103,8 @@ func TestNamespaces(t *testing.T) {
 	k.tells("ended", m, 4)
 }
 
-// A container that starts while we run has all that its namespace has counted, unless that was there
-// before.
+// A container that starts while we run has all that its namespace has counted, unless the
+// namespace is older.
 func TestNamespaceOfNewContainer(t *testing.T) {
 	for name, row := range map[string]struct {
 		since time.Duration // of the namespace, to the container's beginning

@@ -102,9 +102,9 @@ func unknownInPart(c *exporter.TCP) error {
 	return nil
 }
 
-// Where the host has no cgroup2 hierarchy, or nothing but /proc counts, the connections of a container
-// that has its network namespace to itself are those that the kernel counts there, over a restart
-// of nettally, kill -9, and the next life of the container. What that does not tell is not told.
+// Without a cgroup2 hierarchy, and where only /proc counts, a container that has its network
+// namespace to itself has the connections that the kernel counts there: over a restart of
+// nettally, kill -9, and the next life of the container. The other numbers have no sample.
 func TestConnectionsByNamespace(t *testing.T) {
 	t.Parallel()
 	need.Root(t)

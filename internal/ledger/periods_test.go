@@ -90,7 +90,7 @@ func TestPeriodTotals(t *testing.T) {
 	same(t, b.shown(), []string{"03-11 web prod 7", "03-12 web prod 1", "03-13 web prod 1"})
 }
 
-// Nothing that is shown is ever taken back, whatever is done to a name, and each byte is shown once.
+// A total never goes back, however names change, and each byte is in one total.
 func TestPeriodsNeverGoBack(t *testing.T) {
 	b := withPeriods(t, ByNamespace, ByName)
 	b.flush(record("old", "old", 0))

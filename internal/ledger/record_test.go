@@ -25,8 +25,8 @@ func TestHistoryOnHost(t *testing.T) {
 	}
 }
 
-// What becomes of attempts is unknown, not 0, of who is counted by its network namespaces alone, until
-// a program counts it; of a sum, until that counts one of those in it.
+// Of a container that only its network namespace counts, connects and failures are unknown, not 0,
+// until a program counts it. A sum knows them as soon as one of its containers does.
 func TestHistoryOfConnectionsInPart(t *testing.T) {
 	b := newBench(t)
 	b.keep = [2]time.Duration{day, 365 * day}

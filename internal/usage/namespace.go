@@ -14,9 +14,9 @@ type NamespaceTCP = bpf.NamespaceTCP
 // ofNetNS is what is counted of a network namespace's connections.
 func ofNetNS(inode uint64) Target { return Target{NetNS: inode, Sockets: true} }
 
-// CountNamespace counts for a container what the kernel has counted of TCP for a network namespace,
-// which the container must have to itself. It stands in for a program on the container's cgroup, and
-// tells less, see [TCP.InPart].
+// CountNamespace adds the kernel's TCP counters of a network namespace to a container, which must
+// have the namespace to itself. It stands in for a program on the container's cgroup, and tells
+// less: see [TCP.InPart].
 //
 // The growth since the last call is counted, also since that of an earlier process that kept a
 // record. Where there is none, all is counted if the namespace is fresh: it was made for the

@@ -112,8 +112,9 @@ func (s *spaces) want(what string, n int) {
 	}
 }
 
-// What the kernel counts for a namespace is the container's from the moment when it is known to have
-// that to itself, over ends of nettally, of the container and of the host. It never goes back.
+// The kernel's counters of a namespace are the container's from the moment when it is known to have
+// the namespace to itself, over ends of nettally, of the container and of the host. The total
+// never goes back.
 func TestNamespaces(t *testing.T) {
 	for name, test := range map[string]func(*spaces){
 		"what had passed is left out": func(s *spaces) {
@@ -236,7 +237,7 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// What the program counts and what namespaces tell add up, and while the program counts all is known.
+// The counts of the program and of namespaces add up. While the program counts, all is known.
 func TestProgramAndNamespaces(t *testing.T) {
 	s := &spaces{t: t, durable: true, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	s.begin("boot")

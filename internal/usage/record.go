@@ -92,7 +92,7 @@ type Attachment struct {
 	Folded bool `json:"folded,omitempty"`
 }
 
-// Told is what the kernel said last of a network namespace, on one of the slots that were taken for it.
+// Told holds the kernel's last counters of a network namespace, as a slot for it has them.
 type Told struct {
 	NamespaceTCP
 	Generation uint64 `json:"generation"` // of the slot

@@ -130,10 +130,9 @@ func (at *attachment) readTCP(d Datapath) TCP {
 	return t
 }
 
-// addTCP adds what was counted of a container's connections: by the program on its cgroup, and with
-// that at its sockets and layer 7 where that is counted, and by the counters of its network
-// namespaces. Either tally may be nil. Where it runs and they are not counted in either way any more,
-// what was counted is not all, and not told.
+// addTCP adds a container's connections: those that the program on its cgroup has counted, with its
+// counts at sockets and layer 7, and those of its network namespaces. Either tally may be nil. A
+// container that runs and is counted in neither way any more has none: they would not be all.
 func (c *Container) addTCP(program, namespaces *tally, d Datapath) {
 	byProgram, byNamespace := c.tellsTCP(program), c.tellsTCP(namespaces)
 	if !byProgram && !byNamespace {
@@ -218,9 +217,10 @@ func (s *Slots) NoteTCP(target Target, change func(*bpf.TCPNote)) error {
 	return s.Datapath.NoteTCP(at.slot, note)
 }
 
-// NoteListenDrops notes what the kernel has dropped in the network namespace of a container that
-// has it to itself, since that was made: what was counted of the cgroup on earlier slots, and of the
-// namespace, is part of it. Not known: the container shares the namespace by now.
+// NoteListenDrops notes how many connections the kernel has dropped in the network namespace of a
+// container that has it to itself, since the namespace was made. The counts of the cgroup on
+// earlier slots, and of the namespace, are part of that number. Not known: the container shares
+// the namespace by now.
 func (s *Slots) NoteListenDrops(target Target, drops uint64, known bool) error {
 	earlier := uint64(0)
 	s.mu.Lock()
