@@ -64,12 +64,7 @@ func TestWithoutSharedWorkers(t *testing.T) {
 	h.start()
 	b.wait(cellOf("aaa111", "rx") + ` === "1.00 KiB/s"`)
 
-	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewWindow(false))
-	defer cancel()
-	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
-		t.Fatal(err)
-	}
-	b.wait(`document.visibilityState === "hidden"`)
+	defer b.hide()()
 	until(func() bool { return h.streams.Load() == 0 })
 }
 
@@ -81,17 +76,13 @@ func TestNoStreamWhileNobodyLooks(t *testing.T) {
 	h.second()
 	b.wait(cellOf("aaa111", "rx") + ` === "0 B/s"`)
 
-	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewWindow(false))
-	defer cancel()
-	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
-		t.Fatal(err)
-	}
-	b.wait(`document.visibilityState === "hidden"`)
+	show := b.hide()
+	defer show()
 	until(func() bool { return h.streams.Load() == 0 })
 
 	h.pass("aaa111", 600_000, 0)
 	h.gap(10 * time.Minute)
-	cancel() // closes the tab in front
+	show()
 	b.wait(`document.visibilityState === "visible"`)
 	b.wait(cellOf("aaa111", "rx") + ` === "0.98 KiB/s"`)
 	if got := b.cell("aaa111", "rxtotal"); got != "586 KiB" {
@@ -189,6 +180,18 @@ func TestUnderAPathOfAProxy(t *testing.T) {
 		b.wait(`document.querySelector(".source a")`)
 	}
 	b.wait(`document.body.innerText.includes("1.2.3")`)
+}
+
+// hide opens a tab in front of another one, and returns the function that closes it.
+func (b *tab) hide() (show func()) {
+	b.t.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewWindow(false))
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
+		cancel()
+		b.t.Fatal(err)
+	}
+	b.wait(`document.visibilityState === "hidden"`)
+	return cancel
 }
 
 // until waits for a condition of the test itself.
