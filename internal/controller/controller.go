@@ -150,6 +150,22 @@ func (c *Controller) Adopt(ctx context.Context) {
 // handing hands work to the roster's goroutine. It returns false when there is none any more.
 type handing func(func() []roster.Hint) bool
 
+// every hands over work once per interval, until the context or the roster's goroutine ends.
+func (hand handing) every(ctx context.Context, interval time.Duration, work func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !hand(func() []roster.Hint { work(); return nil }) {
+			return
+		}
+	}
+}
+
 // Run implements [roster.Backend]: it moves interfaces between hooks, compares our numbers
 // with the kernel's, and looks for packets that bypass us. The filters stay when it returns:
 // the kernel goes on counting.

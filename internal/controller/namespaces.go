@@ -6,7 +6,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 	"github.com/nettally/nettally/internal/wallclock"
 )
@@ -20,18 +19,7 @@ func (c *Controller) readNamespaces(ctx context.Context, hand handing) {
 	if !c.CountNamespaces {
 		return
 	}
-	tick := time.NewTicker(namespacesEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if !hand(func() []roster.Hint { c.countNamespaces(); return nil }) {
-			return
-		}
-	}
+	hand.every(ctx, namespacesEvery, c.countNamespaces)
 }
 
 func (c *Controller) countNamespaces() {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nettally/nettally/internal/roster"
 	"github.com/nettally/nettally/internal/usage"
 )
 
@@ -25,18 +24,7 @@ func (c *Controller) settleSockets(ctx context.Context, hand handing) {
 	if !c.CountSockets || c.Sockets == nil {
 		return
 	}
-	tick := time.NewTicker(settleEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if !hand(func() []roster.Hint { c.settleUnknown(); return nil }) {
-			return
-		}
-	}
+	hand.every(ctx, settleEvery, c.settleUnknown)
 }
 
 // unsettledSockets is a cgroup whose connections from before us are to be counted.
